@@ -1,0 +1,75 @@
+"""`fastclr COMMAND …`: finds the command, and turns the user's errors into one line."""
+
+import importlib
+import os
+import sys
+import traceback
+
+COMMANDS = {
+    "convert": "a folder of images, or a data set, into one .beton file",
+    "info": "what a .beton file holds",
+    "preview": "a contact sheet of the augmented views of a file",
+    "train": "SimCLR pre-training by a recipe",
+    "evaluate": "weighted kNN and linear probe of a trained encoder",
+    "bench": "measure the parts, in images per second",
+    "demo": "the whole way in two minutes, with a report",
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    hint = "`fastclr COMMAND --help` lists a command's arguments."
+    return "\n".join(["usage: fastclr COMMAND [arguments] [--debug]", "", *lines, "", hint])
+
+
+def _reason(error: Exception) -> str:
+    """One line that says what is wrong."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 well, 2 the user's error, 130 Ctrl-C, 1 a bug of ours."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    name, *rest = argv
+    if name == "--version":
+        from fastclr import __version__
+
+        print(f"fastclr {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"fastclr: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        command = importlib.import_module(f"fastclr.cli.{name}")
+        return command.main(rest) or 0
+    except KeyboardInterrupt:
+        print("\nfastclr: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `fastclr info FILE | head`: the reader has gone, there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        from pipelines.batch import EngineUnavailable
+
+        if debug:
+            traceback.print_exc()
+        elif isinstance(error, (ValueError, OSError, EngineUnavailable)):
+            print(f"fastclr {name}: {_reason(error)}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+            print(f"fastclr {name}: this is a bug in fastclr, please report it", file=sys.stderr)
+            return 1
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

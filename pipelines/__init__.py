@@ -1,0 +1,1 @@
+"""The data plane: from bytes on disk to augmented views.  Knows nothing of training."""

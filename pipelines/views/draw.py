@@ -1,0 +1,149 @@
+"""draw_views: from a ViewSpec to a table of numbers, before any pixel is touched.
+
+Layout of the draws (guarded by a golden table in the tests).  The Philox counter is
+(block, view, index, epoch), its key the 64-bit seed; every block gives four uniforms in [0, 1):
+
+    block 0…9    try t of the random crop: area, log-ratio, top, left
+    block 10     flip, jitter, grayscale, blur: each happens where u < p
+    block 11     brightness, contrast, saturation, hue
+    block 12     order of the jitter (one of 24 permutations, lexicographic), sigma, unused, unused
+
+Every number is drawn in float64: float32 would move a crop box in one of 30,000 draws.
+"""
+
+from dataclasses import dataclass, fields
+from itertools import permutations
+
+import numpy as np
+
+from pipelines.views.philox import philox4x32, split_seed, uniform
+from pipelines.views.spec import ViewSpec
+
+CROP_TRIES = 10
+_EVENTS, _FACTORS, _ORDER = CROP_TRIES, CROP_TRIES + 1, CROP_TRIES + 2
+_PERMUTATIONS = np.array(list(permutations(range(4))), np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class ViewParams:
+    """The drawn numbers of V views of B images: arrays whose first two dimensions are [V, B]."""
+
+    box: np.ndarray
+    """int32 [V, B, 4]: top, left, height, width of the crop in pixels of the source image."""
+    flip: np.ndarray
+    """bool [V, B]: mirror the resized crop left to right."""
+    jitter: np.ndarray
+    """bool [V, B]: apply the color jitter."""
+    order: np.ndarray
+    """uint8 [V, B, 4]: the jitter's operations as they run; 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    factors: np.ndarray
+    """float64 [V, B, 4]: brightness, contrast, saturation factors and hue shift (in turns), in that order."""
+    gray: np.ndarray
+    """bool [V, B]: turn to grayscale."""
+    sigma: np.ndarray
+    """float64 [V, B]: standard deviation of the blur in pixels, 0 where there is none."""
+
+    def __getitem__(self, key: object) -> "ViewParams":
+        """The same numbers for a part of the views or images: `params[:, 3:5]`, `params[0:1]`."""
+        return ViewParams(*(getattr(self, field.name)[key] for field in fields(self)))
+
+    def put(self, position: int, other: "ViewParams") -> None:
+        """Overwrite image `position` with the single image of `other` (a replacement sample)."""
+        for field in fields(self):
+            getattr(self, field.name)[:, position] = getattr(other, field.name)[:, 0]
+
+
+def draw_views(
+    spec: ViewSpec, seed: int, epoch: int, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray
+) -> ViewParams:
+    """Draw the numbers of `spec.views` views of each image.
+
+    A pure function of its arguments; image i of the epoch gets the same numbers in whatever batch, order,
+    rank or engine it appears.
+
+    Args:
+        spec: the distributions.
+        seed: 64-bit seed of the run.
+        epoch: epoch number, 0 ≤ epoch < 2³².
+        indices: int [B], sample numbers in the file, 0 ≤ index < 2³².
+        heights, widths: int [B], size of each image in pixels.
+
+    Returns:
+        ViewParams with arrays [V, B, …].
+    """
+    indices = np.asarray(indices, np.uint64)
+    key = split_seed(seed)
+    view = np.arange(spec.views, dtype=np.uint64)[:, None]
+
+    def block(number: int) -> list[np.ndarray]:
+        words = philox4x32((number, view, indices[None, :], epoch), key)
+        return [uniform(word) for word in words]
+
+    shape = (spec.views, len(indices))
+    height = np.broadcast_to(np.asarray(heights, np.int64), shape)
+    width = np.broadcast_to(np.asarray(widths, np.int64), shape)
+    if spec.center_share is not None:
+        box = _center_box(spec.center_share, height, width)
+    else:
+        box = _random_box(spec, key, epoch, indices, height, width)
+
+    flip, jitter, gray, blur = (
+        u < p
+        for u, p in zip(block(_EVENTS), (spec.flip_p, spec.jitter_p, spec.gray_p, spec.blur_p), strict=True)
+    )
+    reach = np.array([0.8, 0.8, 0.8, 0.2]) * spec.jitter_strength
+    low = np.array([max(0.0, 1 - reach[0]), max(0.0, 1 - reach[1]), max(0.0, 1 - reach[2]), -reach[3]])
+    high = np.array([1 + reach[0], 1 + reach[1], 1 + reach[2], reach[3]])
+    factors = low + np.stack(block(_FACTORS), -1) * (high - low)
+    which, where, _, _ = block(_ORDER)
+    order = _PERMUTATIONS[(which * 24).astype(np.int64)]
+    sigma = np.where(blur, spec.blur_sigma[0] + where * (spec.blur_sigma[1] - spec.blur_sigma[0]), 0.0)
+    return ViewParams(box, flip, jitter, order, factors, gray, sigma)
+
+
+def _random_box(
+    spec: ViewSpec,
+    key: tuple[int, int],
+    epoch: int,
+    indices: np.ndarray,
+    height: np.ndarray,
+    width: np.ndarray,
+) -> np.ndarray:
+    """torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest central box in the ratio's range.
+
+    A try is drawn only for the views whose earlier tries failed (about one in four needs a second).
+    """
+    shape = height.shape
+    box = _fallback_box(spec.ratio, height, width)
+    log_low, log_high = np.log(spec.ratio)
+    view, image = (axis.ravel() for axis in np.indices(shape))  # of the views still without a box
+    for number in range(CROP_TRIES):
+        words = philox4x32((number, view.astype(np.uint64), indices[image], epoch), key)
+        area, ratio, top, left = (uniform(word) for word in words)
+        h_image, w_image = height[view, image], width[view, image]
+        area = h_image * w_image * (spec.scale[0] + area * (spec.scale[1] - spec.scale[0]))
+        ratio = np.exp(log_low + ratio * (log_high - log_low))
+        w = np.rint(np.sqrt(area * ratio)).astype(np.int64)  # rint rounds half to even, as Python's round
+        h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        fits = (w > 0) & (w <= w_image) & (h > 0) & (h <= h_image)
+        tried = np.stack([np.floor(top * (h_image - h + 1)), np.floor(left * (w_image - w + 1)), h, w], -1)
+        box[view[fits], image[fits]] = tried[fits]
+        view, image = view[~fits], image[~fits]
+        if not len(view):
+            break
+    return box
+
+
+def _fallback_box(ratio: tuple[float, float], height: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """The central box that `get_params` falls back to, for every image."""
+    in_ratio = width / height
+    # np.maximum guards 1×10000 images, where torchvision would round a side to 0 and fail
+    h = np.where(in_ratio < ratio[0], np.maximum(np.rint(width / ratio[0]), 1), height).astype(np.int64)
+    w = np.where(in_ratio > ratio[1], np.maximum(np.rint(height * ratio[1]), 1), width).astype(np.int64)
+    h, w = np.minimum(h, height), np.minimum(w, width)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], -1).astype(np.int32)
+
+
+def _center_box(share: float, height: np.ndarray, width: np.ndarray) -> np.ndarray:
+    side = np.maximum(np.rint(share * np.minimum(height, width)), 1).astype(np.int64)
+    return np.stack([(height - side) // 2, (width - side) // 2, side, side], -1).astype(np.int32)
