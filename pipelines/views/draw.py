@@ -47,6 +47,9 @@ class ViewParams:
         """The same numbers for a part of the views or images: `params[:, 3:5]`, `params[0:1]`."""
         return ViewParams(*(getattr(self, field.name)[key] for field in fields(self)))
 
+    def copy(self) -> "ViewParams":
+        return ViewParams(*(getattr(self, field.name).copy() for field in fields(self)))
+
     def put(self, position: int, other: "ViewParams") -> None:
         """Overwrite image `position` with the single image of `other` (a replacement sample)."""
         for field in fields(self):
