@@ -1,0 +1,17 @@
+# docker build -t fastclr .
+# docker run --gpus all --ipc=host -v /data:/data -v "$PWD/runs:/runs" fastclr train imagenet-rn50-100ep --train /data/train.beton --out /runs/rn50
+#
+# torch's wheels bring their own CUDA libraries, so the base image needs none; the driver is the host's.
+FROM python:3.11-slim-bookworm
+
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
+    PIP_NO_CACHE_DIR=1
+
+WORKDIR /opt/fastclr
+COPY . .
+RUN deploy/install.sh ffcv,dali && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /work
+ENTRYPOINT ["fastclr"]
+CMD ["--help"]

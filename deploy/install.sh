@@ -1,0 +1,14 @@
+#!/bin/sh
+# Installs fastclr with every engine on Debian or Ubuntu: the steps of the Dockerfile, and of CI.
+#   deploy/install.sh [EXTRAS]     as root; EXTRAS defaults to ffcv,dali
+# PIP names the pip to install with (default: pip), EDITABLE=1 installs the checkout in place.
+set -eu
+cd "$(dirname "$0")/.."
+extras=${1:-ffcv,dali}
+
+# ffcv is compiled on installation, against Debian's OpenCV and libjpeg-turbo
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -qq --yes --no-install-recommends g++ pkg-config libturbojpeg0-dev libopencv-dev
+
+${PIP:-pip} install --quiet --constraint constraints.txt ${EDITABLE:+--editable} ".[$extras]"
