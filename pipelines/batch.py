@@ -5,14 +5,17 @@
 Shape letters: V views per image, B images of a batch, H and W the size of a view.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from pipelines.views import ViewParams
+
+if TYPE_CHECKING:
+    from pipelines.order import Sampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,15 @@ class BatchPlan:
     """int64 [B]: sample numbers in the file."""
     params: ViewParams
     """The drawn numbers, arrays [V, B, …]."""
+
+    def copy(self) -> "BatchPlan":
+        """The same plan on its own arrays, free to `put` into."""
+        return replace(self, indices=self.indices.copy(), params=self.params.copy())
+
+    def put(self, row: int, index: int, params: ViewParams) -> None:
+        """Let sample `index`, with its own numbers (arrays [V, 1, …]), stand at `row`."""
+        self.indices[row] = index
+        self.params.put(row, params)
 
 
 class Crops(NamedTuple):
@@ -41,7 +53,10 @@ class Crops(NamedTuple):
 class Engine(Protocol):
     """Turns plans into crops.  Owns its threads and its prefetch, and no other state."""
 
-    def run(self, plans: Iterator[BatchPlan]) -> Iterator[Crops]:
+    sampler: "Sampler"
+    """Gives the views' spec, and the numbers of a replacement; the loader may exchange it between runs."""
+
+    def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
         """Crops in the order of the plans.  Closing the iterator stops its threads and frees its memory."""
         ...
 

@@ -83,6 +83,15 @@ class Sampler:
     subset: np.ndarray | None = None
     """int64, sorted: the samples to use; None means all of the file."""
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be in [0, world_size), got rank {self.rank} of {self.world_size}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+        split_seed(self.seed)
+
     @property
     def num_samples(self) -> int:
         """Samples of an epoch, over all ranks."""

@@ -1,0 +1,17 @@
+"""Engines: who decodes, crops and flips.  All take the same plans and give the same crops.
+
+Each is made as `ENGINES[name](reader, sampler, num_threads=…, device=…)` and has `run(plans)` and `close()`.
+"""
+
+from collections.abc import Callable
+
+from pipelines.batch import Engine
+from pipelines.engines.native import NativeEngine
+from pipelines.engines.resident import ResidentEngine
+from pipelines.engines.torchvision import TorchvisionEngine
+
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "native": NativeEngine,
+    "resident": ResidentEngine,
+    "torchvision": TorchvisionEngine,
+}

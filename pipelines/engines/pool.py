@@ -9,8 +9,8 @@ microseconds per claim.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class WorkerPool:
             for number in range(num_threads)
         ]
 
-    def batches(self) -> Iterator[Crops]:
+    def batches(self) -> Generator[Crops]:
         """The finished batches, in the order of the plans.  Closing the iterator stops the threads.
 
         Raises:
@@ -92,11 +92,8 @@ class WorkerPool:
         """Let sample `index`, with its own numbers, stand in at `row` of a job."""
         with self._lock:
             if not job.owns_plan:
-                plan = job.plan
-                job.plan = replace(plan, indices=plan.indices.copy(), params=plan.params.copy())
-                job.owns_plan = True
-            job.plan.indices[row] = index
-            job.plan.params.put(row, params)
+                job.plan, job.owns_plan = job.plan.copy(), True
+            job.plan.put(row, index, params)
 
     def _next(self) -> Crops | None:
         with self._lock:

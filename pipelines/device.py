@@ -1,0 +1,94 @@
+"""DeviceStage: crops become a Batch where the receiver wants it, on the CPU or on a GPU."""
+
+from collections.abc import Callable, Generator, Iterator
+
+import numpy as np
+import torch
+
+from pipelines.augment import cpu, reference
+from pipelines.batch import Batch, Crops, EngineUnavailable
+from pipelines.views import ViewSpec
+
+
+class DeviceStage:
+    """Augments crops on the device they are wanted on.
+
+    On a GPU the copy and the augmentation of a batch are queued on a stream of their own while the receiver
+    works on the batch before, so a training step finds its views ready.
+
+    Args:
+        device: "cpu" or a CUDA device.
+        dtype: of the views; None means float32 on the CPU and bfloat16 on a GPU.
+
+    Raises:
+        EngineUnavailable: a CUDA device is asked for where there is none.
+        ValueError: a device that is neither CPU nor CUDA.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device must be cpu or cuda, got {device}")
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise EngineUnavailable("device cuda: torch sees no GPU here; use device cpu")
+        self.device = device
+        self.dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+        self._augment = _augmentation(device)
+
+    def run(self, crops: Iterator[Crops], spec: ViewSpec, labels: np.ndarray) -> Generator[Batch]:
+        """Batches in the order of the crops."""
+        if self.device.type == "cpu":
+            return (self._batch(one, spec, labels) for one in crops)
+        return self._ahead(crops, spec, labels)
+
+    def _batch(self, crops: Crops, spec: ViewSpec, labels: np.ndarray) -> Batch:
+        plan, pixels = crops
+        if pixels.dtype in (np.float32, torch.float32):  # the engine's workers have augmented already
+            views = torch.as_tensor(pixels).permute(0, 1, 4, 2, 3).to(self.device, self.dtype)
+        else:
+            views = self._augment(crops, spec, dtype=self.dtype)
+        return Batch(
+            views=views,
+            labels=torch.from_numpy(labels[plan.indices]).to(self.device, non_blocking=True),
+            indices=torch.from_numpy(plan.indices.copy()).to(self.device, non_blocking=True),
+            epoch=plan.epoch,
+            step=plan.step,
+        )
+
+    def _ahead(self, crops: Iterator[Crops], spec: ViewSpec, labels: np.ndarray) -> Generator[Batch]:
+        stream = torch.cuda.Stream(self.device)
+        copied = torch.cuda.Event()
+        one: Crops | None = None
+
+        def prepare() -> Batch | None:
+            nonlocal one
+            if one is not None:
+                copied.synchronize()  # queued a whole step ago; now its host memory may be used again
+            one = next(crops, None)
+            if one is None:
+                return None
+            with torch.cuda.stream(stream):
+                batch = self._batch(one, spec, labels)
+                copied.record(stream)
+            return batch
+
+        following = prepare()
+        while following is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(stream)
+            batch = following
+            for tensor in (batch.views, batch.labels, batch.indices):
+                tensor.record_stream(current)  # or its memory could be reused while the receiver still reads
+            following = prepare()
+            yield batch
+
+
+def _augmentation(device: torch.device) -> Callable[..., torch.Tensor]:
+    """`augment(crops, spec, dtype)` for crops that are wanted on this device."""
+    if device.type == "cpu":
+        return cpu.augment
+
+    def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype) -> torch.Tensor:
+        pixels = torch.as_tensor(crops.pixels).to(device, non_blocking=True)
+        return reference.augment(Crops(crops.plan, pixels), spec, dtype)
+
+    return augment

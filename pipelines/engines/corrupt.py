@@ -1,0 +1,34 @@
+"""Counting the samples that could not be decoded."""
+
+import os
+import warnings
+
+MAX_CORRUPT = 100
+"""Corrupt samples that are replaced before an engine gives up on the file."""
+
+
+class CorruptSamples(dict[int, str]):
+    """Corrupt samples so far, with the reason; each is named once, in a warning.
+
+    Raises:
+        ValueError: from `add`, from the 101st sample on, or when none of the file is sound.
+    """
+
+    def __init__(self, path: str | os.PathLike, num_samples: int) -> None:
+        super().__init__()
+        self._path, self._most = path, min(MAX_CORRUPT, num_samples - 1)
+
+    def add(self, index: int, reason: str) -> None:
+        new = index not in self
+        self[index] = reason
+        if (
+            len(self) > self._most
+        ):  # every worker must hear it, or one would search for a sound sample for ever
+            raise ValueError(
+                f"{self._path}: {len(self)} corrupt samples, the last: {reason}; "
+                "convert the images again with `fastclr convert --verify full`"
+            )
+        if new:
+            warnings.warn(
+                f"{reason}; its successor stands in ({len(self)} so far)", RuntimeWarning, stacklevel=2
+            )

@@ -1,0 +1,69 @@
+"""The resident engine: the whole set decoded once, into memory; an epoch then only crops and augments."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import torch
+
+from pipelines.beton import BetonReader
+from pipelines.engines.native import NativeEngine
+from pipelines.order import Sampler
+
+MEMORY_SHARE = 0.5
+"""Share of the memory available at construction that the decoded set may take."""
+
+
+class ResidentEngine(NativeEngine):
+    """The native engine over a decoded copy of the file in memory: for small sets (CIFAR, STL) and small images.
+
+    Arguments and replacement of corrupt samples are NativeEngine's.
+
+    Raises:
+        ValueError: the decoded set does not fit in half of the available memory.
+    """
+
+    def __init__(
+        self,
+        reader: BetonReader,
+        sampler: Sampler,
+        num_threads: int,
+        device: torch.device | str = "cpu",
+        augment: bool | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        super().__init__(reader, sampler, num_threads, device, augment, prefetch)
+        ends = np.cumsum(3 * reader.heights.astype(np.int64) * reader.widths)
+        available = psutil.virtual_memory().available
+        if ends[-1] > MEMORY_SHARE * available:
+            raise ValueError(
+                f"{reader.path}: decoded it takes {ends[-1] / 2**30:.1f} GiB, more than half of the "
+                f"{available / 2**30:.1f} GiB of memory available; use engine native"
+            )
+        self._ends = ends
+        self._set = np.empty(ends[-1], np.uint8)
+        self._broken: dict[int, ValueError] = {}
+        chosen = np.arange(len(reader)) if sampler.subset is None else sampler.subset
+
+        def decode(samples: np.ndarray) -> None:
+            for index in samples.tolist():
+                try:
+                    reader.decode(index, self._slot(index))
+                except ValueError as error:
+                    self._broken[index] = error
+
+        with ThreadPoolExecutor(num_threads) as threads:
+            list(threads.map(decode, np.array_split(chosen, num_threads)))
+
+    def close(self) -> None:
+        """Free the decoded set."""
+        self._set = np.empty(0, np.uint8)
+
+    def _slot(self, index: int) -> np.ndarray:
+        start = self._ends[index - 1] if index else 0
+        return self._set[start : self._ends[index]]
+
+    def _pixels(self, index: int, buffer: np.ndarray) -> np.ndarray:
+        if index in self._broken:
+            raise self._broken[index]
+        return self._slot(index).reshape(self.reader.heights[index], self.reader.widths[index], 3)

@@ -1,0 +1,207 @@
+"""TwoViewLoader: from a .beton file to batches of augmented views.
+
+file ─▶ Sampler (order, draws) ─plans─▶ engine (decode, crop, flip) ─uint8 crops─▶ augmentation ─▶ Batch
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.batch import Batch
+from pipelines.beton import BetonReader
+from pipelines.device import DeviceStage
+from pipelines.engines import ENGINES
+from pipelines.order import Order, Sampler
+from pipelines.views import ViewSpec
+
+
+class TwoViewLoader:
+    """Batches of augmented views of the images of a `.beton` file.
+
+    Every number that shapes a batch (order, crop boxes, color factors) is a pure function of seed, epoch and
+    sample: the same for any engine, number of threads, world size, and after a resume.
+
+    >>> from pipelines import TwoViewLoader                                          # doctest: +SKIP
+    >>> with TwoViewLoader("train.beton", batch_size=256, size=224) as loader:       # doctest: +SKIP
+    ...     for views, labels in loader:                                             # doctest: +SKIP
+    ...         loss = step(views[0], views[1])                                      # doctest: +SKIP
+
+    Args:
+        file: a `.beton` file, or an open BetonReader (which then stays open when the loader closes).
+        batch_size: images per batch on this rank; each gives `spec.views` views.
+        size: height and width of a view in pixels, with SimCLR's augmentation; or give `spec`.
+        spec: what a view looks like.
+        engine: who decodes: a key of `pipelines.engines.ENGINES`.
+        seed: 64-bit seed of order and views.
+        rank, world_size: rank r of W holds rows [r·b, (r+1)·b) of each global batch.
+        num_threads: worker threads; None takes the processors that this process may run on.
+        device: where the views arrive: "cpu" (float32), "cuda" or "cuda:N" (bfloat16).
+        order: "random"; "sequential"; or "blocks", for files larger than memory.
+        drop_last: leave out the incomplete last batch; otherwise split it contiguously over the ranks.
+        indices: use these samples only; None means all.
+        dtype: of the views; None means float32 on the CPU and bfloat16 on a GPU.
+        engine_options: further keyword arguments of the engine's constructor.
+
+    Raises:
+        ValueError: a bad file or argument; the message says which.
+        FileNotFoundError: no such file.
+        EngineUnavailable: the engine's library or hardware is missing here.
+    """
+
+    def __init__(
+        self,
+        file: str | os.PathLike | BetonReader,
+        batch_size: int,
+        *,
+        size: int | None = None,
+        spec: ViewSpec | None = None,
+        engine: str = "native",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_threads: int | None = None,
+        device: str | torch.device = "cpu",
+        order: Order = "random",
+        drop_last: bool = True,
+        indices: Sequence[int] | np.ndarray | None = None,
+        dtype: torch.dtype | None = None,
+        engine_options: dict[str, Any] | None = None,
+    ) -> None:
+        if size is not None and spec is not None:
+            raise ValueError("give size or spec, not both: a spec has its own size")
+        if engine not in ENGINES:
+            raise ValueError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
+        if num_threads is not None and num_threads < 1:
+            raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+        self._owns_reader = not isinstance(file, BetonReader)
+        self.reader = file if isinstance(file, BetonReader) else BetonReader(Path(file))
+        try:
+            self.sampler = Sampler(
+                heights=self.reader.heights,
+                widths=self.reader.widths,
+                spec=spec or ViewSpec.simclr(size or 224),
+                batch_size=batch_size,
+                seed=seed,
+                order=order,
+                rank=rank,
+                world_size=world_size,
+                drop_last=drop_last,
+                subset=_subset(indices, len(self.reader)),
+            )
+            if not self.sampler.num_samples or (
+                drop_last and batch_size * world_size > self.sampler.num_samples
+            ):
+                raise ValueError(
+                    f"{self.reader.path}: {self.sampler.num_samples} samples do not fill one batch of "
+                    f"{batch_size * world_size}; lower batch_size (or pass drop_last=False)"
+                )
+            self.device = torch.device(device)
+            self._stage = DeviceStage(self.device, dtype)
+            self._engine = ENGINES[engine](
+                self.reader,
+                self.sampler,
+                num_threads=num_threads or len(os.sched_getaffinity(0)),
+                device=self.device,
+                **(engine_options or {}),
+            )
+        except BaseException:
+            if self._owns_reader:
+                self.reader.close()
+            raise
+        self._epoch, self._consumed = 0, 0  # where the next __iter__ starts
+        self._yielded = (0, 0)  # epoch and samples (over all ranks) after the batch last yielded
+
+    @property
+    def spec(self) -> ViewSpec:
+        return self.sampler.spec
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch on this rank."""
+        return self.sampler.num_batches()
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, consumed = self._epoch, self._consumed
+        self._epoch, self._consumed = epoch + 1, 0
+        return self._batches(epoch, consumed)
+
+    def _batches(self, epoch: int, consumed: int) -> Iterator[Batch]:
+        sampler = self._engine.sampler = self.sampler
+        global_batch = sampler.batch_size * sampler.world_size
+        crops = self._engine.run(sampler.plans(epoch, consumed))
+        batches = self._stage.run(crops, sampler.spec, self.reader.labels)
+        try:
+            for batch in batches:
+                consumed = min(consumed + global_batch, sampler.num_samples)
+                over = consumed == sampler.num_samples or (
+                    sampler.drop_last and consumed + global_batch > sampler.num_samples
+                )
+                self._yielded = (epoch + 1, 0) if over else (epoch, consumed)
+                yield batch
+        finally:
+            batches.close()
+            crops.close()
+
+    def set_epoch(self, epoch: int, spec: ViewSpec | None = None) -> None:
+        """The next iteration is this epoch; with `spec`, from then on with other views (progressive size)."""
+        self._epoch, self._consumed = epoch, 0
+        if spec is not None:
+            self.sampler = replace(self.sampler, spec=spec)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the receiver is: counted at the batch last yielded, whatever was prefetched beyond it."""
+        epoch, consumed = self._yielded
+        return {"epoch": epoch, "consumed": consumed, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue there at the next iteration; another world size or batch size is fine.
+
+        Raises:
+            ValueError: the state is of another file, seed, order, spec or subset; the message says which.
+        """
+        for name, ours in self._identity().items():
+            if state.get(name) != ours:
+                raise ValueError(
+                    f"{self.reader.path}: cannot resume, the saved state has another {name}: "
+                    f"{state.get(name)!r}, here {ours!r}"
+                )
+        self._epoch, self._consumed = self._yielded = state["epoch"], state["consumed"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What must agree for a position to mean the same batches."""
+        subset = self.sampler.subset
+        return {
+            "seed": self.sampler.seed,
+            "order": self.sampler.order,
+            "spec": asdict(self.sampler.spec),
+            "fingerprint": self.reader.fingerprint,
+            "indices": None if subset is None else sha256(subset.tobytes()).hexdigest()[:16],
+        }
+
+    def close(self) -> None:
+        """Release threads and memory, and the file if the loader opened it."""
+        self._engine.close()
+        if self._owns_reader:
+            self.reader.close()
+
+    def __enter__(self) -> "TwoViewLoader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _subset(indices: Sequence[int] | np.ndarray | None, num_samples: int) -> np.ndarray | None:
+    if indices is None:
+        return None
+    subset = np.unique(np.asarray(indices, np.int64))
+    if len(subset) != len(indices):
+        raise ValueError(f"indices holds {len(indices) - len(subset)} samples more than once")
+    if len(subset) and not 0 <= subset[0] <= subset[-1] < num_samples:
+        raise ValueError(f"indices must lie in [0, {num_samples}), got {subset[0]} to {subset[-1]}")
+    return subset

@@ -1,0 +1,263 @@
+"""TwoViewLoader: the same indices, numbers and pixels whatever the threads, the ranks and the interruptions."""
+
+import gc
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from pipelines import BetonReader, TwoViewLoader, ViewSpec
+from pipelines.engines import ENGINES
+
+HOST_ENGINES = ["native", "resident"]
+
+
+def loader(file: Path, **changes) -> TwoViewLoader:
+    return TwoViewLoader(file, **{"batch_size": 6, "size": 32, "seed": 3, "num_threads": 2, **changes})
+
+
+def contents(batches) -> list[tuple]:
+    return [
+        (batch.epoch, batch.step, batch.indices.tolist(), batch.labels.tolist(), batch.views)
+        for batch in batches
+    ]
+
+
+def assert_same(ours: list[tuple], theirs: list[tuple]) -> None:
+    assert [batch[:4] for batch in ours] == [batch[:4] for batch in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one[4], other[4])
+
+
+@pytest.mark.parametrize("engine", HOST_ENGINES)
+def test_batches_are_as_documented(tiny_beton, engine):
+    with loader(tiny_beton, engine=engine) as ours, BetonReader(tiny_beton) as reader:
+        batches = list(ours)
+        assert len(batches) == len(ours) == len(reader) // 6
+        for step, batch in enumerate(batches):
+            views, labels = batch
+            assert views.shape == (2, 6, 3, 32, 32)
+            assert views.dtype == torch.float32
+            assert views[0].is_contiguous(memory_format=torch.channels_last)
+            assert labels.tolist() == reader.labels[batch.indices].tolist()
+            assert (batch.epoch, batch.step, len(batch)) == (0, step, 6)
+        seen = torch.cat([batch.indices for batch in batches])
+        assert len(seen.unique()) == len(seen)
+
+
+@pytest.mark.parametrize("engine", HOST_ENGINES)
+def test_any_number_of_threads(tiny_beton, engine):
+    expected = contents(loader(tiny_beton, num_threads=1))
+    for num_threads in (1, 2, 7):
+        assert_same(contents(loader(tiny_beton, engine=engine, num_threads=num_threads)), expected)
+
+
+def test_ranks_together_see_the_batches_of_one(tiny_beton):
+    alone = contents(loader(tiny_beton, batch_size=8, drop_last=False))
+    for world_size in (2, 4):
+        ranks = [
+            contents(
+                loader(
+                    tiny_beton, batch_size=8 // world_size, rank=rank, world_size=world_size, drop_last=False
+                )
+            )
+            for rank in range(world_size)
+        ]
+        for step, (_, _, indices, labels, views) in enumerate(alone):
+            shares = [rank[step] for rank in ranks if step < len(rank)]
+            assert sum((share[2] for share in shares), []) == indices  # noqa: RUF017  # a handful
+            assert sum((share[3] for share in shares), []) == labels  # noqa: RUF017
+            assert torch.equal(torch.cat([share[4] for share in shares], 1), views)
+
+
+@pytest.mark.parametrize("order", ["random", "sequential", "blocks"])
+def test_resume_in_mid_epoch(tiny_beton, order):
+    straight = loader(tiny_beton, order=order)
+    expected = contents(straight) + contents(straight)
+    for stop in (0, 1, 4, len(straight), len(straight) + 2):
+        first = loader(tiny_beton, order=order)
+        seen = []
+        epochs = [iter(first), iter(first)]
+        while len(seen) < stop:
+            batch = next(epochs[0], None)
+            if batch is None:
+                epochs.pop(0)
+            else:
+                seen += contents([batch])
+        state = first.state_dict()
+        resumed = loader(tiny_beton, order=order, num_threads=3)
+        resumed.load_state_dict(state)
+        while len(seen) < len(expected):
+            seen += contents(resumed)
+        assert_same(seen, expected)
+
+
+def test_resume_on_another_number_of_ranks(tiny_beton):
+    """8 samples a step on one rank, then on two: the rest of the epoch is the same."""
+    expected = contents(loader(tiny_beton, batch_size=8))
+    first = loader(tiny_beton, batch_size=8)
+    batches = iter(first)
+    next(batches), next(batches)
+    ranks = []
+    for rank in range(2):
+        resumed = loader(tiny_beton, batch_size=4, rank=rank, world_size=2)
+        resumed.load_state_dict(first.state_dict())
+        ranks.append(contents(resumed))
+    assert [one[2] + other[2] for one, other in zip(*ranks, strict=True)] == [
+        batch[2] for batch in expected[2:]
+    ]
+
+
+def test_state_counts_the_batch_yielded_not_the_one_prefetched(tiny_beton):
+    ours = loader(tiny_beton)
+    batches = iter(ours)
+    next(batches)
+    time.sleep(0.3)  # the workers are two batches ahead now
+    assert ours.state_dict()["consumed"] == 6
+
+
+def test_a_state_of_something_else_is_refused(tiny_beton, other_beton):
+    state = loader(tiny_beton).state_dict()
+    for name, other in {
+        "seed": loader(tiny_beton, seed=4),
+        "order": loader(tiny_beton, order="blocks"),
+        "spec": loader(tiny_beton, size=40),
+        "fingerprint": loader(other_beton),
+        "indices": loader(tiny_beton, indices=range(20)),
+    }.items():
+        with pytest.raises(ValueError, match=f"another {name}"):
+            other.load_state_dict(state)
+
+
+def test_epochs(tiny_beton):
+    ours = loader(tiny_beton)
+    first, second = contents(ours), contents(ours)
+    assert (first[0][0], second[0][0]) == (0, 1)
+    assert first[0][2] != second[0][2]
+    ours.set_epoch(0)
+    assert_same(contents(ours), first)
+    assert_same(contents(ours), second)  # iterating again goes on
+
+
+def test_progressive_resolution(tiny_beton):
+    ours = loader(tiny_beton)
+    small = contents(ours)
+    ours.set_epoch(0, spec=replace(ours.spec, size=48))
+    large = contents(ours)
+    assert [batch[2] for batch in small] == [batch[2] for batch in large]
+    assert large[0][4].shape[-2:] == (48, 48)
+
+
+def test_batches_belong_to_the_receiver(tiny_beton):
+    kept = list(loader(tiny_beton))
+    copies = [batch.views.clone() for batch in loader(tiny_beton)]
+    assert all(torch.equal(batch.views, copy) for batch, copy in zip(kept, copies, strict=True))
+    kept[0].views.zero_()
+    assert torch.equal(kept[1].views, copies[1])
+
+
+def test_a_subset(tiny_beton):
+    chosen = [1, 5, 6, 17, 20, 21, 30]
+    ours = loader(tiny_beton, indices=chosen, batch_size=3, drop_last=False)
+    assert sorted(torch.cat([batch.indices for batch in ours]).tolist()) == chosen
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_any_number_of_views(tiny_beton, views):
+    ours = loader(tiny_beton, size=None, spec=ViewSpec.simclr(24, views=views))
+    theirs = loader(tiny_beton, size=None, spec=ViewSpec.simclr(24))
+    batch, other = next(iter(ours)), next(iter(theirs))
+    assert batch.views.shape == (views, 6, 3, 24, 24)
+    assert torch.equal(batch.views[0], other.views[0])  # a view's numbers do not depend on how many there are
+
+
+@pytest.mark.parametrize("engine", HOST_ENGINES)
+def test_dropped_iterators_leave_nothing_behind(tiny_beton, engine):
+    ours = loader(tiny_beton, size=None, spec=ViewSpec.simclr(96), engine=engine)
+    list(ours)
+    threads = threading.active_count()
+    gc.collect()
+    memory = psutil.Process().memory_info().rss
+    for _ in range(20):
+        next(iter(ours))
+    gc.collect()
+    assert threading.active_count() == threads
+    # 20 leaked batches with their prefetch would be 4 x 20 x 1.3 MB
+    assert psutil.Process().memory_info().rss - memory < 20e6
+
+
+def test_a_corrupt_sample_is_replaced(corrupt_beton):
+    """Sample 4 is cut short, though its header looks fine; sample 5 stands in with its own everything."""
+    clean = ViewSpec.center(32)
+    with pytest.warns(RuntimeWarning, match="sample 4"):
+        batches = list(loader(corrupt_beton, size=None, spec=clean, order="sequential"))
+    with BetonReader(corrupt_beton) as reader:
+        assert batches[0].indices.tolist() == [0, 1, 2, 3, 5, 5]
+        assert batches[0].labels.tolist() == reader.labels[[0, 1, 2, 3, 5, 5]].tolist()
+    assert torch.equal(batches[0].views[:, 4], batches[0].views[:, 5])
+
+
+@pytest.mark.parametrize("engine", HOST_ENGINES)
+def test_replacements_do_not_depend_on_threads(corrupt_beton, engine):
+    with pytest.warns(RuntimeWarning):
+        runs = [contents(loader(corrupt_beton, engine=engine, num_threads=num)) for num in (1, 4)]
+        expected = contents(loader(corrupt_beton))
+    for run in runs:
+        assert_same(run, expected)
+
+
+def test_a_file_of_corrupt_samples_raises(hopeless_beton):
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="corrupt samples"):
+        list(loader(hopeless_beton))
+
+
+def test_bad_arguments(tiny_beton, tmp_path):
+    for message, wrong in {
+        "do not fill one batch of 1000": {"batch_size": 1000},
+        "no engine 'turbo'; there are native": {"engine": "turbo"},
+        "order must be one of": {"order": "shuffled"},
+        "rank must be": {"rank": 2, "world_size": 2},
+        "batch_size must be": {"batch_size": 0},
+        "num_threads": {"num_threads": 0},
+        "size or spec": {"spec": ViewSpec()},
+        "more than once": {"indices": [1, 1, 2]},
+        "must lie in": {"indices": [1, 99999]},
+        "seed must be": {"seed": -1},
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            loader(tiny_beton, **wrong)
+    with pytest.raises(FileNotFoundError):
+        loader(tmp_path / "none.beton")
+
+
+def test_engines_are_listed():
+    assert set(HOST_ENGINES) < set(ENGINES)
+
+
+def test_native_equals_torchvision_end_to_end(tiny_beton):
+    """Crops within one gray level; no pixel bound holds after the jitter, so the views are compared without it."""
+    spec = ViewSpec.crop_flip(64, views=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    ours = loader(tiny_beton, size=None, spec=spec)
+    theirs = loader(tiny_beton, size=None, spec=spec, engine="torchvision")
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.indices, other.indices)
+        assert (one.views - other.views).abs().max() * 255 < 1.01
+
+
+def test_memory_is_bounded(tiny_beton):
+    """At most prefetch + 2 batches beside the receiver's own, however slow the receiver is."""
+    spec = ViewSpec.simclr(224, views=2)
+    ours = loader(tiny_beton, size=None, spec=spec, batch_size=8)
+    batch_bytes = np.prod((2, 8, 3, 224, 224)) * 4
+    list(ours)
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    batches = iter(ours)
+    next(batches)
+    time.sleep(0.5)
+    assert psutil.Process().memory_info().rss - before < 4.5 * batch_bytes
