@@ -1,0 +1,6 @@
+"""How weights move: LARS, and the learning rate's way through a run."""
+
+from fastclr.optim.lars import LARS
+from fastclr.optim.schedule import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
+
+__all__ = ["LARS", "num_steps", "num_warmup_steps", "scaled_lr", "warmup_cosine"]
