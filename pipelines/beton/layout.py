@@ -1,0 +1,75 @@
+"""Where the bytes of a `.beton` file lie (FFCV format, version 2; all numbers little-endian).
+
+    ┌────────┬─────────────────────┬──────────────────┬───────┬────────┬───┬────────┬──────────────────┐
+    │ header │ F field descriptors │ metadata, N rows │ zeros │ page 1 │ … │ page P │ allocation table │
+    └────────┴─────────────────────┴──────────────────┴───────┴────────┴───┴────────┴──────────────────┘
+
+A page starts at a multiple of the page size.  It holds the payloads (JPEG files or raw pixels) of whole
+samples: none straddles two pages, so that a loader may cache page by page.  A row of the metadata points at
+the payloads of a sample; how long a payload is, only the allocation table says.
+"""
+
+import numpy as np
+
+VERSION = 2
+
+HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ]
+)
+"""24 bytes at the start of the file."""
+
+FIELD_DESCRIPTOR = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
+"""One per field: its type, its name (zero-padded ASCII), and what its type needs to know beside."""
+
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+"""One per payload, to the end of the file, in any order; `ptr` counts from the start of the file."""
+
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+"""A sample's image in its row of the metadata: 13 bytes."""
+
+JPEG_MODE, RAW_MODE = 0, 1
+"""Values of `mode`: the payload is a JPEG file, or height·width·3 bytes of RGB."""
+
+INT_FIELD, IMAGE_FIELD = 1, 2
+_POINTER_AND_SIZE = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+FIELD_METADATA: dict[int, np.dtype] = {
+    0: np.dtype("<f8"),  # float
+    INT_FIELD: np.dtype("<i8"),
+    IMAGE_FIELD: IMAGE,
+    3: _POINTER_AND_SIZE,  # bytes
+    4: np.dtype("<u8"),  # array: a pointer, shape and type are arguments of the field
+    5: _POINTER_AND_SIZE,  # JSON
+    6: np.dtype("<u8"),  # tensor: as array
+}
+"""What a field of a type id takes in a row of the metadata.  255 is a type that its user defined: its size
+is in no file."""
+
+MAX_PIXELS = 1 << 28
+"""Pixels of the largest image that is read or written (0.8 GB decoded): a bound for what an untrusted file
+can make a reader allocate."""
+MAX_SIDE = (1 << 16) - 1
+"""The largest height or width that the metadata can hold."""
+MIN_PAGE_SIZE = 1 << 23
+
+
+def metadata_type(type_ids: list[int]) -> np.dtype:
+    """A row of the metadata: the fields f0, f1, … in order, aligned as a C compiler would."""
+    return np.dtype([(f"f{i}", FIELD_METADATA[id]) for i, id in enumerate(type_ids)], align=True)
+
+
+def page_size(max_side: int) -> int:
+    """Bytes of a page that any image fits whose longer side is `max_side` pixels, raw or as JPEG.
+
+    8 MiB, or the next power of two that is ≥ 3·max_side²; 1 GiB at most, which holds `MAX_PIXELS` pixels.
+
+    >>> page_size(500) >> 20, page_size(2000) >> 20
+    (8, 16)
+    """
+    pixels = min(max_side * max_side, MAX_PIXELS)
+    return max(MIN_PAGE_SIZE, 1 << (3 * pixels - 1).bit_length())

@@ -1,0 +1,272 @@
+"""Reads `.beton` files, its own and FFCV's, and trusts none of them."""
+
+import hashlib
+import mmap
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from pipelines.beton.layout import (
+    ALLOCATION,
+    FIELD_DESCRIPTOR,
+    FIELD_METADATA,
+    HEADER,
+    IMAGE_FIELD,
+    INT_FIELD,
+    JPEG_MODE,
+    MAX_PIXELS,
+    RAW_MODE,
+    VERSION,
+    metadata_type,
+)
+from pipelines.beton.sidecar import read_sidecar
+
+
+class BetonReader:
+    """The samples of a `.beton` file, decoded on demand from a memory map.
+
+    Everything in the file that leads to an address is checked when it opens, for all samples at once, so a
+    damaged or hostile file is refused with a reason, or else safe to read.  One reader serves any number of
+    threads; pickled, it opens the file again.
+
+    A file of FFCV's may hold further fields.  The image is the field of FFCV's image type, the label that of
+    its int type; of several, the one named "image" ("label") or else the first.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is no `.beton` file, or a damaged one; the message names the first bad sample.
+
+    >>> with BetonReader("train.beton") as reader:  # doctest: +SKIP
+    ...     pixels, label = reader[0]
+    """
+
+    path: Path
+    heights: np.ndarray
+    """int32 [N], pixels, ≥ 1."""
+    widths: np.ndarray
+    """int32 [N], pixels, ≥ 1; heights · widths ≤ 2²⁸."""
+    labels: np.ndarray
+    """int64 [N]; −1 where unknown."""
+    modes: np.ndarray
+    """uint8 [N]: `layout.JPEG_MODE` or `layout.RAW_MODE`."""
+    offsets: np.ndarray
+    """int64 [N]: first byte of the image's payload, from the start of the file."""
+    sizes: np.ndarray
+    """int64 [N]: bytes of the image's payload."""
+    page_size: int
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        self._data: np.ndarray | None = None
+        with open(self.path, "rb") as file:
+            self.file_bytes = file.seek(0, 2)
+            if self.file_bytes < HEADER.itemsize:
+                raise self._error(f"no .beton file: {self.file_bytes} bytes are less than its header")
+            map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # the map closes with its last view
+        data = np.frombuffer(map, np.uint8)[: self.file_bytes]
+        self._open(data)
+        self._data = data
+
+    def _open(self, data: np.ndarray) -> None:
+        """Check the tables, and take from them what the samples need."""
+        header = data[: HEADER.itemsize].view(HEADER)[0]
+        version, num_fields, page, num, table = (int(header[name]) for name in HEADER.names or ())
+        if version != VERSION:
+            raise self._error(f"no .beton file of version {VERSION}: it starts with version {version}")
+        if not num_fields or not num:
+            raise self._error(f"the header names {num_fields} fields and {num} samples; it needs one of each")
+        if page & (page - 1) or not page:
+            raise self._error(f"the page size is {page}, no power of two")
+        self.page_size = page
+
+        start = HEADER.itemsize + num_fields * FIELD_DESCRIPTOR.itemsize
+        if start > len(data):
+            raise self._error(f"cut short: {num_fields} field descriptors do not fit into {len(data)} bytes")
+        fields = data[HEADER.itemsize : start].view(FIELD_DESCRIPTOR)
+        row = self._row_type(fields)
+        end = start + num * row.itemsize
+        if end > len(data):
+            raise self._error(f"cut short: the metadata of {num} samples end at byte {end} of {len(data)}")
+        if not end <= table <= len(data):
+            raise self._error(f"cut short: its allocation table is at byte {table} of {len(data)}")
+        if (len(data) - table) % ALLOCATION.itemsize:
+            raise self._error("cut short: the last entry of its allocation table is incomplete")
+        self._metadata_end = end
+
+        metadata = data[start:end].view(row)
+        images = metadata[self._pick(fields, IMAGE_FIELD, b"image")]
+        self.modes = images["mode"].copy()
+        self.heights = images["height"].astype(np.int32)
+        self.widths = images["width"].astype(np.int32)
+        label = self._pick(fields, INT_FIELD, b"label")
+        self.labels = np.full(num, -1) if label is None else metadata[label].astype(np.int64)
+        self._locate(images["data_ptr"], data[table:].view(ALLOCATION), end, table)
+        self._check_images()
+
+    def _row_type(self, fields: np.ndarray) -> np.dtype:
+        for field in fields:
+            if int(field["type_id"]) not in FIELD_METADATA:
+                raise self._error(
+                    f"its field {_name(field)!r} is of type {field['type_id']}, whose size is not known "
+                    "(a type defined by whoever wrote the file); write the file again without that field"
+                )
+        if IMAGE_FIELD not in fields["type_id"]:
+            raise self._error(f"none of its fields is an image: {', '.join(map(_name, fields))}")
+        return metadata_type(fields["type_id"].tolist())
+
+    @staticmethod
+    def _pick(fields: np.ndarray, type_id: int, name: bytes) -> str | None:
+        """The field of this type in a row of the metadata: the one of this name, or else the first."""
+        of_type = np.flatnonzero(fields["type_id"] == type_id)
+        named = of_type[fields["name"][of_type] == name]
+        return f"f{(named if len(named) else of_type)[0]}" if len(of_type) else None
+
+    def _locate(self, pointers: np.ndarray, table: np.ndarray, low: int, high: int) -> None:
+        """Find the payload of every image; check that all payloads are apart and within bytes [low, high)."""
+        # of an empty payload (FFCV's bytes field allows them) the address may be that of its neighbour
+        table = table[table["size"] > 0]
+        table = table[np.argsort(table["ptr"], kind="stable")]
+        begin, size = table["ptr"], table["size"]
+        # in this order no sum of two hostile numbers can wrap around
+        bad = (begin < low) | (begin > high)
+        bad |= size > high - np.minimum(begin, high)
+        if bad.any():
+            k = int(bad.argmax())
+            raise self._error(
+                f"a payload of {size[k]} bytes at byte {begin[k]} lies outside the data, {low} to {high}",
+                table["sample_id"][k],
+            )
+        bad = begin[:-1] + size[:-1] > begin[1:]
+        if bad.any():
+            k = int(bad.argmax())
+            raise self._error(f"its payload at byte {begin[k]} runs into the next", table["sample_id"][k])
+        if not len(table):
+            raise self._error("its allocation table is empty")
+        entry = np.minimum(np.searchsorted(begin, pointers), len(table) - 1)
+        bad = begin[entry] != pointers
+        if bad.any():
+            k = int(bad.argmax())
+            raise self._error(f"no payload starts at byte {pointers[k]}, where its image should be", k)
+        self.offsets = pointers.astype(np.int64)
+        self.sizes = size[entry].astype(np.int64)
+
+    def _check_images(self) -> None:
+        bad = (self.modes != JPEG_MODE) & (self.modes != RAW_MODE)
+        if bad.any():
+            k = int(bad.argmax())
+            raise self._error(f"image mode {self.modes[k]} is neither jpg (0) nor raw (1)", k)
+        pixels = self.heights.astype(np.int64) * self.widths
+        bad = (pixels < 1) | (pixels > MAX_PIXELS)
+        if bad.any():
+            k = int(bad.argmax())
+            raise self._error(
+                f"an image of {self.heights[k]}×{self.widths[k]} pixels; 1 to {MAX_PIXELS} pixels are read", k
+            )
+        bad = (self.modes == RAW_MODE) & (self.sizes != 3 * pixels)
+        if bad.any():
+            k = int(bad.argmax())
+            raise self._error(
+                f"{self.sizes[k]} bytes are no raw image of {self.heights[k]}×{self.widths[k]} pixels", k
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Pixels (uint8 [h, w, 3], RGB) and label of a sample.  ValueError: it is corrupt."""
+        return self.decode(index), int(self.labels[index])
+
+    def is_jpeg(self, index: int) -> bool:
+        """Whether the sample is stored as JPEG; otherwise as raw pixels."""
+        return bool(self.modes[index] == JPEG_MODE)
+
+    def image_bytes(self, index: int) -> np.ndarray:
+        """The stored bytes of a sample's image: uint8 [size], read-only, a view of the file."""
+        if self._data is None:
+            raise self._error("the reader is closed")
+        offset = self.offsets[index]
+        return self._data[offset : offset + self.sizes[index]]
+
+    def decode(self, index: int, out: np.ndarray | None = None, fast_dct: bool = False) -> np.ndarray:
+        """The pixels of a sample; libjpeg-turbo's decoder runs without holding the interpreter's lock.
+
+        Args:
+            index: the sample.
+            out: uint8, flat, at least 3·h·w: where to write the pixels; None allocates.
+            fast_dct: decode with the fast, less accurate inverse DCT that FFCV decodes with.
+
+        Returns:
+            uint8 [h, w, 3], RGB, writable: the start of `out`, or an array of its own.
+
+        Raises:
+            ValueError: the JPEG is corrupt, cut short, or not what the metadata say; `out` is too small.
+        """
+        payload = self.image_bytes(index)
+        height, width = int(self.heights[index]), int(self.widths[index])
+        if self.modes[index] == RAW_MODE:
+            if out is None:
+                out = np.empty(payload.size, np.uint8)
+            elif len(out) < payload.size:
+                raise self._error(f"{payload.size} bytes do not fit into a buffer of {len(out)}", index)
+            pixels = out[: payload.size]
+            pixels[...] = payload
+            return pixels.reshape(height, width, 3)
+        try:
+            # reading the header first costs 2 µs; after it, the size of the buffer is that of the metadata
+            found_height, found_width, colorspace, _ = simplejpeg.decode_jpeg_header(payload)
+            if found_height != height or found_width != width:
+                raise ValueError(
+                    f"its JPEG is of {found_height}×{found_width} pixels, the metadata say {height}×{width}"
+                )
+            if colorspace not in ("YCbCr", "Gray", "RGB"):
+                raise ValueError(f"its JPEG is {colorspace}, neither color nor gray")
+            return simplejpeg.decode_jpeg(payload, fastdct=fast_dct, buffer=out)
+        except ValueError as error:
+            raise self._error(str(error), index) from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell this file from another: a hash of its length and its metadata."""
+        if self._data is None:
+            raise self._error("the reader is closed")
+        digest = hashlib.blake2b(self.file_bytes.to_bytes(8, "little"), digest_size=8)
+        digest.update(self._data[: self._metadata_end].data)
+        return digest.hexdigest()
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """Name of each label, from the side-car; None where there is none."""
+        sidecar = read_sidecar(self.path)
+        names = sidecar and sidecar.get("class_names")
+        return [str(name) for name in names] if isinstance(names, list) else None
+
+    def close(self) -> None:
+        """Let go of the file; what was handed out stays valid."""
+        self._data = None
+
+    def __enter__(self) -> "BetonReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, path: Path) -> None:
+        self.__init__(path)  # type: ignore[misc]
+
+    def _error(self, what: str, sample: int | None = None) -> ValueError:
+        where = "" if sample is None else f"sample {sample}: "
+        return ValueError(f"{self.path}: {where}{what}")
+
+
+def _name(field: np.void) -> str:
+    return field["name"].decode("ascii", "replace")

@@ -1,0 +1,51 @@
+"""The side-car of a `.beton` file: a JSON file beside it with what the format has no room for.
+
+`train.beton` has `train.json`: class names, where the images came from, what was re-encoded or left out.
+No part needs it to read the images.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.beton.atomic import replacing, write_at
+
+FORMAT = "fastclr side-car 1"
+"""Value of the key "format"; a JSON file without it is somebody else's."""
+
+
+def sidecar_path(beton: Path | str) -> Path:
+    """Where the side-car of a file lies.
+
+    >>> sidecar_path("sets/train.beton").name
+    'train.json'
+    """
+    return Path(beton).with_suffix(".json")
+
+
+def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
+    """The side-car of a `.beton` file; None where there is none that was written with this very file.
+
+    Raises:
+        ValueError: the side-car is no valid JSON.
+    """
+    path = sidecar_path(beton)
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: no valid JSON ({error}); delete it, the images can be read without"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    # a side-car that stayed behind when its file was written anew would give the classes wrong names
+    return content if content.get("file_bytes") == Path(beton).stat().st_size else None
+
+
+def write_sidecar(beton: Path | str, content: dict[str, Any]) -> None:
+    """Write the side-car of a file.  OSError: no space left, or the folder is not writable."""
+    path = sidecar_path(beton)
+    with replacing(path) as file:
+        write_at(file, json.dumps(content, indent=1).encode(), 0, path)

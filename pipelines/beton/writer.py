@@ -1,0 +1,161 @@
+"""Writes `.beton` files, sample by sample."""
+
+import os
+from contextlib import ExitStack
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from pipelines.beton.atomic import replacing, write_at
+from pipelines.beton.layout import (
+    ALLOCATION,
+    FIELD_DESCRIPTOR,
+    HEADER,
+    IMAGE_FIELD,
+    INT_FIELD,
+    JPEG_MODE,
+    MAX_PIXELS,
+    MAX_SIDE,
+    RAW_MODE,
+    VERSION,
+    metadata_type,
+    page_size,
+)
+
+BUFFER_BYTES = 1 << 22
+"""Payload bytes that are collected before they are written."""
+
+
+class BetonWriter:
+    """A new `.beton` file with the fields "image" and "label", as FFCV's writer lays it out.
+
+    A context manager.  Samples are streamed to a hidden file beside `path`, which takes the name `path` when
+    the block ends well and is removed when it does not.  Of a sample 32 bytes are kept in memory.
+
+    Args:
+        path: the file to write; an older one is replaced.
+        num_samples: as many samples as will be added at most: the metadata come before the images.
+        max_side: longer side of the largest image, pixels; it decides the page size, which bounds the
+            stored bytes of an image: 8 MiB up to 1672 pixels, then the next power of two ≥ 3·max_side².
+
+    Raises:
+        OSError: the folder is missing or not writable, or there is no space left.
+        ValueError: nothing, or too much, was added.
+
+    >>> with BetonWriter("two.beton", num_samples=2) as writer:  # doctest: +SKIP
+    ...     writer.add_jpeg(Path("cat.jpg").read_bytes(), label=3)
+    ...     writer.add_raw(np.zeros((32, 32, 3), np.uint8), label=5)
+    """
+
+    def __init__(self, path: str | PathLike[str], num_samples: int, max_side: int = 500) -> None:
+        if num_samples < 1 or max_side < 1:
+            raise ValueError(f"num_samples and max_side must be ≥ 1, got {num_samples} and {max_side}")
+        self.path = Path(path)
+        self.page_size = page_size(max_side)
+        self.count = 0
+        """Samples added so far."""
+        self.file_bytes = 0
+        """Bytes of the whole file, once it is finished."""
+        self._rows = np.zeros(num_samples, metadata_type([IMAGE_FIELD, INT_FIELD]))
+        self._sizes = np.zeros(num_samples, np.uint64)
+        self._metadata_start = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize
+        self._end = _round_up(self._metadata_start + self._rows.nbytes, self.page_size)
+        self._pending: list[bytes] = []  # payloads that end at byte _end of the file, yet to be written
+        self._pending_bytes = 0
+
+    def __enter__(self) -> "BetonWriter":
+        self._stack = ExitStack()
+        self._file = self._stack.enter_context(replacing(self.path))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            with self._stack:
+                self.finish()
+        else:
+            self._stack.__exit__(*error)  # type: ignore[arg-type]
+
+    def add_jpeg(self, data: bytes, label: int = -1) -> None:
+        """Append a JPEG file as it is.
+
+        Raises:
+            ValueError: its header is corrupt, it is too large, or it is neither color nor gray.
+            OSError: no space left.
+        """
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in ("YCbCr", "Gray", "RGB"):
+            raise ValueError(f"a JPEG in {colorspace} cannot be stored; convert it to color or gray")
+        self._add(JPEG_MODE, data, height, width, label)
+
+    def add_raw(self, pixels: np.ndarray, label: int = -1) -> None:
+        """Append the pixels of an image: uint8 [h, w, 3], RGB.
+
+        Raises:
+            ValueError: another shape or type, or more bytes than a page has.
+            OSError: no space left.
+        """
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise ValueError(f"pixels must be uint8 [h, w, 3], got {pixels.dtype} {list(pixels.shape)}")
+        self._add(RAW_MODE, pixels.tobytes(), pixels.shape[0], pixels.shape[1], label)
+
+    def _add(self, mode: int, payload: bytes, height: int, width: int, label: int) -> None:
+        if self.count == len(self._rows):
+            raise ValueError(f"{self.path}: more samples than the {len(self._rows)} that were announced")
+        if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
+            raise ValueError(
+                f"an image of {height}×{width} pixels does not fit the format: sides ≤ {MAX_SIDE}, "
+                f"{MAX_PIXELS} pixels"
+            )
+        size = len(payload)
+        if size > self.page_size:
+            raise ValueError(f"an image of {size} bytes does not fit into a page of {self.page_size}")
+        start = self._end
+        if start // self.page_size != (start + size - 1) // self.page_size:
+            self._flush()
+            start = _round_up(start, self.page_size)
+        self._rows[self.count] = ((mode, width, height, start), label)
+        self._sizes[self.count] = size
+        self._pending.append(payload)
+        self._pending_bytes += size
+        self._end = start + size
+        self.count += 1
+        if self._pending_bytes >= BUFFER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            write_at(self._file, b"".join(self._pending), self._end - self._pending_bytes, self.path)
+            self._pending, self._pending_bytes = [], 0
+
+    def finish(self) -> None:
+        """Write what surrounds the payloads; nothing can be added any more.  The end of the block does it."""
+        if self.file_bytes:
+            return
+        if not self.count:
+            raise ValueError(f"{self.path}: no sample to write")
+        self._flush()
+        # pages are whole: between samples and pages the file has holes, which read as zeros
+        table = _round_up(self._end, self.page_size)
+        fields = np.zeros(2, FIELD_DESCRIPTOR)
+        fields["type_id"], fields["name"] = [IMAGE_FIELD, INT_FIELD], [b"image", b"label"]
+        header = np.array((VERSION, len(fields), self.page_size, self.count, table), HEADER)
+        rows = self._rows[: self.count]
+        write_at(self._file, header.tobytes() + fields.tobytes(), 0, self.path)
+        # in pieces: a copy of either table would double the memory
+        step = 1 << 16
+        for low in range(0, self.count, step):
+            piece = rows[low : low + step]
+            offset = self._metadata_start + low * rows.itemsize
+            write_at(self._file, piece.tobytes(), offset, self.path)
+            entries = np.empty(len(piece), ALLOCATION)
+            entries["sample_id"] = np.arange(low, low + len(piece))
+            entries["ptr"], entries["size"] = piece["f0"]["data_ptr"], self._sizes[low : low + len(piece)]
+            write_at(self._file, entries.tobytes(), table + low * ALLOCATION.itemsize, self.path)
+        self.file_bytes = table + self.count * ALLOCATION.itemsize
+        assert os.fstat(self._file).st_size == self.file_bytes
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
