@@ -1,0 +1,86 @@
+"""Results as files, and README's tables made from them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def save(path: Path, report: dict[str, Any]) -> None:
+    """Write a result as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def loader_table(reports: list[dict[str, Any]]) -> str:
+    """Markdown: a row per loader, a column pair per file; medians, and ratios to the decode limit."""
+    heads = [_file_label(report) for report in reports]
+    lines = [
+        "| source images/s (share of the decode limit) | " + " | ".join(heads) + " |",
+        "|---|" + "---:|" * len(heads),
+        "| **decode limit** | "
+        + " | ".join(f"{report['decode_limit']['median']:,.0f}" for report in reports)
+        + " |",
+    ]
+    for what, title in (("crops", "two crops"), ("full", "full augmentation")):
+        names = [row["name"] for row in reports[0]["results"].get(what, [])]
+        for name in names:
+            cells = [_cell(report, what, name) for report in reports]
+            lines.append(f"| {title}: {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _file_label(report: dict[str, Any]) -> str:
+    convert = report["file"]["convert"]
+    return f"`--jpeg {convert['jpeg']}`" if convert.get("jpeg") else report["file"]["name"]
+
+
+def _cell(report: dict[str, Any], what: str, name: str) -> str:
+    for row in report["results"].get(what, []):
+        if row["name"] == name:
+            if row["error"]:
+                return "not measured"
+            return f"{row['median']:,.0f} ({row['median'] / report['decode_limit']['median']:.0%})"
+    return "not measured"
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    for name, table in tables.items():
+        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        before, found, rest = text.partition(start)
+        _, also_found, after = rest.partition(end)
+        if not (found and also_found):
+            raise ValueError(f"README.md must have one pair of markers <!-- {name} --> … <!-- /{name} -->")
+        text = before + start + table + end + after
+    return text
+
+
+def readme_tables() -> dict[str, str]:
+    """The tables of README.md, by marker."""
+    reports = [load(RESULTS / f"loader-{name}.json") for name in ("recompress", "keep")]
+    return {"loader-table": loader_table(reports)}
+
+
+if (
+    __name__ == "__main__"
+):  # python -m benchmarks.report [--check]: write README.md's tables, or say if they are old
+    readme = Path(__file__).parent.parent / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = fill(old, readme_tables())
+    if "--check" in sys.argv[1:]:
+        sys.exit(
+            "README.md's tables are not those of benchmarks/results; run python -m benchmarks.report"
+            * (old != new)
+        )
+    readme.write_text(new, encoding="utf-8")

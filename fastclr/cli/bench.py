@@ -1,0 +1,18 @@
+"""`fastclr bench WHAT`: measurements; see `benchmarks/`."""
+
+import importlib
+
+BENCHMARKS = {
+    "loader": "loaders side by side, against the decode limit",
+}
+
+
+def main(argv: list[str]) -> int | None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: fastclr bench WHAT [arguments]\n")
+        print("\n".join(f"  {name:<10} {what}" for name, what in BENCHMARKS.items()))
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in BENCHMARKS:
+        raise ValueError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    return importlib.import_module(f"benchmarks.bench_{name}").main(rest)
