@@ -1,0 +1,65 @@
+"""Every engine against torchvision's word, over the drawn boxes of real photos."""
+
+import numpy as np
+import pytest
+from oracle import crop_oracle
+
+from pipelines import BetonReader, ViewSpec
+from pipelines.engines import ENGINES
+from pipelines.order import Sampler
+
+EXACT = ["native", "resident", "torchvision"]
+"""Engines whose every pixel is bounded."""
+
+
+def run(engine: str, file, spec: ViewSpec, batch_size: int = 25, epoch: int = 0, consumed: int = 0, **options):
+    """The crops of an epoch, and the reader that they came from."""
+    reader = BetonReader(file)
+    sampler = Sampler(reader.heights, reader.widths, spec, batch_size, seed=11, drop_last=False)
+    if engine in ("native", "resident"):
+        options["augment"] = False
+    made = ENGINES[engine](reader, sampler, num_threads=2, **options)
+    crops = [(plan, np.asarray(pixels)) for plan, pixels in made.run(sampler.plans(epoch, consumed))]
+    made.close()
+    return crops, reader
+
+
+def differences(crops, reader, size: int):
+    """Per view: |engine − oracle|, int [H, W, 3]."""
+    for plan, pixels in crops:
+        for row, index in enumerate(plan.indices):
+            image, _ = reader[index]
+            for view, (box, flip) in enumerate(zip(plan.params.box[:, row], plan.params.flip[:, row], strict=True)):
+                expected = crop_oracle(image, box, flip, size)
+                yield np.abs(pixels[view, row].astype(int) - expected)
+
+
+@pytest.mark.parametrize("engine", EXACT)
+@pytest.mark.parametrize("which", ["photo_beton", "keep_beton"])
+def test_crops_of_photos(request, engine, which):
+    """500 random views, among them gray photos and ones with an EXIF orientation."""
+    crops, reader = run(engine, request.getfixturevalue(which), ViewSpec.simclr(224))
+    errors = [(difference.max(), difference.mean()) for difference in differences(crops, reader, 224)]
+    assert len(errors) >= 400
+    most, mean = np.array(errors).T
+    assert most.max() <= 1
+    assert mean.mean() <= 0.02
+
+
+@pytest.mark.parametrize("engine", EXACT)
+@pytest.mark.parametrize("size", [32, 65, 160])  # 65: odd, and rows that are no multiple of a vector
+def test_crops_of_drawn_images(tiny_beton, engine, size):
+    crops, reader = run(engine, tiny_beton, ViewSpec.simclr(size), batch_size=7)
+    assert sum(pixels.shape[1] for _, pixels in crops) == len(reader)
+    assert max(difference.max() for difference in differences(crops, reader, size)) <= 1
+
+
+@pytest.mark.parametrize("engine", EXACT)
+def test_an_epoch_covers_each_sample_once_and_resumes(tiny_beton, engine):
+    whole, reader = run(engine, tiny_beton, ViewSpec.simclr(32), batch_size=7, epoch=2)
+    seen = np.concatenate([plan.indices for plan, _ in whole])
+    assert sorted(seen) == list(range(len(reader)))
+    rest, _ = run(engine, tiny_beton, ViewSpec.simclr(32), batch_size=7, epoch=2, consumed=14)
+    assert [plan.step for plan, _ in rest] == [plan.step for plan, _ in whole[2:]]
+    for (_, ours), (_, theirs) in zip(rest, whole[2:], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
