@@ -1,0 +1,165 @@
+"""`fastclr convert SOURCE OUT.beton`: images into one file."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.beton import sidecar_path
+from pipelines.convert import Encoding, Report, Source, convert, open_source
+from pipelines.convert.run import COMPARED, compare
+
+SHOWN = 5
+"""Left-out images that are named on the screen; the side-car names all."""
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Convert images into one .beton file, and a .json beside it that says what is in it.
+
+    SOURCE is a folder with one folder per class, a folder of images, cifar10:DIR, cifar100:DIR or stl10:DIR
+    (downloaded into DIR where it is not there yet), or one or several uncompressed tars of class folders or
+    of WebDataset pairs.
+    """
+
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE... OUT.beton")]
+    """Where the images are, and last the file to write."""
+    encoding: Annotated[Encoding, tyro.conf.arg(name="")] = field(default_factory=Encoding)
+    order: Literal["shuffled", "source"] = "shuffled"
+    """Order of the file: mixed by the seed, or as the source has it."""
+    seed: int = 0
+    """Of the shuffle."""
+    workers: int = field(default_factory=_cores)
+    """Threads that encode; the file is the same for any number."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """An image that cannot be read is left out and named in the report, or ends the conversion."""
+    split: Literal["train", "test", "unlabeled"] = "train"
+    """Which part of cifar10, cifar100 or stl10 (which alone has "unlabeled")."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace OUT.beton and its .json."""
+
+    @property
+    def sources(self) -> list[str]:
+        return list(self.paths[:-1])
+
+    @property
+    def out(self) -> Path:
+        return Path(self.paths[-1])
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    arguments = tyro.cli(Arguments, args=argv, prog="fastclr convert")
+    _check(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no half file either
+    console = Console(highlight=False)
+    source = open_source(arguments.sources, arguments.split)
+    classes = f", {len(source.class_names)} classes" if source.class_names else ", no class names"
+    console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
+    _print_comparison(console, source, arguments)
+    start = time.monotonic()
+    with _progress_bar(console, len(source.labels)) as progress:
+        report = convert(
+            source,
+            arguments.out,
+            arguments.encoding,
+            order=arguments.order,
+            seed=arguments.seed,
+            on_error=arguments.on_error,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    _print_report(console, report, arguments.out, time.monotonic() - start)
+
+
+def _check(arguments: Arguments) -> None:
+    """What would otherwise come out only after the work."""
+    if len(arguments.paths) < 2:
+        raise ValueError("convert needs two arguments, SOURCE and OUT.beton; --help says more")
+    out = arguments.out
+    if out.suffix != ".beton":
+        raise ValueError(f"the last argument is the file to write and must end in .beton, got {out}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: no such folder to write {out.name} to; create it first")
+    if arguments.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
+    for path in (out, sidecar_path(out)):
+        if path.exists() and not arguments.overwrite:
+            raise FileExistsError(f"{path} exists; choose another name, or --overwrite it")
+
+
+def _print_comparison(console: Console, source: Source, arguments: Arguments) -> None:
+    rows = compare(source, arguments.encoding, arguments.seed)
+    if not rows:
+        return
+    num_images = len(source.labels)
+    title = f"{min(COMPARED, num_images)} samples stored both ways (raw pixels: --mode raw)"
+    table = Table(title=title, title_justify="left", box=None)
+    for name in ("", "KB/image", "whole file", "decoded by one thread"):
+        table.add_column(name, justify="right" if name else "left")
+    chosen = arguments.encoding.jpeg if arguments.encoding.mode == "jpg" else ""
+    for row in rows:
+        table.add_row(
+            f"--jpeg {row.name}" + (" ◀" if row.name == chosen else ""),
+            f"{row.mean_bytes / 1e3:.1f}",
+            f"{_size(row.mean_bytes * num_images)}",
+            f"{row.images_per_s:,.0f} images/s",
+        )
+    console.print(table)
+
+
+class _RateColumn(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
+
+
+@contextmanager
+def _progress_bar(console: Console, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total)
+        due = 0.0
+
+        def progress(done: int) -> None:
+            nonlocal due
+            if done == total or time.monotonic() > due:  # an update takes longer than a small image
+                bar.update(task, completed=done)
+                due = time.monotonic() + 0.1
+
+        yield progress
+
+
+def _print_report(console: Console, report: Report, out: Path, seconds: float) -> None:
+    lines = [
+        f"{out}: {report.written:,} images, {_size(report.file_bytes)}, {report.found / seconds:,.0f} images/s",
+        f"  {report.kept:,} byte for byte, {report.encoded:,} encoded, {len(report.skipped):,} left out",
+    ]
+    lines += [f"  not kept: {len(names):,} × {reason}" for reason, names in report.re_encoded.items()][:SHOWN]
+    lines += [f"  left out: {name!r}: {reason}" for name, reason in report.skipped.items()][:SHOWN]
+    if len(report.skipped) > SHOWN:
+        lines.append(f"  … and {len(report.skipped) - SHOWN:,} more, named in {sidecar_path(out)}")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} GB"

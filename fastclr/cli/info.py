@@ -1,0 +1,108 @@
+"""`fastclr info FILE`: what a .beton file holds."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from pipelines.beton import BetonReader, read_sidecar
+from pipelines.beton.layout import JPEG_MODE
+
+BAR_WIDTH = 40
+CLASSES_SHOWN = 10
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    tyro.cli(info, args=argv, prog="fastclr info")
+
+
+def info(file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]) -> None:
+    """Print what a .beton file holds, with what its side-car says of where that came from.
+
+    Args:
+        file: a file of fastclr's or of FFCV's; it needs no side-car.
+    """
+    with BetonReader(file) as reader:
+        sidecar = read_sidecar(file)
+        lines = [*_content(reader), "", *_classes(reader), "", *_image_sizes(reader)]
+    lines += ["", *_origin(sidecar)] if sidecar else ["", "no side-car (a .json beside it, written with it)"]
+    print("\n".join(lines))
+
+
+def _content(reader: BetonReader) -> list[str]:
+    jpegs = int((reader.modes == JPEG_MODE).sum())
+    stored = f"{jpegs:,} JPEG, {len(reader) - jpegs:,} raw"
+    low, middle, high = np.quantile(reader.sizes, [0, 0.5, 1]) / 1e3
+    return [
+        f"{reader.path}: {len(reader):,} images ({stored}), {reader.file_bytes / 1e6:,.1f} MB",
+        f"  bytes per image  {low:,.1f} to {high:,.1f} KB, median {middle:,.1f} KB",
+        f"  page             {reader.page_size >> 20} MiB",
+        f"  fingerprint      {reader.fingerprint}",
+    ]
+
+
+def _classes(reader: BetonReader) -> list[str]:
+    labels, counts = np.unique(reader.labels, return_counts=True)
+    known = labels >= 0
+    if not known.any():
+        return ["labels: none"]
+    lines = [f"labels: {known.sum():,} classes of {counts[known].min():,} to {counts[known].max():,} images"]
+    if not known.all():
+        lines[0] += f", {counts[~known].sum():,} images without label"
+    names = reader.class_names or []
+    shown = np.flatnonzero(known)
+    rows = [
+        (names[labels[k]] if labels[k] < len(names) else str(labels[k]), counts[k])
+        for k in shown[:CLASSES_SHOWN]
+    ]
+    lines += _bars(rows)
+    if len(shown) > CLASSES_SHOWN:
+        lines.append(f"  … and {len(shown) - CLASSES_SHOWN:,} more")
+    return lines
+
+
+def _image_sizes(reader: BetonReader) -> list[str]:
+    """Histogram of the longer side in half octaves."""
+    longer = np.maximum(reader.heights, reader.widths)
+    k = int(longer.argmax())
+    lines = [f"longer side, pixels (largest image {reader.heights[k]}×{reader.widths[k]})"]
+    octave = np.floor(2 * np.log2(longer)).astype(int)
+    rows = []
+    for low in range(octave.min(), octave.max() + 1):
+        inside = longer[octave == low]
+        first, last = int(np.ceil(2 ** (low / 2))), int(np.ceil(2 ** ((low + 1) / 2))) - 1
+        if first <= last:  # below 4 pixels some half octaves hold no integer
+            rows.append((f"{first} to {last}" if first < last else f"{first}", len(inside)))
+    return lines + _bars(rows)
+
+
+def _bars(rows: list[tuple[str, int]]) -> list[str]:
+    names = [ascii(name)[1:-1] if not name.isprintable() else name for name, _ in rows]
+    width, top = max(map(len, names)), max(count for _, count in rows)
+    return [
+        f"  {name:<{width}}  {count:>9,}  {'█' * round(BAR_WIDTH * count / top)}".rstrip()
+        for name, (_, count) in zip(names, rows, strict=True)
+    ]
+
+
+def _origin(sidecar: dict[str, Any]) -> list[str]:
+    """The side-car's words; it may have been edited, so nothing is taken for granted."""
+    lines = ["side-car"]
+    for key in ("source", "counts", "options", "versions"):
+        value = sidecar.get(key)
+        if isinstance(value, dict):
+            lines.append(f"  {key:<10} " + ", ".join(f"{name} {text}" for name, text in value.items()))
+    re_encoded = sidecar.get("re_encoded")
+    if isinstance(re_encoded, dict):
+        found = ((reason, names) for reason, names in re_encoded.items() if isinstance(names, list))
+        lines += [f"  not kept   {len(names):,} × {reason}" for reason, names in found]
+    skipped = sidecar.get("skipped")
+    if isinstance(skipped, dict):
+        lines += [
+            f"  left out   {name!r}: {reason}" for name, reason in list(skipped.items())[:CLASSES_SHOWN]
+        ]
+        if len(skipped) > CLASSES_SHOWN:
+            lines.append(f"  … and {len(skipped) - CLASSES_SHOWN:,} more")
+    return lines

@@ -1,0 +1,252 @@
+"""The conversion: worker threads encode, one thread writes in order.
+
+Threads and not processes: reading, decoding, resizing and encoding all release the interpreter's lock, so
+threads keep the cores as busy, start at once, and leave no orphan when the job is stopped or killed.
+"""
+
+import platform
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import simplejpeg
+
+from pipelines.beton import BetonWriter
+from pipelines.beton.sidecar import FORMAT, write_sidecar
+from pipelines.convert.encode import Encoding, Stored, encode
+from pipelines.convert.sources import Source
+from pipelines.views.philox import philox4x32, split_seed
+
+COMPARED = 64
+"""Samples that `compare` encodes and decodes."""
+
+_ORDER_STREAM = (1 << 31) + 2
+"""First counter word of the keys of the file's order; an epoch's order has others."""
+
+
+@dataclass
+class Report:
+    """What became of a source's images."""
+
+    found: int
+    kept: int = 0
+    """Stored byte for byte."""
+    encoded: int = 0
+    """Stored as a new JPEG, or as pixels."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Left out: name → reason."""
+    re_encoded: dict[str, list[str]] = field(default_factory=dict)
+    """Not kept although that was asked for, or decoded leniently: reason → names."""
+    file_bytes: int = 0
+    per_class: list[int] | None = None
+    """Images written of each class."""
+
+    @property
+    def written(self) -> int:
+        return self.kept + self.encoded
+
+
+def convert(
+    source: Source,
+    out: Path,
+    encoding: Encoding | None = None,
+    *,
+    order: Literal["shuffled", "source"] = "shuffled",
+    seed: int = 0,
+    on_error: Literal["skip", "stop"] = "skip",
+    workers: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Report:
+    """Write a source's images to a `.beton` file and its side-car; both appear whole or not at all.
+
+    The bytes depend on the source, the encoding, the order and the seed, not on the number of workers.
+
+    Args:
+        source: the images.
+        out: the file to write; an older one is replaced.
+        encoding: how images are stored; None for the defaults.
+        order: "shuffled" mixes the classes all over the file, so that a loader which reads blocks of
+            neighbours sees all of them; "source" keeps the source's order.
+        seed: of the shuffle, [0, 2⁶⁴).
+        on_error: what to do about an image that cannot be read: leave it out, or give up.
+        workers: threads.
+        progress: called with the number of images that are done.
+
+    Raises:
+        ValueError: an image is damaged and `on_error` is "stop", or no image could be read.
+        OSError: `out` cannot be written, or there is no space left.
+    """
+    encoding = encoding or Encoding()
+    report = Report(found=len(source.labels))
+    written = np.zeros(report.found, bool)
+    numbers = file_order(report.found, seed) if order == "shuffled" else np.arange(report.found)
+    with BetonWriter(out, report.found, encoding.max_side) as writer:
+        with warnings.catch_warnings(), closing(_encoded(source, numbers, encoding, workers)) as stream:
+            warnings.simplefilter("ignore")  # of Pillow, about tags and sizes that do not matter here
+            for done, (number, result) in enumerate(stream, 1):
+                if isinstance(result, Exception):
+                    _leave_out(report, source.item(number), result, on_error)
+                else:
+                    _add(writer, result, int(source.labels[number]))
+                    written[number] = True
+                    _count(report, source.item, number, result)
+                progress(done)
+        if not report.written:
+            first = next(iter(report.skipped.items()))
+            raise ValueError(
+                f"none of {report.found} images could be read; the first, {first[0]!r}: {first[1]}"
+            )
+        writer.finish()
+        report.file_bytes = writer.file_bytes
+        if source.class_names is not None:
+            labels = source.labels[written & (source.labels >= 0)]
+            report.per_class = np.bincount(labels, minlength=len(source.class_names)).tolist()
+        options = {**asdict(encoding), "order": order, "seed": seed, "on_error": on_error}
+        write_sidecar(out, _sidecar(source, report, options))
+    return report
+
+
+def file_order(num_images: int, seed: int) -> np.ndarray:
+    """The source's images in the order of the file: int64 [N], a permutation, a function of its arguments."""
+    high, low, _, _ = philox4x32((_ORDER_STREAM, 0, np.arange(num_images), 0), split_seed(seed))
+    return np.argsort(high << np.uint64(32) | low, kind="stable")
+
+
+def _encoded(
+    source: Source, numbers: np.ndarray, encoding: Encoding, workers: int
+) -> Generator[tuple[int, Stored | Exception], None, None]:
+    """Every image's number, and what is to be stored of it or why it cannot be, in the order of `numbers`."""
+
+    def work(chunk: list[int]) -> list[tuple[int, Stored | Exception]]:
+        return [(number, _try(source, number, encoding)) for number in chunk]
+
+    # enough images that handing them over costs nothing, few enough that their pixels stay below 50 MB
+    size = min(32, max(1, (1 << 24) // encoding.max_side**2))
+    chunks = (numbers[low : low + size].tolist() for low in range(0, len(numbers), size))
+    pool = ThreadPoolExecutor(workers, "convert")
+    try:
+        pending: deque[Future] = deque(pool.submit(work, chunk) for chunk in islice(chunks, 2 * workers))
+        while pending:
+            yield from pending.popleft().result()
+            pending.extend(pool.submit(work, chunk) for chunk in islice(chunks, 1))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _try(source: Source, number: int, encoding: Encoding) -> Stored | Exception:
+    try:
+        return encode(source.read(number), encoding)
+    except Exception as error:  # whatever a decoder says of a damaged file, the others go on
+        return error
+
+
+def _leave_out(report: Report, item: str, error: Exception, on_error: str) -> None:
+    if on_error == "stop":
+        raise ValueError(f"{item!r}: {_reason(error)} (--on-error skip leaves such images out)") from error
+    report.skipped[item] = _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}"
+
+
+def _add(writer: BetonWriter, stored: Stored, label: int) -> None:
+    if isinstance(stored.image, bytes):
+        writer.add_jpeg(stored.image, label)
+    else:
+        writer.add_raw(stored.image, label)
+
+
+def _count(report: Report, item: Callable[[int], str], number: int, stored: Stored) -> None:
+    if stored.kept:
+        report.kept += 1
+    else:
+        report.encoded += 1
+    if stored.note:
+        report.re_encoded.setdefault(stored.note, []).append(item(number))
+
+
+def _sidecar(source: Source, report: Report, options: dict[str, Any]) -> dict[str, Any]:
+    """What the side-car says; nothing that changes from one run to the next."""
+    packages = ("fastclr", "numpy", "simplejpeg", "pillow")
+    return {
+        "format": FORMAT,
+        "file_bytes": report.file_bytes,
+        "source": {"kind": source.kind, "name": source.name},
+        "class_names": source.class_names,
+        "images_per_class": report.per_class,
+        "counts": {
+            "found": report.found,
+            "written": report.written,
+            "kept": report.kept,
+            "encoded": report.encoded,
+            "skipped": len(report.skipped),
+        },
+        "options": options,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "skipped": report.skipped,
+        "re_encoded": report.re_encoded,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "not installed"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One way to store the compared samples."""
+
+    name: str
+    mean_bytes: float
+    """Per image."""
+    images_per_s: float
+    """Decoded by one thread."""
+
+
+def compare(source: Source, encoding: Encoding, seed: int = 0) -> list[Comparison]:
+    """What `keep` and `recompress` would cost: size and decoding speed of up to 64 random samples.
+
+    Returns:
+        One row for "keep" and one for "recompress"; none where no sample could be read.
+    """
+    numbers = file_order(len(source.labels), seed)[:COMPARED].tolist()
+    stored: dict[Literal["keep", "recompress"], list[bytes]] = {"keep": [], "recompress": []}
+    for jpeg, images in stored.items():
+        way = replace(encoding, jpeg=jpeg, mode="jpg", verify="header")
+        results = [_try(source, number, way) for number in numbers]
+        images.extend(r.image for r in results if isinstance(r, Stored) and isinstance(r.image, bytes))
+    if not all(stored.values()):
+        return []
+    rate = dict.fromkeys(stored, 0.0)
+    for _ in range(3):  # in turns, the best of each: other programs disturb both alike
+        for jpeg, images in stored.items():
+            rate[jpeg] = max(rate[jpeg], _decode_rate(images))
+    return [
+        Comparison(jpeg, sum(map(len, images)) / len(images), rate[jpeg]) for jpeg, images in stored.items()
+    ]
+
+
+def _decode_rate(images: list[bytes], seconds: float = 0.05) -> float:
+    """Images per second, over at least one pass and `seconds`."""
+    count, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds or not count:
+        for image in images:
+            simplejpeg.decode_jpeg(image, strict=False)
+        count += len(images)
+    return count / elapsed

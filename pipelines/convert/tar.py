@@ -1,0 +1,127 @@
+"""Images in uncompressed tar files, read in any order without unpacking."""
+
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pipelines.convert.sources import SUFFIXES, refuse_parts
+
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+
+
+class TarSource:
+    """One or several tars of class folders, of a flat folder, or of WebDataset pairs.
+
+    Where there are files `KEY.cls`, they hold the label of the image `KEY.jpg` (…) in decimal digits.  Where
+    there are none, the folder of an image is its class, once the folders that all images share are taken
+    off; without folders that differ there are no labels.
+
+    Args:
+        paths: the tars; images are numbered in the order of the tars and of what is in them.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is no tar, is compressed or cut short; there is no image in them; a label is
+            missing or no number.
+    """
+
+    kind = "tar"
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
+        self.class_names: list[str] | None = None
+        self._paths = paths
+        self._files = [os.open(path, os.O_RDONLY) for path in paths]
+        self._items: list[str] = []
+        places: list[tuple[int, int, int]] = []
+        labels: dict[tuple[int, str], int] = {}
+        for number, path in enumerate(paths):
+            for member in self._members(path):
+                if _hidden(member.name):
+                    continue
+                if member.name.lower().endswith(SUFFIXES):
+                    self._items.append(member.name)
+                    places.append((number, member.offset_data, member.size))
+                elif member.name.endswith(".cls"):
+                    text = os.pread(self._files[number], min(member.size, 32), member.offset_data)
+                    if not text.strip().isdigit():
+                        raise ValueError(f"{path}: {member.name} holds {text!r}, no class number")
+                    labels[number, _key(member.name)] = int(text)
+        if not places:
+            raise ValueError(f"{self.name}: no image in it (looked for {', '.join(SUFFIXES)})")
+        self._places = np.array(places)
+        self.labels = self._paired(labels) if labels else self._from_folders()
+
+    def _members(self, path: Path) -> Iterator[tarfile.TarInfo]:
+        """The ordinary files of a tar."""
+        with open(path, "rb") as file:
+            start, end = file.read(8), file.seek(0, 2)
+        for magic, remedy in _COMPRESSED.items():
+            if start.startswith(magic):
+                raise ValueError(
+                    f"{path}: is compressed, which allows no access in any order; {remedy} it first"
+                )
+        try:
+            with tarfile.open(path, "r:") as tar:
+                while member := tar.next():
+                    tar.members.clear()  # type: ignore[attr-defined] # of a million members, tarfile would keep a gigabyte
+                    if member.isreg() and not member.issparse():
+                        if member.offset_data + member.size > end:
+                            raise tarfile.ReadError(f"it ends within {member.name}")
+                        yield member
+        except tarfile.TarError as error:
+            raise ValueError(f"{path}: no tar file, or a damaged one ({error})") from error
+
+    def _paired(self, labels: dict[tuple[int, str], int]) -> np.ndarray:
+        found = [
+            labels.get((place[0], _key(item))) for place, item in zip(self._places, self._items, strict=True)
+        ]
+        if None in found:
+            k = found.index(None)
+            raise ValueError(
+                f"{self._paths[self._places[k, 0]]}: {self._items[k]} has no .cls file beside it"
+            )
+        return np.array(found, np.int64)
+
+    def _from_folders(self) -> np.ndarray:
+        folders = [PurePosixPath(item).parent.parts for item in self._items]
+        shared = os.path.commonprefix(folders)  # noqa: RUF071 - of tuples of names, not of strings
+        below = [parts[len(shared) : len(shared) + 1] for parts in folders]
+        if not all(below):  # some images lie in the folder that all share: no classes
+            if any(below):
+                raise ValueError(
+                    f"{self.name}: images lie beside folders of images, so it is not clear whether the folders are "
+                    "classes"
+                )
+            return np.full(len(below), -1)
+        self.class_names = sorted({name for (name,) in below})
+        refuse_parts(self.name, self.class_names)
+        number = {name: k for k, name in enumerate(self.class_names)}
+        return np.array([number[name] for (name,) in below])
+
+    def item(self, index: int) -> str:
+        return self._items[index]
+
+    def read(self, index: int) -> bytes:
+        number, offset, size = self._places[index]
+        data = os.pread(self._files[number], size, offset)
+        if len(data) < size:
+            raise OSError(f"{self._paths[number].name} is cut short")
+        return data
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", ()):
+            os.close(file)
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+
+
+def _key(name: str) -> str:
+    """What pairs the files of a WebDataset sample: the path up to the first dot of the file's name."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}"
