@@ -72,15 +72,16 @@ def readme_tables() -> dict[str, str]:
     return {"loader-table": loader_table(reports)}
 
 
-if (
-    __name__ == "__main__"
-):  # python -m benchmarks.report [--check]: write README.md's tables, or say if they are old
+def main(check: bool) -> None:
+    """Write README.md's tables anew, or with `check` only say whether they are old."""
     readme = Path(__file__).parent.parent / "README.md"
     old = readme.read_text(encoding="utf-8")
     new = fill(old, readme_tables())
-    if "--check" in sys.argv[1:]:
-        sys.exit(
-            "README.md's tables are not those of benchmarks/results; run python -m benchmarks.report"
-            * (old != new)
-        )
-    readme.write_text(new, encoding="utf-8")
+    if not check:
+        readme.write_text(new, encoding="utf-8")
+    elif old != new:
+        sys.exit("README.md's tables are not those of benchmarks/results; run python -m benchmarks.report")
+
+
+if __name__ == "__main__":
+    main(check="--check" in sys.argv[1:])

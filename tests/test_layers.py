@@ -1,0 +1,49 @@
+"""Who may import whom: pipelines ← fastclr ← benchmarks ← fastclr.cli."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FORBIDDEN = {
+    "pipelines": ("fastclr", "benchmarks"),
+    "fastclr": ("benchmarks",),
+    "fastclr/model": ("fastclr.cli", "fastclr.config", "fastclr.train", "benchmarks"),
+    "fastclr/loss": ("fastclr.cli", "fastclr.config", "fastclr.train", "benchmarks"),
+    "fastclr/optim": ("fastclr.cli", "fastclr.config", "fastclr.train", "benchmarks"),
+    "fastclr/evaluate": ("fastclr.cli", "fastclr.config", "benchmarks"),
+    "benchmarks": ("fastclr.cli",),
+}
+MAY = {"fastclr/cli/bench.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, at the top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute here"
+            names.update([f"{node.module}", *(f"{node.module}.{alias.name}" for alias in node.names)])
+    return names
+
+
+@pytest.mark.parametrize("layer", FORBIDDEN)
+def test_layers(layer):
+    files = sorted((ROOT / layer).rglob("*.py"))
+    assert files
+    for path in files:
+        if path.relative_to(ROOT).as_posix() in MAY:
+            continue
+        for name in imports(path):
+            for forbidden in FORBIDDEN[layer]:
+                assert name != forbidden and not name.startswith(forbidden + "."), f"{path} imports {name}"
+
+
+def test_files_are_short():
+    """One concept a file: past 400 lines it is split."""
+    for package in ("pipelines", "fastclr", "benchmarks"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
