@@ -36,6 +36,19 @@ def loader_table(reports: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def loader_caption(report: dict[str, Any]) -> str:
+    """Markdown: on what, and with which command, the table was measured."""
+    machine, settings, file = report["machine"], report["settings"], report["file"]
+    return (
+        f"Median of {report['decode_limit']['rounds']} interleaved rounds on {settings['threads']} threads of an "
+        f"{machine['processor']}, {file['images']} ImageNet photos, views of {settings['size']} px; one image is two "
+        f"views.  `recompress` is FFCV's convention (longer side ≤ {file['convert']['max_side']}, quality "
+        f"{file['convert']['quality']}); `keep` stores the JPEGs as they are.  The **decode limit** is the same "
+        f"threads doing nothing but decoding each image once.  `fastclr bench loader`, commit {machine['commit']}, "
+        f"torch {machine['versions']['torch']}, torchvision {machine['versions']['torchvision']}."
+    )
+
+
 def _file_label(report: dict[str, Any]) -> str:
     convert = report["file"]["convert"]
     return f"`--jpeg {convert['jpeg']}`" if convert.get("jpeg") else report["file"]["name"]
@@ -69,7 +82,7 @@ def fill(text: str, tables: dict[str, str]) -> str:
 def readme_tables() -> dict[str, str]:
     """The tables of README.md, by marker."""
     reports = [load(RESULTS / f"loader-{name}.json") for name in ("recompress", "keep")]
-    return {"loader-table": loader_table(reports)}
+    return {"loader-table": loader_table(reports), "loader-caption": loader_caption(reports[0])}
 
 
 def main(check: bool) -> None:

@@ -30,7 +30,7 @@ class Scratch:
     """uint8 [V, H, W, 3]."""
     crop: np.ndarray
     """Working memory of `crop_views`."""
-    augment: np.ndarray
+    augment: cpu.Scratch
     """Working memory of `augment_sample`."""
 
 

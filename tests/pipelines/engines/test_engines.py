@@ -12,7 +12,9 @@ EXACT = ["native", "resident", "torchvision"]
 """Engines whose every pixel is bounded."""
 
 
-def run(engine: str, file, spec: ViewSpec, batch_size: int = 25, epoch: int = 0, consumed: int = 0, **options):
+def run(
+    engine: str, file, spec: ViewSpec, batch_size: int = 25, epoch: int = 0, consumed: int = 0, **options
+):
     """The crops of an epoch, and the reader that they came from."""
     reader = BetonReader(file)
     sampler = Sampler(reader.heights, reader.widths, spec, batch_size, seed=11, drop_last=False)
@@ -29,7 +31,9 @@ def differences(crops, reader, size: int):
     for plan, pixels in crops:
         for row, index in enumerate(plan.indices):
             image, _ = reader[index]
-            for view, (box, flip) in enumerate(zip(plan.params.box[:, row], plan.params.flip[:, row], strict=True)):
+            for view, (box, flip) in enumerate(
+                zip(plan.params.box[:, row], plan.params.flip[:, row], strict=True)
+            ):
                 expected = crop_oracle(image, box, flip, size)
                 yield np.abs(pixels[view, row].astype(int) - expected)
 
