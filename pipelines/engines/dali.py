@@ -1,0 +1,158 @@
+"""The DALI engine: NVIDIA DALI decodes, crops and flips, on the CPU or with nvJPEG on a GPU.
+
+    JPEG bytes, boxes, flips ─feed─▶ decode ─▶ slice ─▶ resize ─▶ flip  (×V from one decode)
+
+DALI draws nothing itself: boxes and flips of the plans are fed beside the encoded bytes.  A slice is taken
+before the resize, because DALI's own region of interest lets pixels from beyond the box bleed in.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.batch import BatchPlan, Crops, EngineUnavailable
+from pipelines.beton import BetonReader
+from pipelines.beton.layout import JPEG_MODE
+from pipelines.order import Sampler
+
+INSTALL = "pip install 'fastclr[dali]' (CUDA 12) or 'fastclr[dali-cuda13]' (CUDA 13)"
+
+
+class DaliEngine:
+    """Decodes each image once with DALI and crops all its views.
+
+    Within one gray level of torchvision, but for the outermost row and column of pixels, where DALI's resize
+    treats the border in its own way.
+
+    Args:
+        reader: the file; either all JPEGs or all raw pixels.
+        sampler: gives the views' spec.
+        num_threads: DALI's threads, which decode on the CPU and prepare the bytes for nvJPEG.
+        device: "cpu", or a CUDA device: decode with nvJPEG there and hand over crops that never leave it.
+        prefetch: batches that DALI works on ahead of the receiver.
+
+    Raises:
+        EngineUnavailable: DALI is not installed.
+        ValueError: a file of both JPEGs and raw pixels; from the iterator of `run`, a corrupt sample, by name.
+    """
+
+    def __init__(
+        self,
+        reader: BetonReader,
+        sampler: Sampler,
+        num_threads: int,
+        device: torch.device | str = "cpu",
+        prefetch: int = 2,
+    ) -> None:
+        try:
+            import nvidia.dali  # noqa: F401
+        except ImportError as error:
+            raise EngineUnavailable(f"engine dali needs NVIDIA DALI ({error}): {INSTALL}") from error
+        self.reader, self.sampler, self.num_threads, self.prefetch = reader, sampler, num_threads, prefetch
+        self.device = torch.device(device)
+        jpegs = reader.modes == JPEG_MODE
+        if jpegs.any() != jpegs.all():
+            raise ValueError(
+                f"{reader.path}: engine dali takes files of JPEGs or of raw pixels, this one holds both; "
+                "convert the images again, or use engine native"
+            )
+        self._encoded = bool(jpegs.all())
+
+    def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
+        underway: deque[tuple[BatchPlan, list[Any]]] = deque()  # a plan, and what DALI still reads
+        pipeline = self._build(self._inputs(plans, underway))
+        pipeline.schedule_run()  # the first call fills the queue: `prefetch` batches
+        while True:
+            try:
+                outputs = pipeline.share_outputs()
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise self._name_the_corrupt(underway, error) from error
+            pixels = self._collect(outputs)
+            pipeline.release_outputs()
+            pipeline.schedule_run()
+            yield Crops(underway.popleft()[0], pixels)
+
+    def close(self) -> None:
+        """Nothing is held between runs."""
+
+    def _build(self, inputs: Iterator[list[Any]]) -> Any:
+        from nvidia.dali import Pipeline, fn, types
+
+        spec, on_gpu = self.sampler.spec, self.device.type == "cuda"
+        pipeline = Pipeline(
+            batch_size=self.sampler.batch_size,
+            num_threads=self.num_threads,
+            device_id=(self.device.index or 0) if on_gpu else None,
+            prefetch_queue_depth=self.prefetch,
+            exec_dynamic=True,
+        )
+        with pipeline:
+            # no copy: the bytes stay in the memory-mapped file; `underway` keeps them and the numbers alive
+            images, *numbers = fn.external_source(
+                inputs,
+                num_outputs=1 + 3 * spec.views,
+                no_copy=True,
+                dtype=[types.UINT8] + 3 * spec.views * [types.INT32],
+            )
+            if self._encoded:
+                images = fn.decoders.image(
+                    images,
+                    device="mixed" if on_gpu else "cpu",
+                    output_type=types.RGB,
+                    adjust_orientation=False,  # as PIL and FFCV: EXIF orientation is ignored
+                )
+            elif on_gpu:
+                images = images.gpu()
+            crops = []
+            for start, shape, flip in zip(*[iter(numbers)] * 3, strict=True):
+                crop = fn.slice(images, start, shape, axes=(0, 1))
+                crop = fn.resize(
+                    crop, size=(spec.size, spec.size), interp_type=types.INTERP_LINEAR, antialias=True
+                )
+                crops.append(fn.flip(crop, horizontal=flip))
+            pipeline.set_outputs(*crops)
+        pipeline.build()
+        return pipeline
+
+    def _inputs(
+        self, plans: Iterator[BatchPlan], underway: deque[tuple[BatchPlan, list[Any]]]
+    ) -> Iterator[list[Any]]:
+        """What DALI is fed a batch: the images, then start, shape and flip of each view."""
+        reader = self.reader
+        for plan in plans:
+            images = [reader.image_bytes(index) for index in plan.indices]
+            if not self._encoded:
+                sizes = zip(reader.heights[plan.indices], reader.widths[plan.indices], strict=True)
+                images = [
+                    image.reshape(height, width, 3)
+                    for image, (height, width) in zip(images, sizes, strict=True)
+                ]
+            numbers = []
+            for box, flip in zip(plan.params.box, plan.params.flip, strict=True):
+                numbers += [box[:, :2].copy(), box[:, 2:].copy(), flip.astype(np.int32)]
+            fed = [images, *numbers]
+            underway.append((plan, fed))
+            yield fed
+
+    def _collect(self, outputs: Any) -> np.ndarray | torch.Tensor:
+        """uint8 [V, B, H, W, 3], a copy: DALI uses its memory again."""
+        if self.device.type == "cuda":
+            return torch.stack([torch.from_dlpack(crops.as_tensor()) for crops in outputs])
+        return np.stack([crops.as_array() for crops in outputs])
+
+    def _name_the_corrupt(
+        self, underway: deque[tuple[BatchPlan, list[Any]]], error: RuntimeError
+    ) -> ValueError:
+        """DALI's error does not say which sample it was: the strict decoder does."""
+        for plan, _ in underway:
+            for index in plan.indices.tolist():
+                try:
+                    self.reader.decode(index)
+                except ValueError as found:
+                    return ValueError(f"{found}; engine dali replaces no sample, engine native does")
+        return ValueError(f"{self.reader.path}: DALI failed: {' '.join(str(error).split())}")
