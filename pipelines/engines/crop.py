@@ -9,15 +9,18 @@ values on any CPU), whereas a horizontal pass over interleaved RGB would have to
 
 Words carry 8 fractional bits between the passes.  A product is cut, not rounded: a pass loses half a unit per tap
 on average, which is added beforehand.  The result is within 1 gray level of torchvision's float path, and differs
-from it in about 1 pixel of 300.
+from it in about 1 value of 300.
 
 Everything is in this one file because numba's cache does not notice an edit in a callee of another file.
 """
 
+from typing import Any
+
+import numba.extending
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
 
 LANES = 16
 """Words of a register, and rows of a block."""
@@ -27,6 +30,9 @@ MAX_TAPS = 64
 """Longer sums would lose too much by cutting; they take the plain path (images 32 times larger than the view)."""
 
 # --- A register of 16 words, as a numba type whose values live in one LLVM vector ---
+
+# numba's type stub asks the caller for the typing context, which is numba's own to give
+intrinsic: Any = numba.extending.intrinsic
 
 
 class _Words(types.Type):
@@ -69,7 +75,7 @@ def _load(typingctx, array, index):
     """The 32 bytes from array[index] on.  Unchecked, like all accesses of this section."""
 
     def codegen(context, builder, sig, args):
-        return builder.load(_address(context, builder, sig.args[0], *args, _VECTOR16), align=1)
+        return builder.load(_address(context, builder, sig.args[0], args[0], args[1], _VECTOR16), align=1)
 
     return _WORDS(array, types.intp), codegen
 
@@ -77,7 +83,7 @@ def _load(typingctx, array, index):
 @intrinsic
 def _store(typingctx, array, index, words):
     def codegen(context, builder, sig, args):
-        builder.store(args[2], _address(context, builder, sig.args[0], *args[:2], _VECTOR16), align=2)
+        builder.store(args[2], _address(context, builder, sig.args[0], args[0], args[1], _VECTOR16), align=2)
 
     return types.void(array, types.intp, words), codegen
 
@@ -86,7 +92,7 @@ def _store(typingctx, array, index, words):
 def _store_high_bytes(typingctx, array, index, words):
     def codegen(context, builder, sig, args):
         high = builder.trunc(builder.lshr(args[2], _all(8)), _VECTOR8)
-        builder.store(high, _address(context, builder, sig.args[0], *args[:2], _VECTOR8), align=1)
+        builder.store(high, _address(context, builder, sig.args[0], args[0], args[1], _VECTOR8), align=1)
 
     return types.void(array, types.intp, words), codegen
 
@@ -136,7 +142,9 @@ def _transpose(typingctx, source, start, step, target, to, to_step):
 
         rows, index = [], args[1]
         for _ in range(LANES):
-            rows.append(builder.load(_address(context, builder, sig.args[0], args[0], index, vector), align=1))
+            rows.append(
+                builder.load(_address(context, builder, sig.args[0], args[0], index, vector), align=1)
+            )
             index = builder.add(index, args[2])
         groups = [rows[i : i + span] for i in range(0, LANES, span)]
         for _ in range(span.bit_length() - 1):
@@ -167,6 +175,7 @@ def _weights(size, first, weights):
     taps, n = weights.shape[0] - 1, weights.shape[1]
     scale = size / n
     radius = max(scale, 1.0)
+    slope = 1.0 / radius
     total = weights[taps]
     for i in range(n):
         total[i] = 0.0
@@ -175,13 +184,15 @@ def _weights(size, first, weights):
         row = weights[k]
         for i in range(n):
             pixel = first[i] + k
-            near = max(0.0, 1.0 - abs(pixel + 0.5 - scale * (i + 0.5)) * (1.0 / radius))
+            near = max(0.0, 1.0 - abs(pixel + 0.5 - scale * (i + 0.5)) * slope)
             row[i] = near if pixel < size else 0.0
             total[i] += row[i]
+    for i in range(n):
+        total[i] = 1.0 / total[i]
     for k in range(taps):
         row = weights[k]
         for i in range(n):
-            row[i] /= total[i]
+            row[i] *= total[i]
 
 
 @njit(nogil=True, cache=True)
@@ -194,18 +205,19 @@ def _to_words(weights, words):
 
 
 @njit(nogil=True, cache=True)
-def _vertical(source, start, stride, num_bytes, last, first, weights, y, bias, rows, columns):
-    """16 output rows from y on, of all columns of the box; transposed into columns[CHUNK + column, row].
+def _vertical(source, start, stride, num_bytes, last, first, weights, bias, rows, columns):
+    """16 output rows, where first and weights begin; transposed into columns[CHUNK + byte of the row, row].
 
-    A chunk never begins behind `last`, where it would read beyond the image: near its end it begins earlier.
+    A chunk never begins behind `last`, where it would read beyond the image: near its end it begins earlier,
+    in the image's first row at byte 3 · image width - CHUNK or later.
     """
     for chunk in range(0, num_bytes, CHUNK):
         chunk = min(chunk, last)
         for r in range(LANES):
-            at = start + first[np.uintp(y + r)] * stride + chunk
+            at = start + first[r] * stride + chunk
             even0 = odd0 = even1 = odd1 = _splat(bias)
             for k in range(weights.shape[0]):
-                weight = weights[np.uintp(k), np.uintp(y + r)]
+                weight = weights[k, r]
                 pixels0, pixels1 = _load(source, at), _load(source, at + CHUNK // 2)
                 even0 = _add_product(even0, _even_bytes(pixels0), weight)
                 odd0 = _add_product(odd0, _odd_bytes(pixels0), weight)
@@ -227,10 +239,10 @@ def _horizontal(columns, first, weights, bias, to, to_step, pixels):
     """All output columns of the block, from and to the layout [column, channel, row]."""
     pixel = 3 * LANES
     for x in range(first.size):
-        at = CHUNK * LANES + first[np.uintp(x)] * pixel
+        at = CHUNK * LANES + first[x] * pixel
         red = green = blue = _splat(bias)
         for k in range(weights.shape[0]):
-            weight = weights[np.uintp(k), np.uintp(x)]
+            weight = weights[k, x]
             red = _add_product(red, _load(columns, at), weight)
             green = _add_product(green, _load(columns, at + LANES), weight)
             blue = _add_product(blue, _load(columns, at + 2 * LANES), weight)
@@ -242,12 +254,11 @@ def _horizontal(columns, first, weights, bias, to, to_step, pixels):
 
 
 @njit(nogil=True, cache=True)
-def _crop_plainly(image, top, left, flip, first_y, weights_y, first_x, weights_x, row, out):
+def _crop_plainly(image, top, left, height, width, flip, first_y, weights_y, first_x, weights_x, row, out):
     """The same in float64 and in so many words: for tiny images and views, and for very large images."""
-    width = row.size // 3
     for y in range(out.shape[0]):
         row[:] = 0.0
-        for k in range(min(weights_y.shape[0] - 1, image.shape[0])):
+        for k in range(min(weights_y.shape[0] - 1, height)):
             source = image[top + first_y[y] + k, left : left + width].reshape(3 * width)
             for i in range(row.size):
                 row[i] += weights_y[k, y] * source[i]
@@ -305,10 +316,10 @@ def crop_resize(image, top, left, height, width, flip, out, scratch):
     first_x, weights_x, words_x, at = _axis(width, out_width, scratch, at)
     memory, at = _carve(scratch, at, 2 * LANES * (3 * width + 2 * CHUNK))
     taps = max(words_x.shape[0], words_y.shape[0])
-    small = image.size < CHUNK or out_height < LANES or 3 * out_width < LANES
+    small = 3 * image.shape[1] < CHUNK or out_height < LANES or 3 * out_width < LANES
     if small or taps > MAX_TAPS or height < words_y.shape[0]:
         row = memory.view(np.float64)[: 3 * width]
-        _crop_plainly(image, top, left, flip, first_y, weights_y, first_x, weights_x, row, out)
+        _crop_plainly(image, top, left, height, width, flip, first_y, weights_y, first_x, weights_x, row, out)
         return
     columns = memory.view(np.uint16)
     memory, at = _carve(scratch, at, 2 * LANES * CHUNK)
@@ -321,13 +332,13 @@ def crop_resize(image, top, left, height, width, flip, out, scratch):
     stride = 3 * image.shape[1]
     start = top * stride + 3 * left
     last = image.size - CHUNK - (start + (height - 1) * stride)
-    cut_y = np.uint16(max(height / out_height, 1.0) + 0.5)  # about 2 · radius taps, half a unit each
-    cut_x = np.uint16(max(width / out_width, 1.0) + 128.5)  # and half a gray level, to round
+    bias_y = np.uint16(max(height / out_height, 1.0) + 0.5)  # half a unit for each of 2 · radius taps
+    bias_x = np.uint16(max(width / out_width, 1.0) + 128.5)  # and half a gray level, to round
     to, to_step = (3 * LANES * (out_width - 1), -3 * LANES) if flip else (0, 3 * LANES)
     for y in range(0, out_height, LANES):
         y = min(y, out_height - LANES)  # the last blocks may overlap, here and below
-        _vertical(source, start, stride, 3 * width, last, first_y, words_y, y, cut_y, rows, columns)
-        _horizontal(columns, first_x, words_x, cut_x, to, to_step, pixels)
+        _vertical(source, start, stride, 3 * width, last, first_y[y:], words_y[:, y:], bias_y, rows, columns)
+        _horizontal(columns, first_x, words_x, bias_x, to, to_step, pixels)
         for column in range(0, 3 * out_width, LANES):
             column = min(column, 3 * out_width - LANES)
             _transpose(pixels, column * LANES, LANES, out, 3 * y * out_width + column, 3 * out_width)
