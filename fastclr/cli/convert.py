@@ -103,7 +103,7 @@ def _check(arguments: Arguments) -> None:
 
 
 def _print_comparison(console: Console, source: Source, arguments: Arguments) -> None:
-    rows = compare(source, arguments.encoding, arguments.seed)
+    rows = compare(source, arguments.encoding, arguments.seed, arguments.workers)
     if not rows:
         return
     num_images = len(source.labels)

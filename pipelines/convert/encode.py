@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.beton.layout import MAX_PIXELS, MAX_SIDE, page_size
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that are read, by Pillow's names; the exotic ones have the exotic bugs."""
 
 
@@ -123,12 +123,10 @@ def _jpeg_coding(data: bytes) -> str | None:
     if data[:2] != b"\xff\xd8":
         return None
     at, end = 2, len(data) - 4
-    while at < end:
-        if data[at] != 0xFF:
-            return None
+    while 0 <= at < end:
         marker = data[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
+        if data[at] != 0xFF or marker == 0xFF:  # padding, or junk that decoders skip
+            at = data.find(b"\xff", at + 1)
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             coding = _FRAMES.get(marker, "unusual")
             return coding if data[at + 4] == 8 else f"{data[at + 4]}-bit"

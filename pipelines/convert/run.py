@@ -8,9 +8,9 @@ import platform
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from itertools import islice
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 from pipelines.beton import BetonWriter
 from pipelines.beton.sidecar import FORMAT, write_sidecar
@@ -90,8 +91,7 @@ def convert(
     written = np.zeros(report.found, bool)
     numbers = file_order(report.found, seed) if order == "shuffled" else np.arange(report.found)
     with BetonWriter(out, report.found, encoding.max_side) as writer:
-        with warnings.catch_warnings(), closing(_encoded(source, numbers, encoding, workers)) as stream:
-            warnings.simplefilter("ignore")  # of Pillow, about tags and sizes that do not matter here
+        with _without_warnings(), closing(_encoded(source, numbers, encoding, workers)) as stream:
             for done, (number, result) in enumerate(stream, 1):
                 if isinstance(result, Exception):
                     _leave_out(report, source.item(number), result, on_error)
@@ -132,6 +132,7 @@ def _encoded(
     # enough images that handing them over costs nothing, few enough that their pixels stay below 50 MB
     size = min(32, max(1, (1 << 24) // encoding.max_side**2))
     chunks = (numbers[low : low + size].tolist() for low in range(0, len(numbers), size))
+    Image.init()  # loads Pillow's formats; left to the threads, some would start before the others are done
     pool = ThreadPoolExecutor(workers, "convert")
     try:
         pending: deque[Future] = deque(pool.submit(work, chunk) for chunk in islice(chunks, 2 * workers))
@@ -140,6 +141,14 @@ def _encoded(
             pending.extend(pool.submit(work, chunk) for chunk in islice(chunks, 1))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow's, about tags and sizes that do not matter here; set in one thread, they hold for all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _try(source: Source, number: int, encoding: Encoding) -> Stored | Exception:
@@ -208,6 +217,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+_WAYS: tuple[Literal["keep", "recompress"], ...] = ("keep", "recompress")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One way to store the compared samples."""
@@ -219,19 +231,24 @@ class Comparison:
     """Decoded by one thread."""
 
 
-def compare(source: Source, encoding: Encoding, seed: int = 0) -> list[Comparison]:
+def compare(source: Source, encoding: Encoding, seed: int = 0, workers: int = 1) -> list[Comparison]:
     """What `keep` and `recompress` would cost: size and decoding speed of up to 64 random samples.
 
     Returns:
         One row for "keep" and one for "recompress"; none where no sample could be read.
     """
-    numbers = file_order(len(source.labels), seed)[:COMPARED].tolist()
-    stored: dict[Literal["keep", "recompress"], list[bytes]] = {"keep": [], "recompress": []}
-    for jpeg, images in stored.items():
-        way = replace(encoding, jpeg=jpeg, mode="jpg", verify="header")
-        results = [_try(source, number, way) for number in numbers]
-        images.extend(r.image for r in results if isinstance(r, Stored) and isinstance(r.image, bytes))
-    if not all(stored.values()):
+    keep, new = (replace(encoding, jpeg=way, mode="jpg", verify="full") for way in _WAYS)
+    stored: dict[str, list[bytes]] = {way: [] for way in _WAYS}
+    numbers = file_order(len(source.labels), seed)[:COMPARED]
+    with _without_warnings(), closing(_encoded(source, numbers, keep, workers)) as stream:
+        for _, result in stream:
+            if isinstance(result, Stored) and isinstance(result.image, bytes):
+                stored["keep"].append(result.image)
+                # what cannot be kept is stored in the same way either time
+                again = encode(result.image, new).image if result.kept else result.image
+                assert isinstance(again, bytes)
+                stored["recompress"].append(again)
+    if not stored["keep"]:
         return []
     rate = dict.fromkeys(stored, 0.0)
     for _ in range(3):  # in turns, the best of each: other programs disturb both alike
@@ -247,6 +264,6 @@ def _decode_rate(images: list[bytes], seconds: float = 0.05) -> float:
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds or not count:
         for image in images:
-            simplejpeg.decode_jpeg(image, strict=False)
+            simplejpeg.decode_jpeg(image)
         count += len(images)
     return count / elapsed

@@ -34,7 +34,6 @@ class TarSource:
         self.name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
         self.class_names: list[str] | None = None
         self._paths = paths
-        self._files = [os.open(path, os.O_RDONLY) for path in paths]
         self._items: list[str] = []
         places: list[tuple[int, int, int]] = []
         labels: dict[tuple[int, str], int] = {}
@@ -46,8 +45,8 @@ class TarSource:
                     self._items.append(member.name)
                     places.append((number, member.offset_data, member.size))
                 elif member.name.endswith(".cls"):
-                    text = os.pread(self._files[number], min(member.size, 32), member.offset_data)
-                    if not text.strip().isdigit():
+                    text = self._read(number, member.offset_data, min(member.size, 32))
+                    if not text.strip().isdigit() or len(text) > 10:
                         raise ValueError(f"{path}: {member.name} holds {text!r}, no class number")
                     labels[number, _key(member.name)] = int(text)
         if not places:
@@ -72,6 +71,12 @@ class TarSource:
                         if member.offset_data + member.size > end:
                             raise tarfile.ReadError(f"it ends within {member.name}")
                         yield member
+                # tarfile takes a damaged header for the end; at the real one there are zeros
+                with open(path, "rb") as file:
+                    file.seek(tar.offset)
+                    rest = file.read(tarfile.BLOCKSIZE)
+                if rest.strip(b"\0") or 0 < len(rest) < tarfile.BLOCKSIZE:
+                    raise tarfile.ReadError(f"at byte {tar.offset} there is no header of a file")
         except tarfile.TarError as error:
             raise ValueError(f"{path}: no tar file, or a damaged one ({error})") from error
 
@@ -103,18 +108,21 @@ class TarSource:
         return np.array([number[name] for (name,) in below])
 
     def item(self, index: int) -> str:
-        return self._items[index]
+        if len(self._paths) == 1:
+            return self._items[index]
+        return f"{self._paths[self._places[index, 0]].name}/{self._items[index]}"  # keys repeat from shard to shard
 
     def read(self, index: int) -> bytes:
-        number, offset, size = self._places[index]
-        data = os.pread(self._files[number], size, offset)
+        return self._read(*self._places[index].tolist())
+
+    def _read(self, number: int, offset: int, size: int) -> bytes:
+        # opened each time: a set of a thousand shards would take more open files than a process may have
+        with open(self._paths[number], "rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(size)
         if len(data) < size:
             raise OSError(f"{self._paths[number].name} is cut short")
         return data
-
-    def __del__(self) -> None:
-        for file in getattr(self, "_files", ()):
-            os.close(file)
 
 
 def _hidden(name: str) -> bool:

@@ -1,0 +1,149 @@
+"""`fastclr convert` as a user runs it: what it prints, its exit codes, and what a signal leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from fastclr.cli.main import main
+from pipelines.beton import BetonReader
+
+
+def test_a_conversion(tiny_photos, tmp_path, capsys):
+    assert main(["convert", str(tiny_photos), str(tmp_path / "tiny.beton"), "--workers", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert f"class folders '{tiny_photos.name}': 40 images, 4 classes" in printed
+    assert "40 samples stored both ways" in printed
+    for way in ("--jpeg keep ◀", "--jpeg recompress  "):  # the mark stands at the chosen one
+        assert way in printed
+    assert printed.count("images/s") >= 3
+    assert "tiny.beton: 40 images, " in printed
+    assert "40 byte for byte, 0 encoded, 0 left out" in printed
+    assert sorted(os.listdir(tmp_path)) == ["tiny.beton", "tiny.json"]
+
+
+def test_every_option_arrives(tiny_photos, tmp_path):
+    options = (
+        "--jpeg recompress --max-side 32 --quality 40 --order source --seed 5 --workers 1 --on-error stop"
+    )
+    out = tmp_path / "small.beton"
+    assert main(["convert", str(tiny_photos), str(out), *options.split(), "--verify", "header"]) == 0
+    with BetonReader(out) as reader:
+        assert max(reader.heights.max(), reader.widths.max()) == 32
+        assert (np.diff(reader.labels) >= 0).all()
+    said = json.loads((tmp_path / "small.json").read_text())["options"]
+    encoding = {"jpeg": "recompress", "mode": "jpg", "max_side": 32, "quality": 40, "verify": "header"}
+    assert said == encoding | {"order": "source", "seed": 5, "on_error": "stop"}
+    assert main(["convert", str(tiny_photos), str(out), "--mode", "raw", "--overwrite"]) == 0
+    assert not BetonReader(out).is_jpeg(0)
+
+
+def test_damaged_images_are_named(tiny_photos, tmp_path, capsys):
+    folder = tmp_path / "images"
+    shutil.copytree(tiny_photos, folder)
+    (folder / "class-0" / "new\nline [bold].jpg").write_bytes(b"no image")
+    for k in range(6):
+        (folder / "class-1" / f"empty-{k}.png").touch()
+    (folder / "class-2" / "big.jpg").write_bytes(simplejpeg.encode_jpeg(np.zeros((8, 501, 3), np.uint8)))
+    assert main(["convert", str(folder), str(tmp_path / "out.beton")]) == 0
+    printed = capsys.readouterr().out
+    assert "40 byte for byte, 1 encoded, 7 left out" in printed
+    assert "not kept: 1 × longer side over 500 pixels" in printed
+    assert printed.count("  left out: ") == 5
+    assert "… and 2 more, named in" in printed
+    skipped = json.loads((tmp_path / "out.json").read_text())["skipped"]
+    assert skipped["class-0/new\nline [bold].jpg"] == "no image of a known format"
+    assert len(skipped) == 7
+    assert main(["convert", str(folder), str(tmp_path / "stop.beton"), "--on-error", "stop"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "stop.beton").exists()
+
+
+@pytest.fixture
+def bad_inputs(tiny_photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "there.beton").touch()
+    (tmp_path / "mine.json").touch()
+    good, out = str(tiny_photos), str(tmp_path / "out.beton")
+    return {
+        "needs two arguments": [good],
+        "no such folder or file": [str(tmp_path / "missing"), out],
+        "no image in it": [str(tmp_path / "empty"), out],
+        "must end in .beton": [good, str(tmp_path / "out.tar")],
+        "no such folder to write": [good, str(tmp_path / "missing" / "out.beton")],
+        "there.beton exists": [good, str(tmp_path / "there.beton")],
+        "mine.json exists": [good, str(tmp_path / "mine.beton")],
+        "--workers must be at least 1": [good, out, "--workers", "0"],
+        "max_side must be 1 to": [good, out, "--max-side", "0"],
+        "quality must be 1 to": [good, out, "--quality", "101"],
+        "seed must be in": [good, out, "--seed", "-1"],
+        "only tars": [good, good, out],
+    }
+
+
+INPUTS = 12
+
+
+@pytest.mark.parametrize("number", range(INPUTS))
+def test_bad_input_is_one_line(bad_inputs, number, tmp_path, capsys):
+    assert len(bad_inputs) == INPUTS
+    message, arguments = list(bad_inputs.items())[number]
+    before = sorted(os.listdir(tmp_path))
+    assert main(["convert", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fastclr convert: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_an_unknown_option(tiny_photos, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", str(tiny_photos), str(tmp_path / "out.beton"), "--jpeg", "lossless"])
+    assert caught.value.code == 2
+    assert "lossless" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(tmp_path, number):
+    """Ctrl-C, or a batch system's notice, while it writes: one word, exit code 130, no file."""
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "0.jpg").write_bytes(simplejpeg.encode_jpeg(noise))
+    for k in range(1, 4000):
+        os.link(images / "0.jpg", images / f"{k}.jpg")
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [
+        sys.executable,
+        "-m",
+        "fastclr.cli.main",
+        "convert",
+        str(tmp_path / "images"),
+        str(out / "a.beton"),
+    ]
+    process = subprocess.Popen(
+        [*command, "--jpeg", "recompress"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not os.listdir(out) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert error.strip() == "fastclr: stopped"
+    assert os.listdir(out) == []

@@ -1,0 +1,50 @@
+import json
+
+import numpy as np
+import pytest
+
+from pipelines.beton import BetonReader, BetonWriter, read_sidecar, sidecar_path
+from pipelines.beton.sidecar import FORMAT, write_sidecar
+
+
+@pytest.fixture
+def beton(tmp_path):
+    with BetonWriter(tmp_path / "set.one.beton", 1) as writer:
+        writer.add_raw(np.zeros((2, 2, 3), np.uint8), label=1)
+    return tmp_path / "set.one.beton"
+
+
+def content(beton, **more):
+    return {"format": FORMAT, "file_bytes": beton.stat().st_size, "class_names": ["cat", "dög\n"], **more}
+
+
+def test_it_comes_back(beton):
+    assert read_sidecar(beton) is None
+    assert BetonReader(beton).class_names is None
+    write_sidecar(beton, content(beton))
+    assert sidecar_path(beton).name == "set.one.json"
+    assert read_sidecar(beton) == content(beton)
+    assert BetonReader(beton).class_names == ["cat", "dög\n"]
+
+
+def test_somebody_elses_json_is_passed_over(beton):
+    for other in ({"class_names": ["x"]}, ["x"], content(beton) | {"format": "other"}, "x"):
+        sidecar_path(beton).write_text(json.dumps(other))
+        assert read_sidecar(beton) is None
+
+
+def test_that_of_an_older_file_is_passed_over(beton):
+    """A file that was written anew over the old one, with other classes."""
+    write_sidecar(beton, content(beton))
+    with BetonWriter(beton, 2) as writer:
+        for label in (0, 1):
+            writer.add_raw(np.zeros((2, 2, 3), np.uint8), label)
+    assert read_sidecar(beton) is None
+    assert BetonReader(beton).class_names is None
+
+
+def test_broken_json_is_named(beton):
+    sidecar_path(beton).write_bytes(b'{"format": \xff')
+    with pytest.raises(ValueError, match=r"set\.one\.json: no valid JSON .*delete it"):
+        read_sidecar(beton)
+    assert len(BetonReader(beton)) == 1, "the images open all the same"

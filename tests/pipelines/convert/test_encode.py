@@ -1,0 +1,240 @@
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from pipelines.convert import Encoding, encode
+
+KEEP, RECOMPRESS = Encoding(), Encoding(jpeg="recompress")
+RNG = np.random.default_rng(0)
+PIXELS = np.asarray(
+    Image.fromarray(RNG.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+        (96, 64), Image.Resampling.BICUBIC
+    )
+)
+"""A soft picture of 64×96 pixels."""
+
+
+def saved(image: Image.Image | np.ndarray, kind: str, **options) -> bytes:
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_a_baseline_jpeg_is_kept_byte_for_byte():
+    gray, exif = Image.fromarray(PIXELS).convert("L"), Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90°": the tag travels along, and is ignored
+    for jpeg in (
+        saved(PIXELS, "JPEG"),
+        saved(PIXELS, "JPEG", quality=100, subsampling=0),
+        saved(PIXELS, "JPEG", restart_marker_blocks=2),
+        saved(gray, "JPEG"),
+        saved(PIXELS, "JPEG", exif=exif, comment=b"x" * 60000),
+    ):
+        assert encode(jpeg, KEEP) == (jpeg, True, "")
+
+
+def with_byte(data: bytes, position: int, value: int) -> bytes:
+    return data[:position] + bytes([value]) + data[position + 1 :]
+
+
+def jpeg_in_rgb() -> bytes:
+    """Three components called R, G, B: libjpeg takes them for RGB."""
+    data = saved(PIXELS, "JPEG", subsampling=0, keep_rgb=True)
+    assert simplejpeg.decode_jpeg_header(data)[2] == "RGB"
+    return data
+
+
+UNFIT = {
+    "progressive JPEG": saved(PIXELS, "JPEG", progressive=True),
+    "CMYK JPEG": saved(Image.fromarray(PIXELS).convert("CMYK"), "JPEG"),
+    "RGB JPEG": jpeg_in_rgb(),
+    "not JPEG": saved(PIXELS, "PNG"),
+    "longer side over 500 pixels": saved(np.zeros((501, 3, 3), np.uint8), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("note", UNFIT)
+def test_what_cannot_be_kept_is_encoded_with_a_note(note):
+    stored = encode(UNFIT[note], KEEP)
+    assert (stored.kept, stored.note) == (False, note)
+    height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(stored.image)
+    assert (colorspace, subsampling) == ("YCbCr", "420")
+    if note.startswith("longer"):
+        assert (height, width) == (500, 3)
+    else:
+        truth = Image.open(io.BytesIO(UNFIT[note])).convert("RGB")
+        error = np.abs(simplejpeg.decode_jpeg(stored.image).astype(int) - np.asarray(truth))
+        assert (height, width) == (64, 96)
+        assert error.mean() < 4, "quality 90 with half the chroma resolution"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM"])
+def test_formats(kind):
+    """A gray ramp survives each of them."""
+    ramp = np.repeat(np.tile(np.arange(0, 256, 4, dtype=np.uint8), (20, 1))[:, :, None], 3, axis=2)
+    stored = encode(saved(ramp, kind), Encoding(mode="raw"))
+    assert np.abs(stored.image.astype(int) - ramp).max() <= (3 if kind == "WEBP" else 0)
+
+
+def test_recompress_is_ffcvs_convention():
+    stored = encode(saved(np.zeros((300, 1000, 3), np.uint8), "JPEG"), RECOMPRESS)
+    assert not stored.kept
+    assert simplejpeg.decode_jpeg_header(stored.image) == (150, 500, "YCbCr", "420")
+    # the quantisation tables are libjpeg's of quality 90, whatever the library's default is
+    same = Image.open(io.BytesIO(saved(np.zeros((8, 8, 3), np.uint8), "JPEG", quality=90))).quantization
+    assert Image.open(io.BytesIO(stored.image)).quantization == same
+    small = encode(saved(PIXELS, "JPEG", quality=100), RECOMPRESS)
+    assert simplejpeg.decode_jpeg_header(small.image)[:2] == (64, 96), "nothing is enlarged"
+
+
+def test_gray_becomes_color_when_encoded():
+    stored = encode(saved(Image.fromarray(PIXELS).convert("L"), "JPEG"), RECOMPRESS)
+    assert simplejpeg.decode_jpeg_header(stored.image)[2] == "YCbCr"
+
+
+def test_quality_and_size_are_the_users():
+    rough = encode(saved(PIXELS, "PNG"), Encoding(max_side=48, quality=30)).image
+    assert simplejpeg.decode_jpeg_header(rough)[:2] == (32, 48)
+    pillows = Image.open(io.BytesIO(saved(PIXELS, "JPEG", quality=30)))
+    assert Image.open(io.BytesIO(rough)).quantization == pillows.quantization
+
+
+def test_the_resize_is_antialiased():
+    """Stripes of one pixel become gray; taking every fourth pixel would leave them black or white."""
+    stripes = np.zeros((64, 400, 3), np.uint8)
+    stripes[:, ::2] = 255
+    small = encode(saved(stripes, "PNG"), Encoding(mode="raw", max_side=100)).image
+    assert small.shape == (16, 100, 3)
+    assert np.abs(small[:, 2:-2].astype(int) - 127).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "stored"), [((1, 1), (1, 1)), ((1, 10000), (1, 500)), ((10000, 3), (500, 1))]
+)
+def test_extreme_shapes(shape, stored):
+    image = saved(np.full((*shape, 3), 90, np.uint8), "JPEG")
+    for encoding in (KEEP, RECOMPRESS):
+        assert simplejpeg.decode_jpeg_header(encode(image, encoding).image)[:2] == stored
+    assert encode(image, Encoding(mode="raw")).image.shape == (*stored, 3)
+
+
+def test_raw_pixels():
+    stored = encode(saved(PIXELS, "PNG"), Encoding(mode="raw"))
+    np.testing.assert_array_equal(stored.image, PIXELS)
+    assert (stored.kept, stored.note) == (False, "")
+    stored = encode(PIXELS[:, ::-1], Encoding(mode="raw"))
+    np.testing.assert_array_equal(stored.image, PIXELS[:, ::-1])
+    jpeg = saved(PIXELS, "JPEG")
+    np.testing.assert_array_equal(encode(jpeg, Encoding(mode="raw")).image, simplejpeg.decode_jpeg(jpeg))
+
+
+def test_pixels_of_a_data_set_are_encoded():
+    stored = encode(PIXELS, KEEP)
+    assert (stored.kept, stored.note) == (False, "pixels")
+    assert np.abs(simplejpeg.decode_jpeg(stored.image).astype(int) - PIXELS).mean() < 4
+
+
+def test_sixteen_bits_keep_their_upper_eight():
+    """Pillow's own conversion cuts off at 255 and gives an all but white picture."""
+    ramp = np.arange(0, 65536, 1024, dtype=np.uint16)
+    deep = saved(Image.fromarray(np.tile(ramp, (4, 1))), "PNG")
+    stored = encode(deep, Encoding(mode="raw"))
+    np.testing.assert_array_equal(stored.image[0, :, 1], np.arange(0, 256, 4))
+
+
+def test_palette_and_transparency_show_what_pillow_shows(recwarn):
+    rgba = np.dstack([PIXELS, np.tile(np.arange(96, dtype=np.uint8), (64, 1))])
+    palette = Image.fromarray(PIXELS).quantize(16)
+    for image, options in (
+        (Image.fromarray(rgba), {}),
+        (palette, {}),
+        (palette, {"transparency": bytes(range(16))}),
+        (Image.fromarray(PIXELS).convert("1"), {}),
+        (Image.fromarray(rgba).convert("LA"), {}),
+    ):
+        stored = encode(saved(image, "PNG", **options), Encoding(mode="raw"))
+        np.testing.assert_array_equal(stored.image, np.asarray(image.convert("RGB")))
+    assert not recwarn.list
+
+
+def test_exif_orientation_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("JPEG", "PNG", "WEBP"):
+        assert encode(saved(PIXELS, kind, exif=exif), Encoding(mode="raw")).image.shape == (64, 96, 3)
+
+
+def with_junk() -> bytes:
+    """Bytes between two markers, which libjpeg reports and skips: Pillow reads it, strict decoding does not."""
+    jpeg = saved(PIXELS, "JPEG")
+    return jpeg[:20] + b"junk" + jpeg[20:]
+
+
+def test_what_only_pillow_reads_is_encoded_with_a_note():
+    jpeg = with_junk()
+    stored = encode(jpeg, KEEP)
+    assert not stored.kept
+    assert stored.note.startswith("strict decoding refuses it: ")
+    simplejpeg.decode_jpeg(stored.image, strict=True)
+    assert encode(jpeg, RECOMPRESS).note.startswith("strict decoding refuses it: ")
+
+
+def with_damaged_scan() -> bytes:
+    """Sound headers, and a picture that ends early: with an end marker, so that it is not taken for a cut."""
+    jpeg = saved(PIXELS, "JPEG", quality=95)
+    return jpeg[: len(jpeg) // 2] + b"\xff\xd9"
+
+
+def test_verify():
+    """ "header" looks no further than the header; "full" finds the damage, which Pillow then finds too."""
+    damaged = with_damaged_scan()
+    assert encode(damaged, Encoding(verify="header")).kept
+    stored = encode(damaged, Encoding(verify="full"))
+    assert not stored.kept
+    assert stored.note.startswith("strict decoding refuses it: ")
+
+
+def test_a_jpeg_larger_than_a_page_is_encoded():
+    """Its picture is small, its comments are not; the page of the format is 8 MiB."""
+    jpeg = saved(PIXELS, "JPEG")
+    comments = (b"\xff\xfe\xff\xff" + bytes(0xFFFD)) * 130
+    stored = encode(jpeg[:2] + comments + jpeg[2:], KEEP)
+    assert (stored.kept, stored.note) == (False, "file larger than a page")
+    assert len(stored.image) < 10_000
+
+
+FLOAT = Image.fromarray(np.zeros((4, 4), np.float32))
+INT32 = Image.fromarray(np.zeros((4, 4), np.int32))
+DAMAGED = {
+    "empty": b"",
+    "no image of a known format": b"<html>404 not found</html>",
+    "truncated": saved(PIXELS, "JPEG")[:1200],
+    "Truncated|truncated|broken|CRC|not enough|unrecognized": saved(PIXELS, "PNG")[:1500],
+    "floating-point": saved(FLOAT, "TIFF"),
+    "32-bit integer": saved(INT32, "TIFF"),
+    "known format|SOI|subsampling|truncated|read": b"\xff\xd8" + bytes(300),
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGED)
+@pytest.mark.parametrize("encoding", [KEEP, RECOMPRESS, Encoding(mode="raw")])
+def test_what_is_no_image_says_so(reason, encoding):
+    with pytest.raises((ValueError, OSError, SyntaxError), match=reason):
+        encode(DAMAGED[reason], encoding)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded():
+    """A PNG of 20,000² one-bit pixels takes 50 KB, and 1.2 GB in memory."""
+    huge = saved(Image.new("1", (20000, 20000)), "PNG")
+    with pytest.raises((ValueError, Image.DecompressionBombError), match="pixels"):
+        encode(huge, KEEP)
+
+
+def test_values_out_of_range():
+    for values in ({"max_side": 0}, {"max_side": 70000}, {"quality": 0}, {"quality": 101}):
+        with pytest.raises(ValueError, match="must be 1 to"):
+            Encoding(**values)

@@ -1,0 +1,113 @@
+import io
+import tarfile
+
+import pytest
+
+from pipelines.convert import open_source
+
+
+def make_tar(path, *members: str | tuple[str, bytes], mode: str = "w"):
+    """Each member's content is its name, or what is given."""
+    with tarfile.open(path, mode) as tar:
+        for member in members:
+            name, content = member if isinstance(member, tuple) else (member, member.encode())
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return str(path)
+
+
+def content(source) -> list[tuple[str, int]]:
+    """Names and labels; read backwards, since access is to be random."""
+    count = len(source.labels)
+    for index in reversed(range(count)):
+        assert source.item(index).endswith(source.read(index).decode())
+    return [(source.item(index), int(source.labels[index])) for index in range(count)]
+
+
+def test_class_folders(tmp_path):
+    """The folders that all images share are no classes, whatever stands before them."""
+    for prefix in ("", "./", "set/", "a/b/"):
+        members = [f"{prefix}owl/1.jpg", f"{prefix}README", f"{prefix}auk/deep/2.png", f"{prefix}.x/3.jpg"]
+        source = open_source([make_tar(tmp_path / "birds.tar", *members)])
+        assert (source.kind, source.name, source.class_names) == ("tar", "birds.tar", ["auk", "owl"])
+        assert content(source) == [(members[0], 1), (members[2], 0)]
+
+
+def test_a_name_may_be_long(tmp_path):
+    """Over 100 characters a tar needs a further header before the member."""
+    name = "x" * 90 + "/" + "y" * 90 + ".jpg"
+    source = open_source([make_tar(tmp_path / "a.tar", name, "z/2.jpg")])
+    assert content(source) == [(name, 0), ("z/2.jpg", 1)]
+
+
+def test_flat(tmp_path):
+    source = open_source([make_tar(tmp_path / "a.tar", "all/1.jpg", "all/2.jpg")])
+    assert source.class_names is None
+    assert content(source) == [("all/1.jpg", -1), ("all/2.jpg", -1)]
+
+
+def test_webdataset_pairs(tmp_path):
+    """A key ends at the first dot; pairs need not stand side by side; keys may repeat from tar to tar."""
+    first = make_tar(
+        tmp_path / "0.tar", ("a/k.1.cls", b"3"), "a/k.jpg", "a/l.jpg", ("a/l.cls", b"12\n"), "a/k.json"
+    )
+    second = make_tar(tmp_path / "1.tar", ("a/k.cls", b"0"), "a/k.jpg")
+    source = open_source([first, second])
+    assert (source.name, source.class_names) == ("0.tar and 1 more", None)
+    assert content(source) == [("0.tar/a/k.jpg", 3), ("0.tar/a/l.jpg", 12), ("1.tar/a/k.jpg", 0)]
+
+
+def test_several_tars_of_one_set(tmp_path):
+    paths = [make_tar(tmp_path / f"{k}.tar", f"set/c{k}/1.jpg", f"set/c{1 - k}/2.jpg") for k in (0, 1)]
+    assert content(open_source(paths)) == [
+        ("0.tar/set/c0/1.jpg", 0),
+        ("0.tar/set/c1/2.jpg", 1),
+        ("1.tar/set/c1/1.jpg", 1),
+        ("1.tar/set/c0/2.jpg", 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (("notes.txt",), "no image in it"),
+        (("1.jpg", ("1.cls", b"owl")), "1.cls holds b'owl', no class number"),
+        (("1.jpg", ("1.cls", b"9" * 30)), "1.cls holds b'9+', no class number"),
+        (("1.jpg", "2.jpg", ("1.cls", b"1")), "2.jpg has no .cls file"),
+        (("a/1.jpg", "b/1.jpg", "2.jpg"), "images lie beside folders"),
+        (("x/train/a/1.jpg", "x/val/a/1.jpg"), "train and val look like parts"),
+    ],
+)
+def test_a_tar_that_says_nothing_clear(tmp_path, members, message):
+    with pytest.raises(ValueError, match=message):
+        open_source([make_tar(tmp_path / "a.tar", *members)])
+
+
+@pytest.mark.parametrize(("mode", "remedy"), [("w:gz", "gunzip"), ("w:bz2", "bunzip2"), ("w:xz", "unxz")])
+def test_a_compressed_tar_names_the_remedy(tmp_path, mode, remedy):
+    with pytest.raises(ValueError, match=f"is compressed.*{remedy}"):
+        open_source([make_tar(tmp_path / "a.tar", "1.jpg", mode=mode)])
+
+
+def test_what_is_no_whole_tar(tmp_path):
+    (tmp_path / "text.tar").write_bytes(b"this is no tar" * 100)
+    (tmp_path / "empty.tar").write_bytes(b"")
+    whole = make_tar(tmp_path / "whole.tar", ("1.jpg", bytes(5000)), ("2.jpg", bytes(5000)))
+    data = (tmp_path / "whole.tar").read_bytes()
+    for length in (3000, 512 + 5120 + 100, 512 + 5120 + 512 + 100):
+        (tmp_path / "cut.tar").write_bytes(data[:length])
+        with pytest.raises(ValueError, match=r"cut\.tar: no tar file, or a damaged one"):
+            open_source([str(tmp_path / "cut.tar")])
+    broken = bytearray(data)
+    broken[512 + 5120 + 5] = 255  # in the second header, so that its checksum is wrong
+    (tmp_path / "cut.tar").write_bytes(broken)
+    with pytest.raises(ValueError, match=r"cut\.tar: .*at byte 5632 there is no header"):
+        open_source([str(tmp_path / "cut.tar")])
+    for name in ("text.tar", "empty.tar"):
+        with pytest.raises(ValueError, match=f"{name}: no tar file"):
+            open_source([str(tmp_path / name)])
+    source = open_source([whole])
+    (tmp_path / "whole.tar").write_bytes(data[:6000])
+    with pytest.raises(OSError, match="cut short"):
+        source.read(1)
