@@ -1,16 +1,39 @@
-"""The data plane: from bytes on disk to augmented views.  Knows nothing of training."""
+"""The data plane: from bytes on disk to augmented views.  Knows nothing of training.
 
-from pipelines.batch import Batch, EngineUnavailable
-from pipelines.beton import BetonReader
-from pipelines.loader import TwoViewLoader
-from pipelines.views import ViewParams, ViewSpec, draw_views
+Names are imported when they are first used: reading and converting files needs no torch, whose import takes
+seconds.
+"""
 
-__all__ = [
-    "Batch",
-    "BetonReader",
-    "EngineUnavailable",
-    "TwoViewLoader",
-    "ViewParams",
-    "ViewSpec",
-    "draw_views",
-]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.batch import Batch as Batch
+    from pipelines.beton import BetonReader as BetonReader
+    from pipelines.beton import BetonWriter as BetonWriter
+    from pipelines.errors import EngineUnavailable as EngineUnavailable
+    from pipelines.loader import TwoViewLoader as TwoViewLoader
+    from pipelines.views import ViewParams as ViewParams
+    from pipelines.views import ViewSpec as ViewSpec
+    from pipelines.views import draw_views as draw_views
+
+_HOMES = {
+    "Batch": "pipelines.batch",
+    "BetonReader": "pipelines.beton",
+    "BetonWriter": "pipelines.beton",
+    "EngineUnavailable": "pipelines.errors",
+    "TwoViewLoader": "pipelines.loader",
+    "ViewParams": "pipelines.views",
+    "ViewSpec": "pipelines.views",
+    "draw_views": "pipelines.views",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

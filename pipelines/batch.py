@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from pipelines.errors import EngineUnavailable as EngineUnavailable
 from pipelines.views import ViewParams
 
 if TYPE_CHECKING:
@@ -63,10 +64,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release what the engine holds between runs."""
         ...
-
-
-class EngineUnavailable(RuntimeError):
-    """The engine's library or hardware is missing here; the message says what installs it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from pipelines.augment import cpu, reference
-from pipelines.batch import Batch, Crops, EngineUnavailable
+from pipelines.batch import Batch, Crops
+from pipelines.errors import EngineUnavailable
 from pipelines.views import ViewSpec
 
 
@@ -63,10 +64,10 @@ class DeviceStage:
             nonlocal one
             if one is not None:
                 copied.synchronize()  # queued a whole step ago; now its host memory may be used again
-            one = next(crops, None)
-            if one is None:
-                return None
             with torch.cuda.stream(stream):
+                one = next(crops, None)  # an engine on the GPU queues its work here too
+                if one is None:
+                    return None
                 batch = self._batch(one, spec, labels)
                 copied.record(stream)
             return batch
@@ -87,8 +88,11 @@ def _augmentation(device: torch.device) -> Callable[..., torch.Tensor]:
     if device.type == "cpu":
         return cpu.augment
 
-    def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype) -> torch.Tensor:
-        pixels = torch.as_tensor(crops.pixels).to(device, non_blocking=True)
-        return reference.augment(Crops(crops.plan, pixels), spec, dtype)
+    def on_device(crops: Crops) -> torch.Tensor:
+        return torch.as_tensor(crops.pixels).to(device, non_blocking=True)
 
-    return augment
+    try:
+        from pipelines.augment import gpu
+    except EngineUnavailable:  # no Triton: the plain form runs on any GPU, slower
+        return lambda crops, spec, dtype: reference.augment(Crops(crops.plan, on_device(crops)), spec, dtype)
+    return lambda crops, spec, dtype: gpu.augment(on_device(crops), crops.plan.params, spec, dtype)

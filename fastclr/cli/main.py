@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        from pipelines.batch import EngineUnavailable
+        from pipelines.errors import EngineUnavailable
 
         if debug:
             traceback.print_exc()

@@ -6,12 +6,16 @@ Each is made as `ENGINES[name](reader, sampler, num_threads=…, device=…)` an
 from collections.abc import Callable
 
 from pipelines.batch import Engine
+from pipelines.engines.dali import DaliEngine
+from pipelines.engines.ffcv import FfcvEngine
 from pipelines.engines.native import NativeEngine
-from pipelines.engines.resident import ResidentEngine
+from pipelines.engines.resident import resident
 from pipelines.engines.torchvision import TorchvisionEngine
 
 ENGINES: dict[str, Callable[..., Engine]] = {
     "native": NativeEngine,
-    "resident": ResidentEngine,
+    "resident": resident,
+    "ffcv": FfcvEngine,
+    "dali": DaliEngine,
     "torchvision": TorchvisionEngine,
 }

@@ -76,10 +76,11 @@ class NativeEngine:
             for row in range(low, high):
                 image = self._decode(pool, job, row, scratch)
                 params = job.plan.params
-                crop_views(image, params.box[:, row], params.flip[:, row], scratch.crops, scratch.crop)
+                crops = scratch.crops if self.augment else job.pixels[:, row]
+                crop_views(image, params.box[:, row], params.flip[:, row], crops, scratch.crop)
                 if self.augment:
                     cpu.augment_sample(
-                        scratch.crops,
+                        crops,
                         params.jitter,
                         params.order,
                         params.factors,
@@ -90,8 +91,6 @@ class NativeEngine:
                         job.pixels,
                         scratch.augment,
                     )
-                else:
-                    job.pixels[:, row] = scratch.crops
 
         def make_scratch() -> Scratch:
             heights, widths, size = self.reader.heights, self.reader.widths, spec.size
@@ -110,11 +109,11 @@ class NativeEngine:
 
     def _allocate(self, plan: BatchPlan) -> np.ndarray:
         spec = self.sampler.spec
-        return torch.empty(
-            (spec.views, len(plan.indices), spec.size, spec.size, 3),
-            dtype=torch.float32 if self.augment else torch.uint8,
-            pin_memory=self.device.type == "cuda",
-        ).numpy()
+        shape = (spec.views, len(plan.indices), spec.size, spec.size, 3)
+        if self.device.type == "cuda":
+            dtype = torch.float32 if self.augment else torch.uint8
+            return torch.empty(shape, dtype=dtype, pin_memory=True).numpy()
+        return cpu.new_views(shape) if self.augment else np.empty(shape, np.uint8)
 
     def _pixels(self, index: int, buffer: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 3]: the sample's pixels, in `buffer` or elsewhere.  ValueError: it is corrupt."""

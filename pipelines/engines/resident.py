@@ -1,11 +1,13 @@
 """The resident engine: the whole set decoded once, into memory; an epoch then only crops and augments."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 
+from pipelines.batch import Engine
 from pipelines.beton import BetonReader
 from pipelines.engines.native import NativeEngine
 from pipelines.order import Sampler
@@ -40,9 +42,13 @@ class ResidentEngine(NativeEngine):
                 f"{reader.path}: decoded it takes {ends[-1] / 2**30:.1f} GiB, more than half of the "
                 f"{available / 2**30:.1f} GiB of memory available; use engine native"
             )
+        self.starts = ends - np.diff(ends, prepend=0)
+        """int64 [N]: first byte of each image in `pixels`."""
+        self.pixels = np.empty(ends[-1], np.uint8)
+        """uint8: all images, one after the other."""
+        self.broken: dict[int, ValueError] = {}
+        """Samples that could not be decoded."""
         self._ends = ends
-        self._set = np.empty(ends[-1], np.uint8)
-        self._broken: dict[int, ValueError] = {}
         chosen = np.arange(len(reader)) if sampler.subset is None else sampler.subset
 
         def decode(samples: np.ndarray) -> None:
@@ -50,20 +56,34 @@ class ResidentEngine(NativeEngine):
                 try:
                     reader.decode(index, self._slot(index))
                 except ValueError as error:
-                    self._broken[index] = error
+                    self.broken[index] = error
 
         with ThreadPoolExecutor(num_threads) as threads:
             list(threads.map(decode, np.array_split(chosen, num_threads)))
 
     def close(self) -> None:
         """Free the decoded set."""
-        self._set = np.empty(0, np.uint8)
+        self.pixels = np.empty(0, np.uint8)
 
     def _slot(self, index: int) -> np.ndarray:
-        start = self._ends[index - 1] if index else 0
-        return self._set[start : self._ends[index]]
+        return self.pixels[self.starts[index] : self._ends[index]]
 
     def _pixels(self, index: int, buffer: np.ndarray) -> np.ndarray:
-        if index in self._broken:
-            raise self._broken[index]
+        if index in self.broken:
+            raise self.broken[index]
         return self._slot(index).reshape(self.reader.heights[index], self.reader.widths[index], 3)
+
+
+def resident(
+    reader: BetonReader,
+    sampler: Sampler,
+    num_threads: int,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> Engine:
+    """The set in the memory of the device that the views are wanted on."""
+    if torch.device(device).type == "cpu":
+        return ResidentEngine(reader, sampler, num_threads, device, **options)
+    from pipelines.engines.resident_gpu import ResidentGpuEngine  # needs Triton
+
+    return ResidentGpuEngine(reader, sampler, num_threads, device, **options)

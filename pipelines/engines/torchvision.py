@@ -124,7 +124,7 @@ class TwoViewDataset(Dataset):
     def _decode(self, index: int) -> torch.Tensor:
         """uint8 [3, h, w]."""
         if self.reader.is_jpeg(index):
-            with Image.open(io.BytesIO(self.reader.image_bytes(index))) as image:
+            with Image.open(io.BytesIO(self.reader.image_bytes(index).tobytes())) as image:
                 pixels = np.array(image.convert("RGB"))
         else:
             pixels = self.reader[index][0]
