@@ -1,0 +1,69 @@
+"""`fastclr train RECIPE --train FILE`: pre-train an encoder by a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fastclr.config import Config
+from fastclr.recipes import FOLDER, load_recipe, recipe_names
+
+
+def main(argv: list[str]) -> int:
+    """Exit codes: 0 the run is complete; 130 (Ctrl-C) or 143 (SIGTERM) it was stopped and can be resumed."""
+    asks_help = bool({"-h", "--help"} & set(argv))
+    named = bool(argv) and not argv[0].startswith("-")
+    if not named and not asks_help:
+        raise ValueError(
+            f"the recipe comes first: fastclr train RECIPE --train FILE.beton; recipes are "
+            f"{', '.join(recipe_names())}, or the path of a TOML file"
+        )
+    recipe = load_recipe(argv[0]) if named else Config()
+
+    def train(
+        name: Annotated[
+            tyro.conf.Positional[str],
+            tyro.conf.arg(metavar="RECIPE", help="Name of a recipe, or path of a TOML file."),
+        ],
+        train: Annotated[
+            Path, tyro.conf.arg(metavar="FILE.beton", help="Images; `fastclr convert` makes the file.")
+        ],
+        out: Annotated[
+            Path | None, tyro.conf.arg(metavar="RUN_DIR", help="The run folder; None: runs/RECIPE.")
+        ] = None,
+        resume: Annotated[
+            tyro.conf.FlagCreatePairsOff[bool],
+            tyro.conf.arg(help="Continue the run in the run folder, exactly where it was stopped."),
+        ] = False,
+        config: Annotated[Config, tyro.conf.arg(name="")] = recipe,
+    ) -> int:
+        return _train(config, train, out or Path("runs") / Path(name).stem, resume)
+
+    return tyro.cli(train, args=argv, prog="fastclr train", description=_description())
+
+
+def _train(config: Config, file: Path, folder: Path, resume: bool) -> int:
+    from fastclr.train.loop import train
+
+    outcome = train(config, file, folder, resume=resume)
+    where = f"step {outcome.step} of {outcome.total_steps}"
+    if outcome.stopped_by is not None:
+        print(f"stopped by {outcome.stopped_by.name} at {where}; continue with --resume --out {folder}")
+        return 128 + outcome.stopped_by
+    print(
+        f"done: {where}, {outcome.images_per_s:,.0f} images/s, {outcome.data_wait:.1%} waiting for data; "
+        f"next: fastclr evaluate {folder} --train {file} --test FILE.beton"
+    )
+    return 0
+
+
+def _description() -> str:
+    lines = [
+        "SimCLR pre-training by a recipe; `--section.key value` overrides one of its settings.",
+        "",
+        "Recipes:",
+    ]
+    for name in recipe_names():
+        first = (FOLDER / f"{name}.toml").read_text("utf-8").splitlines()[0]
+        lines.append(f"  {name:<26} {first.removeprefix('# ')}")
+    return "\n".join(lines)

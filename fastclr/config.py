@@ -1,0 +1,187 @@
+"""Config: everything that decides what a training run computes, as dataclasses that a TOML recipe fills.
+
+Only `fastclr.cli` and `fastclr.train.loop` read it; library functions take plain keyword values.  The section
+`views` is `pipelines.ViewSpec` itself.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipelines.views import ViewSpec
+
+
+def _need(condition: bool, name: str, value: object, what: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}; it must be {what}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How the file is read."""
+
+    engine: str = "auto"
+    """Engine that decodes and crops; auto: resident where the decoded images take at most 1 GiB, else native."""
+    order: Literal["random", "sequential", "blocks"] = "random"
+    """Order of the samples in an epoch; blocks is for files larger than memory."""
+    threads: int | None = None
+    """Threads of the loader; None: one when training on the CPU, else one per core."""
+
+    def __post_init__(self) -> None:
+        _need(
+            self.threads is None or self.threads >= 1, "data.threads", self.threads, "at least 1, or left out"
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Encoder and projection head."""
+
+    depth: int = 50
+    """Layers of the ResNet: 18, 34, 50, 101 or 152; 10 is a small one for CPUs."""
+    width: float = 1.0
+    """Multiplier of the channels: 1, 2 or 4 in the paper, less for CPUs."""
+    stem: Literal["auto", "imagenet", "cifar"] = "auto"
+    """First layers; cifar (3×3, stride 1, no max-pool) is what auto takes for views of at most 32 px."""
+    sk_ratio: float = 0.0
+    """Ratio of SimCLR v2's selective kernels, 0.0625 there, for depth 50 and more; 0: none."""
+    head: Literal["none", "linear", "nonlinear"] = "nonlinear"
+    """Projection head."""
+    head_layers: int = 3
+    """Layers of a nonlinear head: 2 in SimCLR, 3 in SimCLR v2 and the released code."""
+    head_hidden: int | None = None
+    """Width of its hidden layers; None: that of the encoder's features."""
+    head_out: int = 128
+    """Width of the projection z."""
+
+    def __post_init__(self) -> None:
+        _need(self.width > 0, "model.width", self.width, "positive")
+        _need(self.head_layers >= 1, "model.head_layers", self.head_layers, "at least 1")
+        _need(self.head_out >= 1, "model.head_out", self.head_out, "at least 1")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The contrastive loss."""
+
+    name: Literal["nt_xent", "nt_logistic", "margin"] = "nt_xent"
+    """NT-Xent, or one of the alternatives of the paper's Table 4."""
+    temperature: float = 0.1
+    """Divides the similarities; 0.1 for ImageNet, 0.5 for CIFAR-10."""
+    margin: float = 0.8
+    """Margin of the triplet loss; the others ignore it."""
+    semi_hard: bool = False
+    """Semi-hard negatives for nt_logistic and margin."""
+    scale: float = 1.0
+    """Factor on the loss; 2 reproduces the authors' code, which adds the two views' means."""
+
+    def __post_init__(self) -> None:
+        _need(self.temperature > 0, "loss.temperature", self.temperature, "positive")
+        _need(self.scale > 0, "loss.scale", self.scale, "positive")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and learning rate."""
+
+    name: Literal["lars", "sgd", "adamw"] = "lars"
+    """LARS; or SGD with Nesterov momentum or AdamW for small batches."""
+    impl: str = "auto"
+    """Implementation of LARS."""
+    form: Literal["authors", "popular", "port"] = "authors"
+    """LARS as in the authors' code, or as the common PyTorch ports have it."""
+    base_lr: float = 0.3
+    """Learning rate before scaling; with linear scaling at a batch of 256."""
+    scaling: Literal["linear", "sqrt"] = "linear"
+    """lr = base_lr·B/256 (linear) or base_lr·√B (sqrt, better for small batches), B being the global batch."""
+    warmup_epochs: float = 10.0
+    """Epochs over which the learning rate rises from 0, in every step; a cosine to 0 follows."""
+    momentum: float = 0.9
+    """Momentum of LARS and SGD; AdamW has β₁ = 0.9, β₂ = 0.95."""
+    weight_decay: float = 1e-6
+    """Decay of the weights; biases and batch norm have none."""
+    trust_coefficient: float = 1e-3
+    """η of LARS."""
+
+    def __post_init__(self) -> None:
+        _need(self.base_lr >= 0, "optim.base_lr", self.base_lr, "0 or more")
+        _need(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
+        _need(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to 1, less than 1")
+        _need(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and machine."""
+
+    epochs: int = 100
+    """Passes over the data."""
+    batch_size: int = 4096
+    """Images of a step, over all ranks; twice as many views."""
+    seed: int = 0
+    """Of the initial weights, the order and the views."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of convolutions and matrix products; auto: bfloat16 where the hardware has it."""
+    compile: bool = False
+    """Compile the model with torch.compile: slower to start, faster to run."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
+    threads: int | None = None
+    """Threads that compute on a CPU; None: one per core."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl; the loss is checked for NaN as often."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints; there is always one at the end."""
+
+    def __post_init__(self) -> None:
+        _need(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+        _need(
+            self.batch_size >= 2,
+            "train.batch_size",
+            self.batch_size,
+            "at least 2: negatives come from the batch",
+        )
+        _need(
+            self.threads is None or self.threads >= 1,
+            "train.threads",
+            self.threads,
+            "at least 1, or left out",
+        )
+        _need(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")
+        _need(self.checkpoint_minutes > 0, "train.checkpoint_minutes", self.checkpoint_minutes, "positive")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run, but for the file and the run folder."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    views: ViewSpec = field(default_factory=ViewSpec.simclr)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _need(
+            self.views.views == 2, "views.views", self.views.views, "2: SimCLR contrasts two views per image"
+        )
+        _need(
+            self.optim.warmup_epochs <= self.train.epochs,
+            "optim.warmup_epochs",
+            self.optim.warmup_epochs,
+            f"at most train.epochs, {self.train.epochs}",
+        )
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """All settings by their dotted names, in the order of the dataclasses.
+
+    >>> flatten(Config())["optim.momentum"]
+    0.9
+    """
+    return {
+        f"{section.name}.{key.name}": getattr(getattr(config, section.name), key.name)
+        for section in dataclasses.fields(config)
+        for key in dataclasses.fields(getattr(config, section.name))
+    }

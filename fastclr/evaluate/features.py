@@ -1,0 +1,110 @@
+"""Features of a frozen encoder, and the proof that it stayed frozen.
+
+Shape letters: N images, B images of a batch, D width of a feature.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.batch import Batch
+
+
+def extract_features(
+    encoder: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Features h of every image that the loader yields, in its order.
+
+    The encoder runs in eval mode and is handed back in the mode it came in.
+
+    Args:
+        encoder: maps [B, 3, H, W] to [B, D].
+        loader: yields batches of one view (`ViewSpec.center`, `ViewSpec.crop_flip`).
+        device: where the encoder lives.
+        autocast: dtype of the matrix products and convolutions, e.g. torch.bfloat16; None is float32.
+
+    Returns:
+        Features, float32 [N, D], and labels, int64 [N], both on the CPU.
+
+    Raises:
+        ValueError: batches of more than one view, or no batch at all.
+
+    >>> from pipelines.batch import Batch
+    >>> batch = Batch(torch.ones(1, 2, 3, 4, 4), torch.tensor([0, 1]), torch.tensor([0, 1]), epoch=0, step=0)
+    >>> features, labels = extract_features(nn.Flatten(), [batch])
+    >>> features.shape, labels.tolist()
+    (torch.Size([2, 48]), [0, 1])
+    """
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    for h, label in feature_batches(encoder, loader, device=device, autocast=autocast):
+        features.append(h.float().cpu())
+        labels.append(label)
+    if not features:
+        raise ValueError("no features: the loader gave no batch (drop_last=True with a batch > data set?)")
+    return torch.cat(features), torch.cat(labels)
+
+
+def feature_batches(
+    encoder: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As `extract_features`, batch by batch: features [B, D] on the device, labels [B] on the CPU."""
+    with evaluating(encoder):
+        for batch in loader:
+            if len(batch.views) != 1:
+                raise ValueError(
+                    f"features need one view per image, the loader gives {len(batch.views)}: "
+                    "make it with ViewSpec.center(size) or ViewSpec.crop_flip(size)"
+                )
+            view = batch.views[0].to(device, non_blocking=True)
+            # no_grad inside the loop: a generator that is suspended must not change its caller's grad mode
+            with torch.no_grad(), torch.autocast(view.device.type, autocast, enabled=autocast is not None):
+                h = encoder(view)
+            yield h.float(), batch.labels.cpu()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every submodule is back in the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 over the names and the bytes of every weight and buffer: equal iff nothing changed.
+
+    >>> layer = nn.BatchNorm1d(2)
+    >>> before = state_digest(layer)
+    >>> _ = layer(torch.randn(4, 2))  # in training mode the running statistics move
+    >>> state_digest(layer) == before
+    False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Asserts that no weight and no buffer of the module changed inside the block."""
+    before = state_digest(module)
+    yield
+    assert state_digest(module) == before, "the encoder's weights or buffers changed while it was evaluated"

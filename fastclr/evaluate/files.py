@@ -1,0 +1,128 @@
+"""Labelled `.beton` files as features: which samples count, and a frozen encoder's view of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from fastclr.evaluate.features import extract_features
+from pipelines import BetonReader, TwoViewLoader, ViewSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    """An encoder to evaluate, and how its images are made."""
+
+    encoder: nn.Module
+    """Maps [B, 3, H, W] to [B, D]; on `device`."""
+    size: int
+    """Pixels of a view, as in training."""
+    mean: tuple[float, float, float]
+    """Normalisation, as in training."""
+    std: tuple[float, float, float]
+    device: torch.device
+    autocast: torch.dtype | None = None
+    """Type of convolutions and matrix products; None is float32."""
+    num_threads: int | None = None
+    """Loader threads; None: one on a CPU, which the encoder keeps busy, and one per core beside a GPU."""
+    batch_size: int = 256
+    """Images per step of the encoder; the features do not depend on it."""
+
+    @classmethod
+    def from_meta(
+        cls, encoder: nn.Module, meta: dict[str, Any], device: torch.device, **changes: Any
+    ) -> "Frozen":
+        """From what `load_encoder` returns; the encoder moves to the device."""
+        encoder = encoder.to(device).to(memory_format=torch.channels_last)
+        return cls(encoder, meta["size"], tuple(meta["mean"]), tuple(meta["std"]), device, **changes)
+
+    def center(self) -> ViewSpec:
+        """The view that is tested: the centre of the image."""
+        return ViewSpec.center(self.size, mean=self.mean, std=self.std)
+
+    def crop_flip(self) -> ViewSpec:
+        """The views that a linear probe trains on."""
+        return ViewSpec.crop_flip(self.size, mean=self.mean, std=self.std)
+
+    def loader(self, reader: BetonReader, spec: ViewSpec, **changes: Any) -> TwoViewLoader:
+        """A loader over the file's labelled samples, none left out; in the order of the file, unless changed."""
+        settings = {
+            "spec": spec,
+            "order": "sequential",
+            "drop_last": False,
+            "indices": labelled_samples(reader),
+            "num_threads": self.num_threads or (1 if self.device.type == "cpu" else None),
+            "device": self.device,
+            "dtype": torch.float32 if self.autocast is None else None,
+            **changes,
+        }
+        return TwoViewLoader(reader, settings.pop("batch_size", self.batch_size), **settings)
+
+    def features(
+        self, reader: BetonReader, spec: ViewSpec, epoch: int = 0, title: str = ""
+    ) -> tuple[Tensor, Tensor]:
+        """Features [N, D] and labels [N] of the file's labelled samples, in the order of the file.
+
+        Args:
+            epoch: of the drawn numbers; another epoch gives other random crops.
+            title: of the progress bar.
+        """
+        with self.loader(reader, spec) as loader, progress_bar() as bar:
+            loader.set_epoch(epoch)
+            batches = bar.track(loader, len(loader), description=title)
+            return extract_features(self.encoder, batches, device=self.device, autocast=self.autocast)
+
+
+def progress_bar() -> Progress:
+    """A bar that disappears when it is done, and that shows on a terminal only."""
+    console = Console(stderr=True)
+    return Progress(
+        *Progress.get_default_columns(), transient=True, console=console, disable=not console.is_terminal
+    )
+
+
+def labelled_samples(reader: BetonReader) -> np.ndarray | None:
+    """Numbers of the samples that have a label; None if all have one.
+
+    Raises:
+        ValueError: none has.
+    """
+    labelled = np.flatnonzero(reader.labels >= 0)
+    if not len(labelled):
+        raise ValueError(
+            f"{reader.path} has no labels, which an evaluation needs; convert it from a folder with one "
+            "sub-folder per class"
+        )
+    return None if len(labelled) == len(reader) else labelled
+
+
+def need_same_classes(train: BetonReader, test: BetonReader) -> int:
+    """The number of classes of two files that belong together.
+
+    Raises:
+        ValueError: a file without labels; class names that differ; a test class that the training file lacks.
+    """
+    for reader in (train, test):
+        labelled_samples(reader)
+    ours, theirs = train.class_names, test.class_names
+    if ours and theirs and ours != theirs:
+        k = next(
+            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+            min(len(ours), len(theirs)),
+        )
+        names = [repr(each[k]) if k < len(each) else "missing" for each in (ours, theirs)]
+        raise ValueError(
+            f"{test.path} and {train.path} have other classes: number {k} is {names[1]} and {names[0]}; "
+            "convert both from folders with the same class names"
+        )
+    num_classes = int(train.labels.max()) + 1
+    if int(test.labels.max()) >= num_classes:
+        raise ValueError(
+            f"{test.path} has class {int(test.labels.max())}, {train.path} only 0…{num_classes - 1}; "
+            "convert both from folders with the same class names"
+        )
+    return num_classes

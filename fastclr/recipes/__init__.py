@@ -1,0 +1,122 @@
+"""Recipes: a training run as a TOML file, one section per dataclass of `fastclr.config`.
+
+The header of a recipe gives its command, the hardware, the wall time and the accuracy to expect, and says
+whether that was measured or is cited.
+"""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from fastclr.config import Config, flatten
+from pipelines.views import ViewSpec
+
+FOLDER = Path(__file__).parent
+_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_recipe(name_or_path: str) -> Config:
+    """Read a recipe: one of the package's by its name, or any TOML file by its path.
+
+    What the file leaves out has the default of its dataclass; `[views]` starts from `ViewSpec.simclr(size)`.
+
+    Raises:
+        ValueError: no such recipe, no valid TOML, an unknown key (the message has the nearest valid one), or
+            a value of the wrong type or outside its range.
+        OSError: a file that can't be read.
+    """
+    path = FOLDER / f"{name_or_path}.toml"
+    if name_or_path not in recipe_names():
+        path = Path(name_or_path)
+        if not path.suffix and not path.exists():
+            raise ValueError(
+                f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or give the path of a TOML file"
+            )
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from None
+    try:
+        return from_table(table)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def from_table(table: dict[str, Any]) -> Config:
+    """Config from nested tables, as TOML gives them.
+
+    >>> from_table({"train": {"epochs": 5}}).train.epochs
+    5
+
+    Raises:
+        ValueError: an unknown section or key, a value of the wrong type or outside its range.
+    """
+    known = flatten(Config())
+    types = get_type_hints(Config)
+    sections: dict[str, Any] = {}
+    for name, given in table.items():
+        if name not in types:
+            raise ValueError(f"unknown section [{name}]{_nearest(name, [*types, *known])}")
+        if not isinstance(given, dict):
+            raise ValueError(f"{name} is {given!r}; it must be a section, [{name}]")
+        hints = get_type_hints(types[name])
+        values = {}
+        for key, value in given.items():
+            if key not in hints:
+                raise ValueError(f"unknown key {name}.{key}{_nearest(f'{name}.{key}', known)}")
+            values[key] = _checked(f"{name}.{key}", value, hints[key])
+        make = ViewSpec.simclr if types[name] is ViewSpec else types[name]
+        sections[name] = make(**values)
+    return Config(**sections)
+
+
+def to_toml(config: Config) -> str:
+    """The config as a TOML text that `load_recipe` reads back; settings that are None are left out."""
+    lines = []
+    for section in dataclasses.fields(config):
+        lines.append(f"[{section.name}]")
+        values = getattr(config, section.name)
+        for key in dataclasses.fields(values):
+            value = getattr(values, key.name)
+            if value is not None:
+                # JSON's strings, numbers, booleans and lists are valid TOML as they stand
+                lines.append(f"{key.name} = {json.dumps(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the key that was meant: the same one in another section, else one spelled alike."""
+    same = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
+    near = same or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else "; `fastclr train --help` lists the keys"
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """The value as the type of its field, or a ValueError that names the type."""
+    options = [option for option in get_args(hint) if option is not NoneType]
+    if get_origin(hint) is UnionType:  # of a type and None, which TOML can't say
+        return _checked(name, value, options[0])
+    if get_origin(hint) is Literal:
+        if value not in options:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(options)}")
+        return value
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or len(value) != len(options):
+            raise ValueError(f"{name} is {value!r}; it must be a list of {len(options)} numbers")
+        return tuple(_checked(name, item, option) for item, option in zip(value, options, strict=True))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:  # not isinstance: true is no number of epochs
+        raise ValueError(f"{name} is {value!r}; it must be {_NAMES[hint]}")
+    return value

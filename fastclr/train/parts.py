@@ -1,0 +1,95 @@
+"""From a config to the parts of a run: what `auto` means here, model, loss and optimizer."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fastclr.config import Config, LossConfig, ModelConfig, OptimConfig
+from fastclr.loss import margin_triplet, nt_logistic, nt_xent
+from fastclr.model import SimCLR, projector, resnet
+from fastclr.optim import LARS
+from pipelines import BetonReader
+
+RESIDENT_BYTES = 1 << 30
+"""Up to this size a decoded data set is held in memory."""
+CIFAR_SIZE = 32
+"""Views of at most this many pixels get the CIFAR stem."""
+
+
+def resolve(config: Config, reader: BetonReader, device: torch.device) -> Config:
+    """The same config with every `auto` and None of data, stem, precision and threads decided."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_cpu = device.type == "cpu"
+    engine, stem, precision = config.data.engine, config.model.stem, config.train.precision
+    if engine == "auto":
+        decoded_bytes = 3 * int((reader.heights.astype("int64") * reader.widths).sum())
+        engine = "resident" if decoded_bytes <= RESIDENT_BYTES else "native"
+    if stem == "auto":
+        stem = "cifar" if config.views.size <= CIFAR_SIZE else "imagenet"
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
+    return dataclasses.replace(
+        config,
+        # a CPU's training step takes far longer than its views: one thread keeps up, more would disturb it
+        data=dataclasses.replace(
+            config.data, engine=engine, threads=config.data.threads or (1 if on_cpu else cores)
+        ),
+        model=dataclasses.replace(config.model, stem=stem),
+        train=dataclasses.replace(
+            config.train, precision=precision, device=str(device), threads=config.train.threads or cores
+        ),
+    )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; without that it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if not hasattr(torch.cpu, "get_capabilities"):  # older torch
+        return torch.cpu._is_avx512_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def make_model(config: ModelConfig) -> SimCLR:
+    """Encoder and projection head with fresh weights from torch's generator; the stem must be resolved."""
+    encoder = resnet(config.depth, config.width, stem=config.stem, sk_ratio=config.sk_ratio)
+    head = projector(
+        encoder.feature_width, config.head, config.head_layers, config.head_hidden, config.head_out
+    )
+    return SimCLR(encoder, head)
+
+
+def loss_function(config: LossConfig, group: dist.ProcessGroup | None = None) -> Callable[[Tensor], Tensor]:
+    """The loss that the config names, of z [2n, D]; `group` are the ranks whose rows are negatives too."""
+    if config.name == "nt_xent":
+        return lambda z: config.scale * nt_xent(z, config.temperature, group)
+    if config.name == "nt_logistic":
+        return lambda z: config.scale * nt_logistic(z, config.temperature, config.semi_hard, group)
+    return lambda z: config.scale * margin_triplet(z, config.margin, config.semi_hard, group)
+
+
+def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The optimizer that the config names; biases and batch norm have no weight decay in any of them."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    if config.name == "lars":
+        return LARS(
+            params,
+            lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            trust_coefficient=config.trust_coefficient,
+            form=config.form,
+            impl=config.impl,
+        )
+    groups = [
+        {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95))

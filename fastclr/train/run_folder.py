@@ -1,0 +1,95 @@
+"""The run folder: what lies in it, whether a run may use it, and the note of what made the run.
+
+config.toml           the resolved config, a recipe of its own; command, versions and commit in its header
+metrics.jsonl         one record per log interval; TensorBoard's events beside it
+last.pt               the last checkpoint
+encoder.safetensors   the encoder of that checkpoint
+"""
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastclr import __version__
+from fastclr.config import Config
+from fastclr.recipes import to_toml
+from fastclr.train.checkpoint import atomic_write, load_checkpoint
+
+CHECKPOINT, ENCODER, CONFIG, METRICS = "last.pt", "encoder.safetensors", "config.toml", "metrics.jsonl"
+FILES = (CHECKPOINT, ENCODER, CONFIG, METRICS)
+PACKAGES = ("torch", "torchvision", "numpy", "numba", "simplejpeg", "safetensors")
+
+
+def saved_run(folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint that a run in this folder continues, or None for a run that starts anew.
+
+    Looks only; writes nothing.
+
+    Raises:
+        OSError: the folder holds a run and `resume` is not set; or it is, and there is none.
+        ValueError: the checkpoint is cut or damaged.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; --out needs a folder")
+    if resume:
+        if not (folder / CHECKPOINT).exists():
+            raise FileNotFoundError(
+                f"{folder} holds no {CHECKPOINT} to resume; leave out --resume to start a run"
+            )
+        return load_checkpoint(folder / CHECKPOINT)
+    if any((folder / name).exists() for name in FILES):
+        raise FileExistsError(f"{folder} holds a run; continue it with --resume, or choose another --out")
+    return None
+
+
+@contextmanager
+def new_run(folder: Path) -> Iterator[None]:
+    """Make the folder; if the `with` block that writes its first files fails, none of them stays."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        if made:
+            folder.rmdir()
+        raise
+
+
+def write_config(folder: Path, config: Config, file: Path) -> None:
+    """Write `config.toml`: settings that `fastclr train` takes as a recipe, and what made the run, as comments."""
+    made_by = {
+        "command": shlex.join(["fastclr", *sys.argv[1:]]),
+        "file": str(file),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "fastclr": " ".join([__version__, *source_commit()]),
+        **{name: version(name) for name in PACKAGES},
+    }
+    header = "".join(f"# {name}: {value}\n" for name, value in made_by.items())
+    with atomic_write(folder / CONFIG) as out:
+        out.write(f"{header}\n{to_toml(config)}".encode())
+
+
+def source_commit() -> list[str]:
+    """["commit …"] and perhaps ["with changes"], if the package runs from a git checkout; else nothing."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # a package installed below somebody else's checkout is not tracked by it
+        git("ls-files", "--error-unmatch", here.name)
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):  # no git, no checkout, no commit yet
+        return []
+    return [f"commit {commit}", *(["with changes"] if changed else [])]

@@ -1,0 +1,39 @@
+"""StopRequest: Ctrl-C and SIGTERM become a flag that the loop looks at between two steps."""
+
+import signal
+import threading
+from types import FrameType
+
+
+class StopRequest:
+    """While its `with` block runs, the first SIGINT or SIGTERM only sets `signal`.
+
+    The second one acts as it would without this class, for the user who does not want to wait.  Outside the
+    main thread, where Python allows no handlers, the flag is never set.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

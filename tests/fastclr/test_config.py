@@ -1,0 +1,108 @@
+"""Recipes and config: what a TOML says is what a run gets, and a slip of the pen is named."""
+
+import dataclasses
+import tomllib
+
+import pytest
+
+from fastclr.config import Config, flatten
+from fastclr.optim import scaled_lr
+from fastclr.recipes import FOLDER, from_table, load_recipe, recipe_names, to_toml
+from pipelines.views import ViewSpec
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_loads_and_survives_the_way_through_toml(name):
+    config = load_recipe(name)
+    assert from_table(tomllib.loads(to_toml(config))) == config
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_header_tells_what_a_user_asks(name):
+    header = (FOLDER / f"{name}.toml").read_text("utf-8").split("\n\n[")[0]
+    for word in (f"fastclr train {name} --train", "hardware", "wall time", "accuracy"):
+        assert word in header, f"{name}: the header says nothing of {word!r}"
+
+
+def test_cifar_recipe_has_the_authors_settings():
+    config = load_recipe("cifar10-rn18")
+    assert config.views == ViewSpec.simclr(32, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
+    assert (config.views.jitter_strength, config.views.blur_p) == (0.5, 0.0)
+    assert (config.model.depth, config.model.head_layers, config.loss.temperature) == (18, 3, 0.5)
+    assert (config.optim.name, config.optim.form, config.optim.weight_decay) == ("lars", "authors", 1e-4)
+    assert (config.train.epochs, config.optim.warmup_epochs) == (1000, 10)
+    assert scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling) == 2.0
+
+
+def test_both_imagenet_recipes_have_a_learning_rate_of_4_8_at_the_papers_batch():
+    for name in ("imagenet-rn50-100ep", "imagenet-rn50-100ep-sqrt"):
+        config = load_recipe(name)
+        assert scaled_lr(config.optim.base_lr, 4096, config.optim.scaling) == pytest.approx(4.8)
+        assert (config.views, config.loss.temperature) == (ViewSpec.simclr(224), 0.1)
+    assert load_recipe("imagenet-rn50-100ep").train.batch_size == 4096
+
+
+def test_a_recipe_file_overrides_only_what_it_names(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nepochs = 3\n[optim]\nwarmup_epochs = 1\nbase_lr = 1\n[views]\nsize = 32\n")
+    config = load_recipe(str(path))
+    changed = {name for name, value in flatten(config).items() if value != flatten(Config())[name]}
+    # at 32 pixels SimCLR has no blur and half the jitter
+    assert changed == {
+        *("train.epochs", "optim.warmup_epochs", "optim.base_lr"),
+        *("views.size", "views.jitter_strength", "views.blur_p"),
+    }
+    assert config.optim.base_lr == 1.0
+    assert isinstance(config.optim.base_lr, float)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"train": {"epoch": 5}}, "unknown key train.epoch; did you mean train.epochs?"),
+        ({"optim": {"batch_size": 5}}, "unknown key optim.batch_size; did you mean train.batch_size?"),
+        ({"trian": {}}, r"unknown section \[trian\]; did you mean train?"),
+        ({"epochs": 5}, r"unknown section \[epochs\]; did you mean train.epochs?"),
+        ({"train": 5}, r"train is 5; it must be a section, \[train\]"),
+        ({"train": {"epochs": "ten"}}, "train.epochs is 'ten'; it must be a whole number"),
+        ({"train": {"epochs": True}}, "train.epochs is True; it must be a whole number"),
+        ({"train": {"epochs": 0}}, "train.epochs is 0; it must be at least 1"),
+        ({"train": {"batch_size": 1}}, "train.batch_size is 1; .*negatives"),
+        ({"loss": {"temperature": float("nan")}}, "loss.temperature is nan; it must be positive"),
+        ({"optim": {"name": "lamb"}}, "optim.name is 'lamb'; it must be one of lars, sgd, adamw"),
+        ({"views": {"mean": [0.5, 0.5]}}, r"views.mean is \[0.5, 0.5\]; it must be a list of 3 numbers"),
+        ({"views": {"views": 3}}, "views.views is 3; it must be 2"),
+        ({"train": {"epochs": 5}}, "optim.warmup_epochs is 10.0; it must be at most train.epochs, 5"),
+    ],
+)
+def test_bad_recipe_is_named(table, message):
+    with pytest.raises(ValueError, match=message):
+        from_table(table)
+
+
+def test_recipe_errors_name_the_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nepoch = 3\n")
+    with pytest.raises(ValueError, match=r"mine.toml: unknown key train.epoch; did you mean train.epochs\?"):
+        load_recipe(str(path))
+    path.write_text("[train\n")
+    with pytest.raises(ValueError, match=r"mine.toml is not valid TOML"):
+        load_recipe(str(path))
+    with pytest.raises(ValueError, match=r"no recipe 'cifar11'; there are .*cifar10-rn18"):
+        load_recipe("cifar11")
+    with pytest.raises(FileNotFoundError):
+        load_recipe(str(tmp_path / "other.toml"))
+
+
+def test_every_setting_says_what_it_means():
+    """A string under each field: `fastclr train --help` shows it."""
+    import inspect
+
+    for section in dataclasses.fields(Config):
+        cls = type(getattr(Config(), section.name))
+        source = inspect.getsource(cls)
+        for key in dataclasses.fields(cls):
+            line = next(
+                n for n, text in enumerate(source.splitlines()) if text.startswith(f"    {key.name}:")
+            )
+            assert '"""' in source.splitlines()[line + 1], f"{section.name}.{key.name} has no explanation"

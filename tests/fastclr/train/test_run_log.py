@@ -1,0 +1,55 @@
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastclr.train.run_log import RunLog, read_metrics
+
+
+def record(step: int) -> dict:
+    return {
+        "step": step,
+        "epoch": 0,
+        "lr": 0.5,
+        "accuracy": 0.25,
+        "entropy": 1.5,
+        "loss": 4.0 / step,
+        "images_per_s": 1234.5,
+        "data_wait": 0.0125,
+    }
+
+
+def test_records_arrive_in_all_three_places(tmp_path, capsys):
+    with RunLog(tmp_path, step=0, total_steps=100) as log:
+        log.write(record(50))
+        log.write(record(60))  # too soon after the line before to be printed
+        log.write(record(100))  # the last one is
+    assert read_metrics(tmp_path) == [record(50), record(60), record(100)]
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (step, pytest.approx(4 / step)) for step in (50, 60, 100)
+    ]
+    assert set(events.Tags()["scalars"]) == set(record(1)) - {"step", "epoch"}
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "step 50/100  loss 0.080  accuracy 25.0%  lr 0.5  1,234 images/s  data wait 1.2%  0:00:0"
+    )
+    assert lines[1].endswith("0:00:00 left")
+    assert "\x1b" not in "".join(lines), "no terminal, no escape codes"
+
+
+def test_a_resumed_run_writes_no_record_twice(tmp_path):
+    """The checkpoint may be older than the last record: what came after it is done again."""
+    with RunLog(tmp_path, 0, 10) as log:
+        for step in (2, 4, 6):
+            log.write(record(step))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "lo')  # the power went
+    with RunLog(tmp_path, step=4, total_steps=10) as log:
+        log.write(record(6) | {"loss": 1.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(2, 2.0), (4, 1.0), (6, 1.0)]
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)

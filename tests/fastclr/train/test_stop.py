@@ -1,0 +1,40 @@
+import os
+import signal
+import threading
+
+import pytest
+
+from fastclr.train.stop import StopRequest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_request(number):
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop
+        os.kill(os.getpid(), number)
+        assert stop
+        assert stop.signal == number
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_ctrl_c_is_not():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert stop.signal == signal.SIGINT
+
+
+def test_another_thread_trains_without_handlers():
+    """Python lets only the main thread set them."""
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with StopRequest() as stop:
+            seen.append((bool(stop), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
