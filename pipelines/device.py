@@ -1,6 +1,7 @@
 """DeviceStage: crops become a Batch where the receiver wants it, on the CPU or on a GPU."""
 
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,20 +21,21 @@ class DeviceStage:
     Args:
         device: "cpu" or a CUDA device.
         dtype: of the views; None means float32 on the CPU and bfloat16 on a GPU.
+        num_threads: that augment on the CPU, for engines whose workers did not.
 
     Raises:
         EngineUnavailable: a CUDA device is asked for where there is none.
         ValueError: a device that is neither CPU nor CUDA.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype | None = None, num_threads: int = 1) -> None:
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {device}")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineUnavailable("device cuda: torch sees no GPU here; use device cpu")
         self.device = device
         self.dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-        self._augment = _augmentation(device)
+        self._augment = _augmentation(device, num_threads)
 
     def run(self, crops: Iterator[Crops], spec: ViewSpec, labels: np.ndarray) -> Generator[Batch]:
         """Batches in the order of the crops."""
@@ -83,10 +85,10 @@ class DeviceStage:
             yield batch
 
 
-def _augmentation(device: torch.device) -> Callable[..., torch.Tensor]:
+def _augmentation(device: torch.device, num_threads: int) -> Callable[..., torch.Tensor]:
     """`augment(crops, spec, dtype)` for crops that are wanted on this device."""
     if device.type == "cpu":
-        return cpu.augment
+        return partial(cpu.augment, num_threads=num_threads)
 
     def on_device(crops: Crops) -> torch.Tensor:
         return torch.as_tensor(crops.pixels).to(device, non_blocking=True)

@@ -102,11 +102,12 @@ class TwoViewLoader:
                     f"{batch_size * world_size}; lower batch_size (or pass drop_last=False)"
                 )
             self.device = torch.device(device)
-            self._stage = DeviceStage(self.device, dtype)
+            num_threads = num_threads or len(os.sched_getaffinity(0))
+            self._stage = DeviceStage(self.device, dtype, num_threads)
             self._engine = ENGINES[engine](
                 self.reader,
                 self.sampler,
-                num_threads=num_threads or len(os.sched_getaffinity(0)),
+                num_threads=num_threads,
                 device=self.device,
                 **(engine_options or {}),
             )

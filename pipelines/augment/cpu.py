@@ -8,6 +8,7 @@ A loader's worker calls `augment_sample` right after the crop, with the crop sti
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -39,8 +40,10 @@ class Scratch(NamedTuple):
     """uint16: the same blurred both ways."""
 
 
-def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Jitter, gray, blur and normalise crops by the numbers of their plan, in the calling thread.
+def augment(
+    crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32, num_threads: int = 1
+) -> torch.Tensor:
+    """Jitter, gray, blur and normalise crops by the numbers of their plan.
 
     Within 0.05/255 of `reference.augment` before the normalisation, 0.25/255 where a blur kernel is truncated.
 
@@ -48,6 +51,7 @@ def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32) ->
         crops: uint8 pixels [V, B, H, W, 3] on the host, and their plan.
         spec: gives the blur's kernel size, mean and std.
         dtype: of the result; the arithmetic is float32.
+        num_threads: that share the images; the result does not depend on it.
 
     Returns:
         [V, B, 3, H, W], channels last in memory.
@@ -57,9 +61,15 @@ def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32) ->
         np.ascontiguousarray(array)
         for array in (params.jitter, params.order, params.factors, params.gray, params.sigma)
     ]
-    views, scratch = new_views(pixels.shape), new_scratch(spec)
-    for b in range(pixels.shape[1]):
-        augment_sample(np.ascontiguousarray(pixels[:, b]), *numbers, b, *constants(spec), views, scratch)
+    views = new_views(pixels.shape)
+
+    def work(images: np.ndarray) -> None:
+        scratch = new_scratch(spec)
+        for b in images.tolist():
+            augment_sample(np.ascontiguousarray(pixels[:, b]), *numbers, b, *constants(spec), views, scratch)
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        list(threads.map(work, np.array_split(np.arange(pixels.shape[1]), num_threads)))
     return torch.from_numpy(views).permute(0, 1, 4, 2, 3).to(dtype)
 
 
