@@ -8,8 +8,14 @@ from pipelines import BetonReader, ViewSpec
 from pipelines.engines import ENGINES
 from pipelines.order import Sampler
 
-EXACT = ["native", "resident", "torchvision"]
+EXACT = ["native", "resident", "torchvision", "ffcv"]
 """Engines whose every pixel is bounded."""
+
+
+@pytest.fixture(autouse=True)
+def _installed(request, require_package):
+    if request.node.callspec.params["engine"] == "ffcv":
+        require_package("ffcv")
 
 
 def run(

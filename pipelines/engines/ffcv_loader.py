@@ -1,0 +1,68 @@
+"""The stock FFCV loader, driven so that it leaves no thread behind and no damage to numba.
+
+This file needs the package `ffcv`.
+"""
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+from ffcv.loader import Loader
+from ffcv.loader.epoch_iterator import EpochIterator
+from ffcv.memory_managers import OSCacheManager
+from ffcv.pipeline.compiler import Compiler
+from numba import types
+
+
+def drive(loader: Loader) -> Generator[Any]:
+    """Iterate a stock FFCV loader over one epoch.  When it ends or is closed, so do FFCV's threads.
+
+    Raises:
+        RuntimeError: FFCV's thread died.
+    """
+    iterator = iter(loader)
+    try:
+        while _wait(iterator):
+            yield next(iterator)
+    finally:
+        _stop(iterator)
+
+
+def _wait(iterator: EpochIterator) -> bool:
+    """Wait for the next batch; whether there is one.  (FFCV itself waits for ever when its thread has died.)"""
+    queue = iterator.output_queue
+    with queue.not_empty:
+        while not queue.queue:
+            if not iterator.is_alive():
+                raise RuntimeError("FFCV's thread died; its own message is on the error stream")
+            queue.not_empty.wait(0.5)
+        return queue.queue[0] is not None
+
+
+def _stop(iterator: EpochIterator) -> None:
+    """End FFCV's thread after the batch that it is working on; `close()` alone leaves it waiting."""
+    iterator.iter_ixes = iter(())
+    iterator.close()
+    while iterator.is_alive():
+        while not iterator.output_queue.empty():  # or it waits for room in the queue
+            iterator.output_queue.get_nowait()
+        iterator.join(0.01)
+
+
+def _compile_reader(self: OSCacheManager) -> Callable:
+    """What `OSCacheManager.compile_reader` compiles, typed without changing a type that others use.
+
+    ffcv 1.0.2 sets `mutable` of `numba.uint8[::1]`, an object that all of the process shares.  Every function
+    compiled for such arrays before, ours among them, then raises KeyError when another function calls it.
+    Not needed from a version on whose `state_type` makes its types with `readonly=True`.
+    """
+    data, table = types.Array(types.uint8, 1, "C", readonly=True), types.uint64[::1]
+
+    def read(address, state):
+        file, addresses, sizes = state
+        return file[address : address + sizes[np.searchsorted(addresses, address)]]
+
+    return Compiler.compile(read, data(types.uint64, types.Tuple([data, table, table])))
+
+
+OSCacheManager.compile_reader = _compile_reader
