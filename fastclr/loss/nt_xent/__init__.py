@@ -82,6 +82,8 @@ def _why_not_fused(z: Tensor, temperature: float) -> str | None:
         return f"temperature is {temperature}, and the kernels take {MIN_FUSED_TEMPERATURE} at least"
     if not _has_triton():
         return "triton is not installed"
+    if torch.cuda.get_device_capability(z.device) < (8, 0):
+        return f"{torch.cuda.get_device_name(z.device)} has a compute capability below 8.0"
     return None
 
 

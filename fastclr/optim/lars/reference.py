@@ -4,7 +4,7 @@ Legend: w a parameter, g its gradient, v its momentum buffer, μ momentum, λ we
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,11 @@ from torch import Tensor
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 FORMS = ("authors", "popular", "port")
+
+
+def foreach_norms(tensors: Tensors) -> Tensor:
+    """‖t‖ of each tensor, [number of tensors]."""
+    return torch.stack(torch._foreach_norm(tensors))
 
 
 @torch.no_grad()
@@ -27,6 +32,7 @@ def reference_step(
     trust_coefficient: float,
     adapt: Sequence[bool],
     form: str,
+    norms: Callable[[Tensors], Tensor] = foreach_norms,
 ) -> None:
     """Update `params` and `buffers` in place; the other implementations have this signature too.
 
@@ -50,6 +56,7 @@ def reference_step(
         trust_coefficient: η.
         adapt: of each tensor, whether its step is scaled by the trust ratio.
         form: "authors", "popular" or "port".
+        norms: ‖t‖ of each of some tensors, on their device; here a choice of the apex step's.
     """
     alike: dict[tuple[float, bool, torch.dtype], list[int]] = defaultdict(list)
     for i, (param, decay, adapted) in enumerate(zip(params, weight_decay, adapt, strict=True)):
@@ -64,6 +71,7 @@ def reference_step(
             decay,
             trust_coefficient if adapted else None,
             form,
+            norms,
         )
 
 
@@ -76,34 +84,38 @@ def _step_alike(
     decay: float,
     trust_coefficient: float | None,
     form: str,
+    norms: Callable[[Tensors], Tensor],
 ) -> None:
     """The step for tensors that share decay and adaptation; no trust coefficient: no adaptation."""
     updates: Tensors = torch._foreach_add(grads, params, alpha=decay) if decay else grads
     if form == "authors":
-        updates = _scaled(updates, lr, _trust(params, updates, trust_coefficient))
+        updates = _scaled(updates, lr, _trust(norms, params, updates, trust_coefficient))
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, updates)
         torch._foreach_sub_(params, buffers)
     elif form == "popular":
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, updates)
-        torch._foreach_sub_(params, _scaled(buffers, lr, _trust(params, buffers, trust_coefficient)))
+        torch._foreach_sub_(params, _scaled(buffers, lr, _trust(norms, params, buffers, trust_coefficient)))
     else:
         assert form == "port", form
-        updates = _scaled(updates, 1.0, _trust(params, grads, trust_coefficient, decay))
+        updates = _scaled(updates, 1.0, _trust(norms, params, grads, trust_coefficient, decay))
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, updates)
         torch._foreach_sub_(params, _scaled(buffers, lr, None))
 
 
 def _trust(
-    params: Tensors, steps: Tensors, trust_coefficient: float | None, decay: float = 0.0
+    norms: Callable[[Tensors], Tensor],
+    params: Tensors,
+    steps: Tensors,
+    trust_coefficient: float | None,
+    decay: float = 0.0,
 ) -> Tensor | None:
     """[number of tensors]: η‖w‖ / (‖step‖ + λ‖w‖), and 1 where either norm is 0."""
     if trust_coefficient is None:
         return None
-    w = torch.stack(torch._foreach_norm(params))
-    s = torch.stack(torch._foreach_norm(steps))
+    w, s = norms(params), norms(steps)
     # the zeros are replaced by a select on the device: asking for them in Python would wait for it
     return torch.where((w > 0) & (s > 0), trust_coefficient * w / (s + decay * w), 1.0)
 

@@ -1,0 +1,187 @@
+"""One LARS step as two Triton launches over a table of all tensors, and nothing that waits for the device.
+
+    norms_kernel     partial ‖w‖² and ‖step‖² of each chunk of the adapted tensors      8 bytes per parameter
+    update_kernel    adds up its tensor's partials; momentum and weights               20 bytes per parameter
+
+The table (addresses, sizes, decays) is made on the host and kept while the tensors stay where they are.  If
+gradients move, which `zero_grad(set_to_none=True)` allows them to, it is made again, some kilobytes copied from
+pinned memory: half a millisecond of the host's time for a ResNet-50, none of the device's.  They stay in place
+with `zero_grad(set_to_none=False)` or DDP's bucket views.
+
+CUDA graphs: a captured step makes a table of its own, and its copy becomes a node of the graph: the graph needs
+the tensors where they were at capture.  `lr` is read on the device if it is a tensor there, so that a schedule
+can move it between replays; a number is frozen into the graph, as decay, momentum and trust coefficient are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import triton
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fastclr.optim.lars import kernels
+from fastclr.optim.lars.reference import FORMS
+
+CHUNK = 8192
+"""Elements of a program: some thousand programs for a ResNet-50, none of which takes long."""
+BLOCK, NUM_WARPS = 2048, 8
+"""Elements of a program's step through its chunk: two 16-byte loads per thread and tensor."""
+PARTIALS = 256
+LAUNCH = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
+
+INTERPRETED = not isinstance(kernels.update_kernel, triton.JITFunction)
+"""Whether Triton's interpreter runs the kernels, which it does on CPU tensors."""
+
+
+@torch.no_grad()
+def fused_step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    *,
+    lr: float | Tensor,
+    momentum: float,
+    weight_decay: Sequence[float],
+    trust_coefficient: float,
+    adapt: Sequence[bool],
+    form: str,
+) -> None:
+    """Update `params` and `buffers` in place; `reference_step` has the equations and the arguments.
+
+    The same results on every run.  Sums of squares are float32.
+
+    Raises:
+        ValueError: tensors that aren't float32, or aren't on one CUDA device.
+    """
+    assert form in FORMS, form
+    if not params:
+        return
+    if [g.stride() for g in grads] != [p.stride() for p in params]:
+        # Autograd leaves gradients in the parameters' memory order; somebody has set another.
+        pairs = zip(params, grads, strict=True)
+        grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in pairs]
+    plan = _plan(params, grads, buffers, weight_decay, adapt)
+    on_device = isinstance(lr, Tensor) and lr.device == params[0].device
+    constants = {"FORM": form, "CHUNK": CHUNK, "BLOCK": BLOCK, "COLUMNS": kernels.COLUMNS}
+    with torch.cuda.device_of(params[0]):
+        if plan.num_adapted_chunks:
+            kernels.norms_kernel[(plan.num_adapted_chunks,)](
+                plan.table,
+                plan.decays,
+                plan.chunk_tensors,
+                plan.partials,
+                float(momentum),
+                **constants,
+                **LAUNCH,
+            )
+        if len(plan.chunk_tensors):
+            kernels.update_kernel[(len(plan.chunk_tensors),)](
+                plan.table, plan.decays, plan.chunk_tensors, plan.partials,
+                lr if on_device else float(lr), float(momentum), float(trust_coefficient),
+                LR_ON_DEVICE=on_device, PARTIALS=PARTIALS, **constants, **LAUNCH,
+            )  # fmt: skip
+
+
+@dataclass(eq=False)
+class _Plan:
+    """A step's work on the device."""
+
+    key: list
+    """Addresses, decays and adaptation that it was made for."""
+    table: Tensor
+    decays: Tensor
+    chunk_tensors: Tensor
+    """int32: the tensor of each chunk; adapted tensors come first."""
+    partials: Tensor
+    num_adapted_chunks: int
+    host: list[Tensor]
+    """What table, decays and chunk_tensors were, or at a graph's every replay are, copied from; pinned."""
+
+
+_plans: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+"""By the first of a list of parameters: the list's last plan, and the plans that captured graphs depend on."""
+
+
+def _plan(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    decays: Sequence[float],
+    adapt: Sequence[bool],
+) -> _Plan:
+    """The last plan if it still holds, else a new one."""
+    last, captured = _plans.get(params[0], (None, []))
+    key = [t.data_ptr() for tensors in (params, grads, buffers) for t in tensors] + [*decays, *adapt]
+    if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        # A graph shares its plan with nobody: what is copied now is written at the replay, and the memory is the
+        # graph's.  Not every torch can pin memory here, so it takes over that of the last plan.
+        plan = _make_plan(key, params, grads, buffers, decays, adapt, spare=last.host if last else [])
+        _plans[params[0]] = (None, [*captured, plan])
+        return plan
+    if last is None or last.key != key:
+        last = _make_plan(key, params, grads, buffers, decays, adapt, spare=[])
+        _plans[params[0]] = (last, captured)
+    return last
+
+
+def _make_plan(
+    key: list,
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    buffers: Sequence[Tensor],
+    decays: Sequence[float],
+    adapt: Sequence[bool],
+    spare: list[Tensor],
+) -> _Plan:
+    device = params[0].device
+    _check(device, params, grads, buffers)
+    order = sorted(range(len(params)), key=lambda i: not adapt[i])
+    num_chunks = np.array([-(-params[i].numel() // CHUNK) for i in order])
+    rows = np.empty((len(order), kernels.COLUMNS), dtype=np.int64)
+    for column, tensors in enumerate((params, grads, buffers)):
+        rows[:, column] = [tensors[i].data_ptr() for i in order]
+    rows[:, 3] = [params[i].numel() for i in order]
+    rows[:, 4] = np.cumsum(num_chunks) - num_chunks
+    rows[:, 5] = np.where([adapt[i] for i in order], num_chunks, 0)
+    host = [
+        torch.from_numpy(rows),
+        torch.tensor([decays[i] for i in order], dtype=torch.float32),
+        torch.from_numpy(np.repeat(np.arange(len(order), dtype=np.int32), num_chunks)),
+    ]
+    if [t.shape for t in spare] == [t.shape for t in host]:
+        host = [old.copy_(new) for old, new in zip(spare, host, strict=True)]
+    elif device.type == "cuda":
+        host = [t.pin_memory() for t in host]
+    table, device_decays, chunk_tensors = (t.to(device, non_blocking=True) for t in host)
+    num_adapted_chunks = int(rows[:, 5].sum())
+    return _Plan(
+        key=key,
+        table=table,
+        decays=device_decays,
+        chunk_tensors=chunk_tensors,
+        partials=torch.empty(2 * max(1, num_adapted_chunks), device=device),
+        num_adapted_chunks=num_adapted_chunks,
+        host=host,
+    )
+
+
+def _check(
+    device: torch.device, params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor]
+) -> None:
+    for param, grad, buffer in zip(params, grads, buffers, strict=True):
+        for t in (param, grad, buffer):
+            if t.dtype != torch.float32 or t.device != device or not (t.is_cuda or INTERPRETED):
+                raise ValueError(
+                    f"the fused LARS step got a {t.dtype} tensor on {t.device}; it takes float32 on one CUDA"
+                    " device: use impl='auto'"
+                )
+        # empty_like keeps strides that fill a range of memory, in whatever order, and no others
+        dense = torch.empty_like(param, device="meta").stride() == param.stride()
+        if not dense or buffer.stride() != param.stride():
+            raise ValueError(
+                f"the fused LARS step got a parameter of strides {param.stride()} and its momentum of strides"
+                f" {buffer.stride()}; it takes dense tensors, laid out alike: use impl='reference'"
+            )
