@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from pipelines.errors import EngineUnavailable as EngineUnavailable
 from pipelines.views import ViewParams
 
 if TYPE_CHECKING:
