@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipelines.augment.cpu_kernels import ROUND, ROWS, STRIP, augment_sample, augment_view
+from pipelines.augment.cpu_kernels import ROWS, STRIP, augment_sample, augment_view
 from pipelines.batch import Crops
 from pipelines.views import ViewSpec
 
@@ -83,15 +83,15 @@ def new_scratch(spec: ViewSpec) -> Scratch:
     """Scratch for views of `spec.size`."""
     radius = spec.blur_kernel // 2
     line = 3 * spec.size + 6 * radius + 64
-    image = _aligned(3 * spec.size**2 + ROUND, np.float32)
+    image = _aligned(3 * spec.size**2, np.float32)
     return Scratch(
         image=image,
         fixed=image.view(np.uint16),
         strip=_aligned(3 * STRIP, np.float32),
         weights=_aligned(radius + 4, np.uint16),
         offsets=np.empty((2, radius + 4), np.uint64),
-        lines=_aligned((ROWS + 1) * line + ROUND, np.uint16),
-        blurred=_aligned(ROWS * line + ROUND, np.uint16),
+        lines=_aligned(ROWS * line, np.uint16),
+        blurred=_aligned(ROWS * line, np.uint16),
     )
 
 

@@ -24,8 +24,6 @@ STRIP = 512
 """Pixels per strip: source, planes and target together fit into L1."""
 ROWS = 8
 """Rows that the blur works on at a time."""
-ROUND = 64
-"""The blur's loops run over multiples of this, into slack: the remainders of vectorised loops are slow."""
 TAIL = 3e-4
 """Share of the blur's weights that may be dropped in each direction: at most 0.15/255 in both together."""
 BLACK, WHITE = 300, 65070
@@ -297,9 +295,9 @@ def _blur(height, width, gray, radius, scale, shift, target, scratch):
     fixed, lines, above, below = scratch.fixed, scratch.lines, scratch.offsets[0], scratch.offsets[1]
     channels = 1 if gray else 3
     length = width * channels
-    begin = _up(radius * channels, 32)  # where a line's pixels begin, behind the reflected ones
+    begin = (radius * channels + 31) // 32 * 32  # of a line's pixels, behind the reflected ones
     end = begin + length
-    pitch = _up(end + radius * channels, 32)
+    pitch = (end + radius * channels + 31) // 32 * 32
     for top in range(0, height, ROWS):
         rows = min(ROWS, height - top)
         for k in range(rows):
@@ -307,7 +305,7 @@ def _blur(height, width, gray, radius, scale, shift, target, scratch):
             for tap in range(1, radius + 1):
                 above[tap] = abs(y - tap) * length
                 below[tap] = (height - 1 - abs(height - 1 - y - tap)) * length
-            out = lines[k * pitch + begin :][: _up(length, ROUND)]
+            out = lines[k * pitch + begin : k * pitch + end]
             _weighted_sum(fixed, _U64(y * length), above, below, scratch.weights, radius, out)
         for k in range(rows):
             line = lines[k * pitch : (k + 1) * pitch]
@@ -317,7 +315,7 @@ def _blur(height, width, gray, radius, scale, shift, target, scratch):
                     line[end + (tap - 1) * channels + channel] = line[end - (tap + 1) * channels + channel]
         for tap in range(1, radius + 1):
             above[tap], below[tap] = begin - tap * channels, begin + tap * channels
-        out = scratch.blurred[: _up((rows - 1) * pitch + length, ROUND)]
+        out = scratch.blurred[: (rows - 1) * pitch + length]  # all rows in one sweep
         _weighted_sum(lines, _U64(begin), above, below, scratch.weights, radius, out)
         for k in range(rows):
             row = scratch.blurred[k * pitch : k * pitch + length]
@@ -326,11 +324,6 @@ def _blur(height, width, gray, radius, scale, shift, target, scratch):
                 _store(row, row, row, BLACK, WHITE, scale, shift, goal)
             else:
                 _store_fixed(row, scale, shift, goal)
-
-
-@_kernel
-def _up(count, multiple):
-    return (count + multiple - 1) // multiple * multiple
 
 
 @_kernel

@@ -261,6 +261,7 @@ def test_four_threads_give_the_same_bits():
     for thread in threads:
         thread.join(timeout=120)
     np.testing.assert_array_equal(out, expected)
+    assert torch.equal(cpu.augment(crops, spec, num_threads=3), cpu.augment(crops, spec))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
