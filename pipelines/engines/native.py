@@ -17,6 +17,7 @@ from pipelines.beton import BetonReader
 from pipelines.engines.corrupt import CorruptSamples
 from pipelines.engines.crop import crop_views, scratch_bytes
 from pipelines.engines.pool import Job, WorkerPool
+from pipelines.engines.recycle import RecycledMemory
 from pipelines.order import Sampler
 
 
@@ -65,6 +66,7 @@ class NativeEngine:
         self.reader, self.sampler, self.num_threads, self.prefetch = reader, sampler, num_threads, prefetch
         self.device = torch.device(device)
         self.augment = self.device.type == "cpu" if augment is None else augment
+        self._memory = RecycledMemory(prefetch + 2)
         self.corrupt = CorruptSamples(reader.path, sampler.num_samples)
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
@@ -105,7 +107,8 @@ class NativeEngine:
         return pool.batches()
 
     def close(self) -> None:
-        """Nothing is held between runs."""
+        """Free the memory kept for the next batches."""
+        self._memory.clear()
 
     def _allocate(self, plan: BatchPlan) -> np.ndarray:
         spec = self.sampler.spec
@@ -113,7 +116,7 @@ class NativeEngine:
         if self.device.type == "cuda":
             dtype = torch.float32 if self.augment else torch.uint8
             return torch.empty(shape, dtype=dtype, pin_memory=True).numpy()
-        return cpu.new_views(shape) if self.augment else np.empty(shape, np.uint8)
+        return self._memory.take(shape, np.float32 if self.augment else np.uint8)
 
     def _pixels(self, index: int, buffer: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 3]: the sample's pixels, in `buffer` or elsewhere.  ValueError: it is corrupt."""

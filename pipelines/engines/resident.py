@@ -62,7 +62,8 @@ class ResidentEngine(NativeEngine):
             list(threads.map(decode, np.array_split(chosen, num_threads)))
 
     def close(self) -> None:
-        """Free the decoded set."""
+        """Free the decoded set, and the memory kept for the next batches."""
+        super().close()
         self.pixels = np.empty(0, np.uint8)
 
     def _slot(self, index: int) -> np.ndarray:
