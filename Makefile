@@ -1,5 +1,6 @@
 # make demo   the whole way on a drawn image set (make demo DATA=folder: on your own images)
 # make test   lint, types and tests, as CI runs them
+# make gpu-check   on a machine with a GPU: its tests, then all GPU benchmarks, into OUT=folder
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -32,6 +33,9 @@ types: $(VENV)/installed-dev
 
 tests: $(VENV)/installed-dev
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+gpu-check: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.gpu_check $(if $(OUT),--out '$(OUT)')
 
 clean:
 	rm -rf $(VENV) build dist demo runs .mypy_cache .ruff_cache .pytest_cache

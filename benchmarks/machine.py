@@ -20,6 +20,9 @@ PACKAGES = (
     "ffcv",
     "nvidia-dali-cuda120",
     "lightly",
+    "triton",
+    "timm",
+    "kornia",
 )
 
 
@@ -29,12 +32,17 @@ def describe() -> dict[str, Any]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "gpu": _gpu(),
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def cores() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

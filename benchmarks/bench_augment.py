@@ -1,0 +1,223 @@
+"""`fastclr bench augment`: color jitter, grayscale, blur and normalisation of uint8 crops that lie on the device.
+
+Everybody gets the same crops [N, S, S, 3] and gives normalised views.  Ours and kornia draw for every view; ours
+has its numbers drawn beforehand, kornia draws within the call, torchvision draws once per batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.floors import augment_s
+from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
+from benchmarks.timing import Function, Variant, measure, need, need_cuda, pick_device
+from pipelines.augment import reference
+from pipelines.batch import BatchPlan, Crops
+from pipelines.views import ViewSpec, draw_views
+
+COLUMNS: tuple[Column, ...] = (
+    ("images/s", "images_per_s", "count"),
+    ("views/s", "views_per_s", "count"),
+    ("MiB", "peak_bytes", "bytes"),
+    ("of floor", "floor_share", "share"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Augmentation of crops that lie on the device: ours, kornia's and torchvision's, in turns."""
+
+    sizes: tuple[int, ...] = (32, 96, 224)
+    """Heights and widths of a view, pixels."""
+    batch_size: int = 0
+    """Images, with two views each; default: 256 on a GPU, 8 on a CPU."""
+    threads: int = 1
+    """Threads of torch's own operations on a CPU; ours is one thread, of which the loader runs many."""
+    rounds: int = 5
+    """Turns of each variant."""
+    turn_s: float = 0.1
+    """Seconds of a turn, about."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
+    out: Path | None = None
+    """Where to write the result: a .json file."""
+
+
+def main(argv: list[str]) -> None:
+    import tyro
+
+    run(tyro.cli(Options, args=argv, prog="fastclr bench augment"))
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure, print, and return the report.
+
+    Raises:
+        ValueError, OSError: an option that does not fit; the message says which.
+    """
+    _check(options)
+    device, console = pick_device(options.device), Console()
+    on_gpu = device.type == "cuda"
+    batch_size, dtype = (
+        options.batch_size or (256 if on_gpu else 8),
+        torch.bfloat16 if on_gpu else torch.float32,
+    )
+    report = new_report(
+        "augment",
+        {
+            **asdict(options),
+            "batch_size": batch_size,
+            "dtype": str(dtype),
+            "out": None,
+            "device": str(device),
+        },
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        for size in sorted(options.sizes, reverse=True):  # the size with a goal first
+            rows = _group(size, batch_size, dtype, device, options)
+            title = f"{batch_size} images, two views each, of {size} px"
+            add_group(report, options.out, title, rows, size=size, batch_size=batch_size)
+            print_group(console, report["groups"][-1], COLUMNS)
+    finally:
+        torch.set_num_threads(threads)
+    print_targets(console, report)
+    return report
+
+
+def _check(options: Options) -> None:
+    if options.rounds < 1 or options.threads < 1 or options.batch_size < 0:
+        raise ValueError("--rounds and --threads must be at least 1, --batch-size not negative")
+
+
+def _group(
+    size: int, batch_size: int, dtype: torch.dtype, device: torch.device, options: Options
+) -> list[dict[str, Any]]:
+    spec = ViewSpec.simclr(size)
+    crops = drawn_crops(spec, batch_size, device)
+    timings = measure(
+        _variants(crops, spec, dtype, device), device, rounds=options.rounds, turn_s=options.turn_s
+    )
+    num_views = spec.views * batch_size
+    floor = augment_s(num_views, size, dtype.itemsize)
+    rows = []
+    for timing in timings:
+        target = f"augment-{size}" if timing.name == "fastclr gpu, graph" else None
+        if timing.median_s is not None:
+            timing.figures["images_per_s"] = batch_size / timing.median_s
+            timing.figures["views_per_s"] = num_views / timing.median_s
+        rows.append(row_of(timing, floor, target))
+    return rows
+
+
+def drawn_crops(spec: ViewSpec, batch_size: int, device: torch.device, seed: int = 0) -> Crops:
+    """Smooth pictures with some noise, uint8 [V, B, S, S, 3] on the device, and their drawn numbers."""
+    generator = torch.Generator(device).manual_seed(seed)
+    shape = (spec.views, batch_size, 3)
+    coarse = torch.rand(spec.views * batch_size, 3, 7, 7, generator=generator, device=device)
+    pixels = torch.nn.functional.interpolate(coarse, (spec.size, spec.size), mode="bicubic") * 255
+    pixels += 4 * torch.randn(pixels.shape, generator=generator, device=device)
+    pixels = (
+        pixels.clamp(0, 255).byte().view(*shape, spec.size, spec.size).permute(0, 1, 3, 4, 2).contiguous()
+    )
+    indices, sides = np.arange(batch_size), np.full(batch_size, 2 * spec.size)
+    plan = BatchPlan(0, 0, indices, draw_views(spec, seed, 0, indices, sides, sides))
+    return Crops(plan, pixels if device.type == "cuda" else pixels.numpy())
+
+
+def _variants(crops: Crops, spec: ViewSpec, dtype: torch.dtype, device: torch.device) -> list[Variant]:
+    pixels = torch.as_tensor(crops.pixels)
+
+    def cpu() -> Function:
+        from pipelines.augment import cpu
+
+        return lambda: cpu.augment(crops, spec, dtype)
+
+    def gpu() -> Function:
+        need_cuda(device)
+        need("triton", "triton")
+        from pipelines.augment import gpu
+
+        return lambda: gpu.augment(pixels, crops.plan.params, spec, dtype)
+
+    def gpu_table() -> Function:
+        need_cuda(device)
+        need("triton", "triton")
+        from pipelines.augment import gpu
+
+        table = gpu.params_table(crops.plan.params, spec).to(device)
+        return lambda: gpu.augment(pixels, table, spec, dtype)
+
+    def peer(make: Callable[[ViewSpec], Callable[[Tensor], Tensor]]) -> Callable[[], Function]:
+        def prepare() -> Function:
+            transform = make(spec)
+            # planes of [N, 3, S, S], as both libraries ask for
+            planes = pixels.flatten(0, 1).permute(0, 3, 1, 2).contiguous()
+            return lambda: transform(planes).to(dtype)
+
+        return prepare
+
+    ours = [
+        Variant(
+            "fastclr reference", lambda: lambda: reference.augment(crops, spec, dtype), note="plain torch"
+        ),
+        Variant("fastclr gpu", gpu, note="with packing and upload of the drawn numbers"),
+        Variant("fastclr gpu, graph", gpu_table, graph=True, note="drawn numbers uploaded beforehand"),
+    ]
+    if device.type == "cpu":
+        ours.insert(1, Variant("fastclr cpu", cpu, note="one thread"))
+    blur = "" if spec.blur_p else "no blur at this size"
+    return [
+        *ours,
+        Variant("kornia", peer(kornia_simclr), note=blur),
+        Variant(
+            "torchvision v2",
+            peer(torchvision_simclr),
+            note="; ".join(filter(None, ["draws once per batch", blur])),
+        ),
+    ]
+
+
+def kornia_simclr(spec: ViewSpec) -> Callable[[Tensor], Tensor]:
+    """kornia's batched transforms, drawn for every view, of uint8 [N, 3, S, S]."""
+    need("kornia")
+    from kornia import augmentation as K
+
+    s, k = spec.jitter_strength, spec.blur_kernel
+    blur = [K.RandomGaussianBlur((k, k), spec.blur_sigma, p=spec.blur_p)] if spec.blur_p else []
+    chain = K.AugmentationSequential(
+        K.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, p=spec.jitter_p),
+        K.RandomGrayscale(p=spec.gray_p),
+        *blur,
+        K.Normalize(torch.tensor(spec.mean), torch.tensor(spec.std)),
+        data_keys=["input"],
+    )
+    return lambda pixels: chain(pixels.float() / 255)
+
+
+def torchvision_simclr(spec: ViewSpec) -> Callable[[Tensor], Tensor]:
+    """torchvision's transforms v2 on a batch, uint8 [N, 3, S, S]: one draw for all of its views."""
+    from torchvision.transforms import v2
+
+    s = spec.jitter_strength
+    blur = (
+        [v2.RandomApply([v2.GaussianBlur(spec.blur_kernel, spec.blur_sigma)], p=spec.blur_p)]
+        if spec.blur_p
+        else []
+    )
+    return v2.Compose(
+        [
+            v2.ToDtype(torch.float32, scale=True),
+            v2.RandomApply([v2.ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)], p=spec.jitter_p),
+            v2.RandomGrayscale(p=spec.gray_p),
+            *blur,
+            v2.Normalize(spec.mean, spec.std),
+        ]
+    )

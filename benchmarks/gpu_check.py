@@ -1,0 +1,236 @@
+"""`make gpu-check`: on a machine with a GPU, its tests and then all GPU benchmarks, in under eight minutes.
+
+    python -m benchmarks.gpu_check --out FOLDER        (or OUT=FOLDER in the environment)
+
+Each kernel's tests run first, and a kernel whose tests are red is not timed.  Every part is a process of its own
+with a time limit, so that none can take the others with it.  The folder then holds `loss.json`, `optimizer.json`,
+`augment.json`, `step.json`, `summary.json` (tests and goals) and `gpu-check.log` (everything that was printed).
+Packages that are missing cost the rows that need them, which say so.
+
+Exit code: 0 all tests green and all benchmarks done; 1 something failed; 2 there is no GPU here.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.machine import describe
+from benchmarks.report import load, save
+from benchmarks.targets import NOT_MEASURED, judge
+
+ROOT = Path(__file__).parent.parent
+ALL_S = 465
+"""Seconds for everything; what has not begun by then does not."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "loss": {"rounds": 3, "turn_s": 0.05},
+    "optimizer": {"rounds": 5},
+    "augment": {"rounds": 5},
+    "step": {"rounds": 3},
+}
+"""Options of the benchmarks that keep them within their limits; the rest are the defaults."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tests, and the benchmark that needs them green."""
+
+    name: str
+    tests: tuple[str, ...]
+    tests_s: int
+    """Time limit, seconds."""
+    benchmark_s: int = 0
+    """Time limit, seconds; 0: there is no benchmark."""
+
+
+PARTS = (
+    Part("loss", ("tests/fastclr/loss",), 70, 80),
+    Part("optimizer", ("tests/fastclr/optim",), 35, 25),
+    Part("augment", ("tests/pipelines/augment", "tests/pipelines/engines/test_crop_gpu.py"), 70, 40),
+    Part("step", ("tests/fastclr/model", "tests/fastclr/train"), 30, 80),
+)
+REST = Part("other", ("tests",), 35)
+"""What is marked `gpu` elsewhere."""
+
+
+@dataclass
+class Results:
+    """How a part's tests ended."""
+
+    passed: int = 0
+    skipped: int = 0
+    red: list[str] = field(default_factory=list)
+    """Failed tests, files that could not be collected, or why there is no result."""
+    missing: list[str] = field(default_factory=list)
+    """Files that could not be collected for a package that is not installed here."""
+    seconds: float = 0.0
+
+    @property
+    def green(self) -> bool:
+        return self.passed > 0 and not self.red
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_check", description="GPU tests and benchmarks"
+    )
+    default = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results" / "gpu")
+    parser.add_argument(
+        "--out", type=Path, default=default, help="folder of the results (default: $OUT, or %(default)s)"
+    )
+    parser.add_argument(
+        "--benchmark", choices=[part.name for part in PARTS], help="run this one alone, untested"
+    )
+    options = parser.parse_args(argv)
+    if options.benchmark:
+        run_benchmark(options.benchmark, options.out)
+        return 0
+    return check(options.out)
+
+
+def run_benchmark(name: str, out: Path) -> None:
+    """What a part's process does: the benchmark, into OUT/NAME.json."""
+    module = importlib.import_module(f"benchmarks.bench_{name}")
+    module.run(module.Options(**SETTINGS[name], out=out / f"{name}.json"))
+
+
+def check(out: Path) -> int:
+    """Run everything, write the summary, and print it; the exit code."""
+    import torch
+
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in [out / f"{part.name}.json" for part in PARTS]:
+        stale.unlink(missing_ok=True)
+    start = time.monotonic()
+    summary: dict[str, Any] = {"machine": describe(), "tests": {}, "benchmarks": {}, "targets": []}
+    if not torch.cuda.is_available():
+        summary["benchmarks"] = {part.name: f"{NOT_MEASURED}: torch sees no GPU here" for part in PARTS}
+        _finish(summary, out, start)
+        return 2
+    kernels: dict[str, Results] = {}
+    with (out / "gpu-check.log").open("w", encoding="utf-8") as log:
+        for part in (*PARTS, REST):
+            left = ALL_S - (time.monotonic() - start)
+            tests = run_tests(part, log, min(part.tests_s, left))
+            kernels[part.name] = tests
+            summary["tests"][part.name] = {**asdict(tests), "green": tests.green}
+            if part.benchmark_s:
+                left = ALL_S - (time.monotonic() - start)
+                needed = kernels if part.name == "step" else {part.name: tests}
+                outcome = _timed(part, needed, log, out, min(part.benchmark_s, left))
+                summary["benchmarks"][part.name] = outcome
+            _finish(summary, out, start)  # after every part: a run that is cut short leaves what it has
+    good = all(outcome == "done" for outcome in summary["benchmarks"].values())
+    return 0 if good and not any(tests["red"] for tests in summary["tests"].values()) else 1
+
+
+def run_tests(part: Part, log: Any, limit_s: float) -> Results:
+    """Run a part's tests that are marked `gpu`, in a process of their own."""
+    files = [test for test in part.tests if (ROOT / test).exists()]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--continue-on-collection-errors", *files]
+    if part is REST:
+        command += [f"--ignore={test}" for other in PARTS for test in other.tests]
+    if importlib.util.find_spec("simplejpeg") is None:
+        command.append("--noconftest")  # its fixtures make JPEGs, which the kernels' tests do without
+    begun = time.monotonic()
+    with TemporaryDirectory() as folder:
+        found = Path(folder) / "tests.xml"
+        code = _run([*command, f"--junitxml={found}"], log, limit_s)
+        tests = read_junit(found) if found.exists() else Results(red=["no result: see gpu-check.log"])
+    if code is None:
+        tests.red.append(f"stopped after {limit_s:.0f} s")
+    elif code not in (0, 1, 2, 5):  # well, failures, collection errors, no test selected
+        tests.red.append(f"pytest ended with code {code}")
+    tests.seconds = round(time.monotonic() - begun, 1)
+    return tests
+
+
+def read_junit(path: Path) -> Results:
+    """Count pytest's results; a file that needs a package that is not here is missing, not red."""
+    tests = Results()
+    for case in ET.parse(path).getroot().iter("testcase"):
+        name = ".".join(filter(None, (case.get("classname"), case.get("name"))))
+        bad = case.find("error") if case.find("failure") is None else case.find("failure")
+        if bad is not None:
+            package = _missing_package(f"{bad.get('message')} {bad.text}")
+            (tests.red if package is None else tests.missing).append(
+                name + (f": no {package}" if package else "")
+            )
+        elif case.find("skipped") is not None:
+            tests.skipped += 1
+        else:
+            tests.passed += 1
+    return tests
+
+
+def _missing_package(text: str) -> str | None:
+    """The package that an import error names, if it is none of ours."""
+    _, found, rest = text.partition("ModuleNotFoundError: No module named '")
+    package = rest.partition("'")[0].partition(".")[0]
+    return package if found and package not in ("fastclr", "pipelines", "benchmarks") else None
+
+
+def _timed(part: Part, needed: dict[str, Results], log: Any, out: Path, limit_s: float) -> str:
+    """Run a part's benchmark if the tests that it needs are green (a step runs every kernel); how that ended."""
+    for name, tests in needed.items():
+        if not tests.green:
+            reason = tests.red[0] if tests.red else "none of them ran"
+            return f"{NOT_MEASURED}: the tests of {name} are not green ({reason})"
+    if limit_s < 5:
+        return f"{NOT_MEASURED}: no time was left"
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--benchmark", part.name, "--out", str(out)]
+    code = _run(command, log, limit_s)
+    if code is None:
+        return f"stopped after {limit_s:.0f} s; its file holds what was measured by then"
+    return "done" if code == 0 else f"failed with code {code}: see gpu-check.log"
+
+
+def _run(command: list[str], log: Any, limit_s: float) -> int | None:
+    """Exit code of a command whose output goes to the log; None: it was stopped at the limit."""
+    print(f"\n$ {' '.join(command)}", file=log, flush=True)
+    if limit_s <= 0:
+        return None
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "120", "OUT": ""}
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+            process.wait()
+
+
+def _finish(summary: dict[str, Any], out: Path, start: float) -> None:
+    summary["seconds"] = round(time.monotonic() - start, 1)
+    summary["targets"] = []
+    for part in PARTS:
+        path = out / f"{part.name}.json"
+        summary["targets"] += judge(part.name, load(path) if path.exists() else None)
+    save(out / "summary.json", summary)
+    lines = [f"after {summary['seconds']:.0f} s, on {summary['machine']['gpu'] or 'a machine without GPU'}:"]
+    for name, tests in summary["tests"].items():
+        verdict = "green" if tests["green"] else ("RED" if tests["red"] else "not run")
+        lines.append(f"  tests {name}: {verdict}, {tests['passed']} passed, {tests['skipped']} skipped")
+        lines += [f"    {what}" for what in (*tests["red"], *tests["missing"])]
+    lines += [f"  benchmark {name}: {outcome}" for name, outcome in summary["benchmarks"].items()]
+    for target in summary["targets"]:
+        found = f"{target['measured']}, {target['state']}" if target["measured"] else target["state"]
+        lines.append(f"  goal {target['what']} {target['goal']}: {found}")
+    print("\n".join(lines), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
