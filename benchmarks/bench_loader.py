@@ -1,11 +1,9 @@
 """`fastclr bench loader`: our engines and their peers, interleaved, in source images per second."""
 
-import os
-from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -14,56 +12,28 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from benchmarks.baselines.dali_graph import DaliGraph
 from benchmarks.baselines.decode_limit import DecodeLimit
+from benchmarks.baselines.ffcv_loader import FfcvLoader
+from benchmarks.baselines.lightly_loader import LightlyLoader
 from benchmarks.baselines.torchvision_loader import TorchvisionLoader
 from benchmarks.harness import LAST_BATCHES, WARM_BATCHES, Case, measure
-from benchmarks.machine import describe
-from benchmarks.plot import plot_loader
+from benchmarks.machine import cores, describe
+from benchmarks.our_loader import OurLoader
+from benchmarks.plot import plot_loader, plot_scaling
 from benchmarks.report import save
-from pipelines import BetonReader, ViewSpec
+from benchmarks.scaling import measure_scaling, scaling_table
+from pipelines import BetonReader
 from pipelines.beton.sidecar import read_sidecar
+from pipelines.engines import ENGINES
 
-CROPS, FULL = "crops", "full"
+What = Literal["crops", "full"]
+CROPS: What = "crops"
+FULL: What = "full"
 TITLES = {
     CROPS: "two crops, uint8",
-    FULL: "full augmentation, float32",
+    FULL: "augmented, float32",
 }
-
-
-@dataclass
-class OurLoader:
-    """TwoViewLoader, or for crops only the engine beneath it, which gives uint8."""
-
-    name: str
-    file: Path
-    engine: str
-    size: int
-    augment: bool
-    batch_size: int
-    num_threads: int
-
-    def open(self) -> Any:
-        from pipelines import TwoViewLoader
-        from pipelines.engines import ENGINES
-        from pipelines.order import Sampler
-
-        spec = ViewSpec.simclr(self.size)
-        if self.augment:
-            return TwoViewLoader(
-                self.file, self.batch_size, spec=spec, engine=self.engine, num_threads=self.num_threads
-            )
-        reader = BetonReader(self.file)
-        sampler = Sampler(reader.heights, reader.widths, spec, self.batch_size)
-        options = {"augment": False} if self.engine in ("native", "resident") else {}
-        return ENGINES[self.engine](reader, sampler, num_threads=self.num_threads, **options)
-
-    def epoch(self, loader: Any) -> Generator[int]:
-        if self.augment:
-            for batch in loader:
-                yield len(batch)
-        else:
-            for plan, _ in loader.run(loader.sampler.plans(0)):
-                yield len(plan.indices)
 
 
 @dataclass(frozen=True)
@@ -74,55 +44,92 @@ class Options:
     """A .beton file."""
     folder: Path | None = None
     """The image folder that it was made from: adds torchvision's ImageFolder on the original files."""
-    size: int = 224
-    """Height and width of a view, pixels."""
+    sizes: tuple[int, ...] = (224,)
+    """Heights and widths of a view, pixels: one report each, with the size in its name if there are several."""
     engines: tuple[str, ...] = ("native",)
     """Our engines to measure."""
-    only: tuple[str, ...] = (CROPS, FULL)
-    """What to measure: crops, full, or both."""
+    peers: tuple[Literal["torchvision", "ffcv", "dali", "lightly"], ...] = ("torchvision",)
+    """What else to measure; a peer whose package is missing gets a row that says how to install it."""
+    only: tuple[What, ...] = (CROPS, FULL)
+    """What to measure: two crops without augmentation, the full augmentation, or both."""
+    scaling: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Measure instead how the native engine and the decode limit grow from one thread to all."""
     rounds: int = 5
     """Rounds; every case runs once in each, for a second or more."""
-    threads: int = len(os.sched_getaffinity(0))
+    threads: int = field(default_factory=cores)
     """Threads, or worker processes, of every case."""
     batch_size: int | None = None
     """Images a batch; default: 64, or less where an epoch would be too short."""
     out: Path | None = None
     """Where to write the result: a .json file; the plot goes beside it."""
 
-    def __post_init__(self) -> None:
-        if unknown := set(self.only) - {CROPS, FULL}:
-            raise ValueError(f"--only takes {CROPS} and {FULL}, got {', '.join(sorted(unknown))}")
-        if self.rounds < 1 or self.threads < 1:
-            raise ValueError("--rounds and --threads must be at least 1")
+    def check(self) -> None:
+        """Raise a ValueError or OSError for what can't be measured.  (tyro would make more than a line of it.)"""
+        if unknown := set(self.engines) - set(ENGINES):
+            raise ValueError(
+                f"no engine {', '.join(sorted(unknown))}; --engines takes any of {', '.join(ENGINES)}"
+            )
+        if self.rounds < 1 or self.threads < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError("--rounds, --threads and --batch-size must be at least 1")
+        if not self.sizes or min(self.sizes) < 8:
+            raise ValueError(f"--sizes takes numbers of at least 8 pixels, got {self.sizes}")
+        if self.out is not None and self.out.suffix != ".json":
+            raise ValueError(f"--out must end in .json, got {self.out}")
         if self.folder is not None and not self.folder.is_dir():
             raise FileNotFoundError(f"--folder {self.folder}: no such folder")
 
 
 def main(argv: list[str]) -> None:
+    """Run the command."""
     options = tyro.cli(Options, args=argv, prog="fastclr bench loader")
+    options.check()
     console = Console()
     with BetonReader(options.file) as reader:
         batch_size = options.batch_size or _batch_size(len(reader))
         file = _describe_file(reader)
-    limit = DecodeLimit("decode limit", options.file, batch_size, options.threads)
-    groups = {what: _cases(options, what == FULL, batch_size, file["images"]) for what in options.only}
-    cases: list[Case] = [limit, *(case for group in groups.values() for case in group)]
-    report: dict[str, Any] = {
-        "benchmark": "loader",
-        "machine": describe(),
-        "file": file,
-        "settings": {"size": options.size, "threads": options.threads, "batch_size": batch_size},
+    _read_through(options.file)
+    for size in options.sizes:
+        settings = {"size": size, "threads": options.threads, "batch_size": batch_size}
+        head = {"machine": describe(), "file": file, "settings": settings}
+        if options.scaling:
+            report = _scaling(options, head, console)
+        else:
+            report = _side_by_side(options, head, console)
+        if not console.is_terminal:
+            console.line()  # there, Live leaves the last line open
+        if options.out is not None:
+            suffix = f"-{size}" if len(options.sizes) > 1 else ""
+            out = options.out.with_stem(options.out.stem + suffix)
+            save(out, report)
+            plot = plot_scaling if options.scaling else plot_loader
+            plot(report, out.with_suffix(".svg"))
+            console.print(f"wrote {out} and {out.with_suffix('.svg')}")
+
+
+def _side_by_side(options: Options, head: dict[str, Any], console: Console) -> dict[str, Any]:
+    size, batch_size = head["settings"]["size"], head["settings"]["batch_size"]
+    groups = {
+        what: _cases(options, size, what == FULL, batch_size, head["file"]["images"]) for what in options.only
     }
+    limit = DecodeLimit("decode limit", options.file, batch_size, options.threads)
+    cases: list[Case] = [limit, *(case for group in groups.values() for case in group)]
+    report: dict[str, Any] = {"benchmark": "loader", **head}
     with Live(console=console, auto_refresh=False) as live:
         for results in measure(cases, options.rounds):
             found = [result.as_json() for result in results]
             report["decode_limit"], rest = found[0], iter(found[1:])
             report["results"] = {what: [next(rest) for _ in group] for what, group in groups.items()}
             live.update(_table(report), refresh=True)
-    if options.out is not None:
-        save(options.out, report)
-        plot_loader(report, options.out.with_suffix(".svg"))
-        console.print(f"wrote {options.out} and {options.out.with_suffix('.svg')}")
+    return report
+
+
+def _scaling(options: Options, head: dict[str, Any], console: Console) -> dict[str, Any]:
+    report: dict[str, Any] = {"benchmark": "loader scaling", **head}
+    with Live(console=console, auto_refresh=False) as live:
+        for found in measure_scaling(options.file, options.rounds, **head["settings"]):
+            report.update(found)
+            live.update(scaling_table(report), refresh=True)
+    return report
 
 
 def _batch_size(num_samples: int) -> int:
@@ -136,15 +143,30 @@ def _batch_size(num_samples: int) -> int:
     return batch_size
 
 
-def _cases(options: Options, augment: bool, batch_size: int, num_images: int) -> list[Case]:
-    shape = (options.size, augment, batch_size, options.threads)
-    cases: list[Case] = [
-        OurLoader(f"fastclr {engine}", options.file, engine, *shape) for engine in options.engines
-    ]
-    cases.append(TorchvisionLoader("torchvision, same JPEGs", options.file, *shape))
-    if options.folder is not None:
-        cases.append(TorchvisionLoader("torchvision, folder", options.folder, *shape, repeat_to=num_images))
+def _cases(options: Options, size: int, augment: bool, batch_size: int, num_images: int) -> list[Case]:
+    file, threads = options.file, options.threads
+    shape = (size, augment, batch_size, threads)
+    cases: list[Case] = [OurLoader(f"fastclr {engine}", file, engine, *shape) for engine in options.engines]
+    if "ffcv" in options.peers:
+        cases.append(FfcvLoader("FFCV, two pipelines", file, *shape))
+    if "dali" in options.peers:
+        cases.append(DaliGraph("DALI graph, CPU", file, *shape))
+    if "lightly" in options.peers and augment:
+        cases.append(LightlyLoader("lightly SimCLRTransform", file, size, batch_size, threads))
+    if "torchvision" in options.peers:
+        cases.append(TorchvisionLoader("torchvision, same JPEGs", file, *shape))
+        if options.folder is not None:
+            cases.append(
+                TorchvisionLoader("torchvision, folder", options.folder, *shape, repeat_to=num_images)
+            )
     return cases
+
+
+def _read_through(file: Path) -> None:
+    """Into the page cache, so that no case reads from the disk what the next ones find in memory."""
+    with file.open("rb") as stream:
+        while stream.read(1 << 24):
+            pass
 
 
 def _describe_file(reader: BetonReader) -> dict[str, Any]:
@@ -163,20 +185,23 @@ def _table(report: dict[str, Any]) -> Group:
     limit, file, settings = report["decode_limit"], report["file"], report["settings"]
     table = Table(
         title=f"{file['name']}: {file['images']} images, views of {settings['size']} px, {settings['threads']} threads",
-        caption=f"medians of {limit['rounds']} interleaved rounds; one image is two views",
+        caption=f"medians of {limit['rounds']} interleaved rounds; one image is two views; limit: share of the "
+        "decode limit; CPU ms: of all processes, per image; first: seconds to the first batch, warm",
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
     table.add_column("", no_wrap=True)
-    for heading in ("images/s", "low–high", "of limit", "CPU s/1000", "MiB", "first s"):
+    for heading in ("images/s", "low–high", "limit", "CPU ms", "MiB", "first"):
         table.add_column(heading, justify="right", no_wrap=True)
-    errors = []
+    remarks = []
 
     def add(row: dict[str, Any]) -> None:
         if row["error"]:
-            errors.append(f"{row['name']}: {row['error'].splitlines()[0]}")
+            remarks.append(f"{row['name']}: {row['error'].splitlines()[0]}")
             table.add_row(row["name"], "failed")
         elif row["rounds"]:
+            if row["lacks"]:
+                remarks.append(f"{row['name']} lacks {row['lacks']}")
             table.add_row(
                 row["name"],
                 f"{row['median']:,.0f}",
@@ -193,4 +218,4 @@ def _table(report: dict[str, Any]) -> Group:
         table.add_row(TITLES[what], style="bold")
         for row in rows:
             add(row)
-    return Group(table, *errors)
+    return Group(table, *dict.fromkeys(remarks))

@@ -18,21 +18,31 @@ from typing import Any, Protocol
 
 import psutil
 
+from pipelines.errors import EngineUnavailable
+
 WARM_BATCHES = 8
 """Batches of an epoch that are not counted: until every stage and worker of a loader is at work."""
 LAST_BATCHES = 4
 """Batches at an epoch's end that are not counted: workers run out of work one by one."""
 MIN_SECONDS = 1.0
 """Counted time of a round; short epochs are repeated."""
+PATIENCE_S = 900
+"""A case that takes longer to open, or for a round, is given up: some peers wait for ever when their thread dies."""
 
 
 class Case(Protocol):
     """Something that yields images.  Picklable: it is sent to the process that runs it."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lacks(self) -> str:
+        """Operations of the benchmark that it does not do, for its row; "" for none."""
+        ...
 
     def open(self) -> Any:
-        """Make the loader."""
+        """Make the loader.  EngineUnavailable: its package is missing; the message says what installs it."""
         ...
 
     def epoch(self, loader: Any) -> Generator[int]:
@@ -45,6 +55,8 @@ class Result:
     """What was measured of a case."""
 
     name: str
+    lacks: str = ""
+    """Operations that it does not do."""
     images_per_s: list[float] = field(default_factory=list)
     """Source images per second, one value a round."""
     cpu_s_per_1000: list[float] = field(default_factory=list)
@@ -72,24 +84,26 @@ def measure(cases: list[Case], rounds: int) -> Iterator[list[Result]]:
     A case that fails keeps its error in its result, and the others go on.
     """
     context = multiprocessing.get_context("spawn")
-    results = [Result(case.name) for case in cases]
+    results = [Result(case.name, case.lacks) for case in cases]
     workers: list[tuple[Any, Connection]] = []
     try:
         for case in cases:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(case, theirs), name=f"bench {case.name}")
+            process = context.Process(
+                target=_serve,
+                args=(case, theirs, multiprocessing.get_start_method()),
+                name=f"bench {case.name}",
+            )
             process.start()
             theirs.close()
             workers.append((process, ours))
-        for result, (_, pipe) in zip(
-            results, workers, strict=True
-        ):  # one at a time: the first batch is timed
-            _ask(pipe, result, "open")
+        for result, worker in zip(results, workers, strict=True):  # one at a time: the first batch is timed
+            _ask(worker, result, "open")
         for number in range(rounds):
             # another case first each time, so that none always follows the same neighbour
             for offset in range(len(cases)):
                 place = (number + offset) % len(cases)
-                _ask(workers[place][1], results[place], "round")
+                _ask(workers[place], results[place], "round")
             yield results
     finally:
         for process, pipe in workers:
@@ -99,11 +113,16 @@ def measure(cases: list[Case], rounds: int) -> Iterator[list[Result]]:
                 process.kill()
 
 
-def _ask(pipe: Connection, result: Result, what: str) -> None:
+def _ask(worker: tuple[Any, Connection], result: Result, what: str) -> None:
+    process, pipe = worker
     if result.error:
         return
     try:
         pipe.send(what)
+        if not pipe.poll(PATIENCE_S):
+            process.kill()
+            result.error = f"no answer in {PATIENCE_S} seconds"
+            return
         answer = pipe.recv()
     except (EOFError, OSError) as error:
         result.error = f"its process died ({type(error).__name__})"
@@ -118,8 +137,10 @@ def _ask(pipe: Connection, result: Result, what: str) -> None:
         result.peak_bytes = max(result.peak_bytes, answer["peak_bytes"])
 
 
-def _serve(case: Case, pipe: Connection) -> None:
+def _serve(case: Case, pipe: Connection, start_method: str) -> None:
     """The measuring process: answers "open" and "round" until the other end is closed."""
+    # workers of a peer start as they would in a user's script, not as this process did
+    multiprocessing.set_start_method(start_method, force=True)
     loader = None
     while True:
         try:
@@ -128,7 +149,7 @@ def _serve(case: Case, pipe: Connection) -> None:
             return
         try:
             if what == "open":
-                deque(case.epoch(case.open()), maxlen=0)  # imports, compiles, fills the caches
+                _warm_up(case)
                 start = time.perf_counter()
                 loader = case.open()
                 epoch = case.epoch(loader)
@@ -137,9 +158,20 @@ def _serve(case: Case, pipe: Connection) -> None:
                 epoch.close()
             else:
                 pipe.send(_round(case, loader))
+        except EngineUnavailable as error:
+            pipe.send({"error": str(error)})
         except Exception as error:
             traceback.print_exc()
             pipe.send({"error": f"{type(error).__name__}: {error}"})
+
+
+def _warm_up(case: Case) -> None:
+    """Imports, compiles, makes what is made once."""
+    epoch = case.epoch(case.open())
+    for number, _ in enumerate(epoch, 1):
+        if number == WARM_BATCHES:
+            break
+    epoch.close()
 
 
 def _round(case: Case, loader: Any) -> dict[str, float]:

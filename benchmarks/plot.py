@@ -49,3 +49,39 @@ def plot_loader(report: dict[str, Any], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+
+
+def plot_scaling(report: dict[str, Any], path: Path) -> None:
+    """Lines of images/s over the number of threads, with the spread over the rounds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for (name, rows), color in zip(report["rows"].items(), (LIMIT, OURS, THEIRS), strict=True):
+        found = [row for row in rows if row["rounds"]]
+        medians = [row["median"] for row in found]
+        spread = [
+            [row["median"] - row["low"] for row in found],
+            [row["high"] - row["median"] for row in found],
+        ]
+        axis.errorbar(
+            [row["threads"] for row in found],
+            medians,
+            yerr=spread,
+            color=color,
+            marker="o",
+            capsize=2,
+            label=name,
+        )
+    axis.set_xticks([row["threads"] for row in next(iter(report["rows"].values()))])
+    axis.set_ylim(bottom=0)
+    settings, machine = report["settings"], report["machine"]
+    axis.set_xlabel(f"threads ({settings['size']} px, {machine['processor']})", fontsize=8)
+    axis.set_ylabel("source images per second (two views each)", fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

@@ -29,10 +29,10 @@ def loader_table(reports: list[dict[str, Any]]) -> str:
         + " |",
     ]
     for what, title in (("crops", "two crops"), ("full", "full augmentation")):
-        names = [row["name"] for row in reports[0]["results"].get(what, [])]
-        for name in names:
-            cells = [_cell(report, what, name) for report in reports]
-            lines.append(f"| {title}: {name} | " + " | ".join(cells) + " |")
+        for row in reports[0]["results"].get(what, []):
+            cells = [_cell(report, what, row["name"]) for report in reports]
+            lacks = f" (lacks {row['lacks']})" if row["lacks"] else ""
+            lines.append(f"| {title}: {row['name']}{lacks} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -70,12 +70,12 @@ def fill(text: str, tables: dict[str, str]) -> str:
         ValueError: a marker is missing.
     """
     for name, table in tables.items():
-        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, found, rest = text.partition(start)
         _, also_found, after = rest.partition(end)
         if not (found and also_found):
             raise ValueError(f"README.md must have one pair of markers <!-- {name} --> … <!-- /{name} -->")
-        text = before + start + table + end + after
+        text = f"{before}{start}{table}\n{end}{after}"
     return text
 
 

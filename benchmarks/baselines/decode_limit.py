@@ -16,6 +16,7 @@ class DecodeLimit:
     file: Path
     batch_size: int
     num_threads: int
+    lacks: str = ""
 
     def open(self) -> Any:
         from pipelines import BetonReader
@@ -39,9 +40,13 @@ class DecodeLimit:
         threads = [threading.Thread(target=work, daemon=True) for _ in range(self.num_threads)]
         for thread in threads:
             thread.start()
-        for _ in range(len(loader) // self.batch_size):
-            for _ in range(self.batch_size):
-                ticks.get()
-            yield self.batch_size
-        for thread in threads:
-            thread.join()
+        try:
+            for _ in range(len(loader) // self.batch_size):
+                for _ in range(self.batch_size):
+                    ticks.get()
+                yield self.batch_size
+        finally:
+            for _ in samples:  # an epoch that is dropped half way ends its threads too
+                pass
+            for thread in threads:
+                thread.join()

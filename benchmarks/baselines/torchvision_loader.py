@@ -73,6 +73,7 @@ class TorchvisionLoader:
     num_workers: int
     repeat_to: int = 0
     """Images that an epoch must have: a small folder is gone through as often as that takes."""
+    lacks: str = ""
 
     def open(self) -> DataLoader:
         from torchvision.datasets import ImageFolder

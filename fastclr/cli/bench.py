@@ -4,6 +4,12 @@ import importlib
 
 BENCHMARKS = {
     "loader": "loaders side by side, against the decode limit",
+    "convert": "writing a .beton file, beside FFCV's own writer",
+    "verdict": "whether the loader or the model limits a training run, and what to change",
+    "loss": "NT-Xent forward and backward, beside lightly and plain torch",
+    "optimizer": "a LARS step, beside lightly and timm",
+    "augment": "augmentation of crops on the device, beside kornia and torchvision",
+    "step": "a training step in its pieces and as a whole",
 }
 
 

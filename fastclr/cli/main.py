@@ -11,6 +11,7 @@ COMMANDS = {
     "preview": "a contact sheet of the augmented views of a file",
     "train": "SimCLR pre-training by a recipe",
     "evaluate": "weighted kNN and linear probe of a trained encoder",
+    "doctor": "what can run here, how fast, and what would make the rest run",
     "bench": "measure the parts, in images per second",
     "demo": "the whole way in two minutes, with a report",
 }

@@ -1,0 +1,118 @@
+"""`fastclr bench verdict`: whether the loader or the model limits a training run, and what to change."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.advice import Facts, Speeds, advice, facts_of
+from benchmarks.machine import cores, describe
+from benchmarks.report import save
+from benchmarks.verdict import measure_run
+from fastclr.config import Config
+from fastclr.recipes import load_recipe, recipe_names
+from fastclr.train.distributed import Ranks, pick_device
+from fastclr.train.parts import resolve
+from pipelines import BetonReader
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    named = bool(argv) and not argv[0].startswith("-")
+    if not named and not {"-h", "--help"} & set(argv):
+        raise ValueError(
+            f"the recipe comes first: fastclr bench verdict RECIPE --train FILE.beton; recipes are "
+            f"{', '.join(recipe_names())}, or the path of a TOML file"
+        )
+    recipe = load_recipe(argv[0]) if named else Config()
+
+    def verdict(
+        name: Annotated[
+            tyro.conf.Positional[str],
+            tyro.conf.arg(metavar="RECIPE", help="Name of a recipe, or path of a TOML file."),
+        ],
+        train: Annotated[Path, tyro.conf.arg(metavar="FILE.beton", help="Images to train on.")],
+        rounds: Annotated[int, tyro.conf.arg(help="Rounds; everything is measured once in each.")] = 5,
+        steps: Annotated[int, tyro.conf.arg(help="Training steps that are timed in each round and way.")] = 5,
+        out: Annotated[
+            Path | None, tyro.conf.arg(metavar="FILE.json", help="Where to write the result.")
+        ] = None,
+        config: Annotated[Config, tyro.conf.arg(name="")] = recipe,
+    ) -> None:
+        """Measure the loader alone, the training step alone on a canned batch, and both together.
+
+        On a CPU the loader and the training step get threads of their own: --data.threads of them (1 unless
+        given), and --train.threads (the other cores unless given).
+        """
+        if rounds < 1 or steps < 1:
+            raise ValueError("--rounds and --steps must be at least 1")
+        _verdict(name, train, config, rounds, steps, out)
+
+    tyro.cli(verdict, args=argv, prog="fastclr bench verdict")
+
+
+def _verdict(name: str, file: Path, config: Config, rounds: int, steps: int, out: Path | None) -> None:
+    console = Console()
+    device = pick_device(config.train.device, Ranks())
+    with BetonReader(file) as reader, console.status("measuring"):
+        resolved = resolve(config, reader, device)
+        if device.type == "cpu" and config.train.threads is None:
+            assert resolved.data.threads is not None
+            threads = max(1, cores() - resolved.data.threads)
+            resolved = replace(resolved, train=replace(resolved.train, threads=threads))
+        facts = facts_of(resolved, reader)
+        speeds = measure_run(resolved, reader, device, rounds, steps)
+    limits = "loader" if speeds.loader < speeds.model else "model"
+    advised = advice(facts, speeds)
+    console.print(_table(name, facts, speeds))
+    console.print(f"The {limits} limits: the other is {speeds.factor:.1f} times as fast.", style="bold")
+    for line in advised:
+        console.print(f"  • {line}", markup=False, soft_wrap=True)
+    if out is not None:
+        report = {
+            "benchmark": "verdict",
+            "machine": describe(),
+            "recipe": name,
+            "file": reader.path.name,
+            "settings": {**asdict(facts), "rounds": rounds, "steps": steps},
+            "results": asdict(speeds),
+            "limits": limits,
+            "factor": speeds.factor,
+            "interference": speeds.interference,
+            "advice": advised,
+        }
+        save(out, report)
+        console.print(f"wrote {out}")
+
+
+def _table(name: str, facts: Facts, speeds: Speeds) -> Table:
+    table = Table(
+        title=f"{name} on {facts.device}: engine {facts.engine}, {facts.loader_threads} loader threads, "
+        f"{facts.train_threads} training threads, batches of {facts.batch_size}",
+        title_justify="left",
+        box=None,
+    )
+    table.add_column("")
+    table.add_column("source images/s", justify="right")
+    table.add_column("step, ms", justify="right")
+    milliseconds = [
+        f"{1e3 * seconds:,.1f}" for seconds in (speeds.step_alone, speeds.step_beside, speeds.step)
+    ]
+    table.add_row("loader alone", f"{speeds.loader:,.0f}", "")
+    table.add_row("step alone, on a canned batch", f"{speeds.model:,.0f}", milliseconds[0])
+    table.add_row("step beside a loader in another process", "", milliseconds[1])
+    table.add_row("both together, in one process", f"{speeds.together:,.0f}", milliseconds[2])
+    table.add_row("", "", "")
+    table.add_row(
+        "the loader slows the training thread by",
+        "",
+        f"{speeds.interference:+.1%}",
+    )
+    low, high = min(speeds.slowdowns) - 1, max(speeds.slowdowns) - 1
+    table.caption = (
+        f"on top of the cores that it takes (one process against two); rounds from {low:+.1%} to {high:+.1%}"
+    )
+    return table

@@ -1,0 +1,62 @@
+"""`fastclr doctor`: what can run here, how fast, and what would make the rest run."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from fastclr.doctor import Check
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    tyro.cli(doctor, args=argv, prog="fastclr doctor")
+
+
+def doctor(
+    file: Annotated[Path | None, tyro.conf.arg(metavar="FILE.beton")] = None,
+    json: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Say what is installed, which engines and kernels can run here, and how fast the disk and the decoder are.
+
+    Args:
+        file: measure the decoder on this file's images, and the disk on the file itself; otherwise on a drawn
+            image and a temporary file.
+        json: print one JSON list instead of tables.
+    """
+    from fastclr.doctor import examine
+
+    checks = examine(file)
+    if json:
+        _print_json([asdict(check) for check in checks])
+    else:
+        _print_tables(checks)
+
+
+def _print_json(rows: list[dict[str, object]]) -> None:
+    print(json.dumps(rows, indent=1, ensure_ascii=False))
+
+
+def _print_tables(checks: "Iterable[Check]") -> None:
+    from itertools import groupby
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    for group, rows in groupby(checks, key=lambda check: check.group):
+        table = Table(title=group, title_justify="left", title_style="bold", box=None, show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for check in rows:
+            mark = "[green]✓[/]" if check.ok else "[yellow]–[/]"
+            table.add_row(mark, escape(check.name), escape(check.detail))
+            if check.fix:
+                table.add_row("", "", f"[cyan]→ {escape(check.fix)}[/]")
+        console.print(table)

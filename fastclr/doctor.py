@@ -1,0 +1,296 @@
+"""What this machine has for fastclr: packages, hardware, engines, kernels, and how fast its disk and decoder are.
+
+A check never raises: what can't run becomes a row with the reason, and the one command that would change it.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import metadata, util
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastclr.speeds import decode_rate, disk_speed, drawn_jpeg
+from pipelines import BetonReader, BetonWriter, ViewSpec
+from pipelines.engines import ENGINES, ffcv
+from pipelines.order import Sampler
+
+NVIDIA_VENDOR = "0x10de"
+"""Of PCI devices."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the doctor's report."""
+
+    group: str
+    name: str
+    ok: bool
+    detail: str
+    """A version, a figure, or why it can't run."""
+    fix: str = ""
+    """The one command, or where there is none the one act, that makes it run."""
+
+
+def examine(file: Path | None = None) -> Iterator[Check]:
+    """All checks, in the order of the report.
+
+    Args:
+        file: a `.beton` file whose images and disk are used for the speed tests; None: a drawn image, and a
+            temporary file.
+
+    Raises:
+        ValueError, OSError: `file` can't be read; before the first check.
+    """
+    reader = BetonReader(file) if file is not None else None
+    return _checks(reader)
+
+
+def _checks(reader: BetonReader | None) -> Iterator[Check]:
+    try:
+        yield from _machine()
+        yield from _packages()
+        yield from _engines()
+        yield from _kernels()
+        yield from _speeds(reader)
+    finally:
+        if reader is not None:
+            reader.close()
+
+
+def _machine() -> Iterator[Check]:
+    yield Check("machine", "python", True, f"{platform.python_version()}, {platform.system()}")
+    yield Check("machine", "processors", True, f"{_cores()}")
+    driver = _driver()
+    yield Check(
+        "machine",
+        "NVIDIA driver",
+        driver is not None,
+        driver or "none",
+        "" if driver else _gpu_fix(),
+    )
+    if torch.cuda.is_available():
+        for number in range(torch.cuda.device_count()):
+            found = torch.cuda.get_device_properties(number)
+            detail = f"{found.name}, {found.total_memory / 2**30:.0f} GiB, sm_{found.major}{found.minor}"
+            yield Check("machine", f"GPU {number}", True, detail)
+    else:
+        yield Check("machine", "GPU", False, "torch sees none", _gpu_fix())
+
+
+def _gpu_fix() -> str:
+    """What makes torch see a GPU."""
+    vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
+    if _driver() is None:
+        if any(vendor.read_text().strip() == NVIDIA_VENDOR for vendor in vendors):
+            return "sudo apt-get install nvidia-driver"
+        return "this machine has no NVIDIA GPU: use one that has"
+    if torch.version.cuda is None:
+        return "pip install --upgrade --force-reinstall torch  # this build of torch is for CPUs"
+    return (
+        f"sudo apt-get install --only-upgrade nvidia-driver  # torch needs one for CUDA {torch.version.cuda}"
+    )
+
+
+@cache
+def _driver() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.split("\n")[0].strip() or None if done.returncode == 0 else None
+
+
+def _packages() -> Iterator[Check]:
+    cuda = torch.version.cuda
+    yield Check("packages", "torch", True, f"{torch.__version__}, {f'CUDA {cuda}' if cuda else 'CPU only'}")
+    fixes = {
+        "torchvision": "pip install torchvision",
+        "numba": "pip install numba",
+        "simplejpeg": "pip install simplejpeg",
+        "triton": "pip install triton",
+        "ffcv": ffcv.INSTALL,
+        _dali_package(): _dali_fix(),
+        "lightly": "pip install lightly",
+        "timm": "pip install timm",
+        "kornia": "pip install kornia",
+    }
+    for name, fix in fixes.items():
+        version = _version(name)
+        yield Check("packages", name, version is not None, version or "not installed", "" if version else fix)
+    has_apex = util.find_spec("amp_C") is not None
+    yield Check(
+        "packages",
+        "apex (amp_C)",
+        has_apex,
+        "installed" if has_apex else "not installed; optional, no package index has it",
+        "" if has_apex else "run inside NVIDIA's NGC PyTorch image, which ships it",
+    )
+
+
+def _dali_package() -> str:
+    """The one that is installed, else the one for torch's CUDA."""
+    names = ["nvidia-dali-cuda130", "nvidia-dali-cuda120"]
+    preferred = names[0] if (torch.version.cuda or "").startswith("13") else names[1]
+    return next((name for name in names if _version(name)), preferred)
+
+
+def _dali_fix() -> str:
+    extra = "dali-cuda13" if _dali_package().endswith("130") else "dali"
+    return f"pip install 'fastclr[{extra}]'"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _engines() -> Iterator[Check]:
+    """Every engine makes one batch; FFCV, which compiles for half a minute first, is only made."""
+    fixes = {"ffcv": ffcv.INSTALL, "dali": _dali_fix()}
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    with tempfile.TemporaryDirectory(prefix="fastclr-doctor-") as folder:
+        file = Path(folder) / "drawn.beton"
+        jpeg = drawn_jpeg()
+        with BetonWriter(file, 4) as writer:
+            for label in range(4):
+                writer.add_jpeg(jpeg, label)
+        with BetonReader(file) as reader:
+            sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(32), 4)
+            for name in ENGINES:
+                for device in devices if name in ("resident", "dali") else devices[:1]:
+                    title = name if device == "cpu" else f"{name} on the GPU"
+                    run = partial(_one_batch, name, reader, sampler, device)
+                    yield _attempt("engines", title, run, fixes.get(name, "pip install fastclr"))
+
+
+def _one_batch(name: str, reader: BetonReader, sampler: Sampler, device: str) -> str:
+    engine = ENGINES[name](reader, sampler, num_threads=1, device=torch.device(device))
+    try:
+        if name == "ffcv":
+            return "installed; not run, it compiles for half a minute"
+        count = sum(len(crops.plan.indices) for crops in engine.run(sampler.plans(0)))
+    finally:
+        engine.close()
+    if count != len(reader):
+        raise ValueError(f"gave {count} images of {len(reader)}")
+    return "runs"
+
+
+def _kernels() -> Iterator[Check]:
+    def on_cpu() -> str:
+        import numba
+
+        from pipelines.augment import cpu  # noqa: F401
+        from pipelines.engines import crop  # noqa: F401
+
+        return f"numba {numba.__version__}, {numba.get_num_threads()} threads"
+
+    yield _attempt("kernels", "crop and augmentation on the CPU", on_cpu, "pip install fastclr")
+    for name, run in (
+        ("augmentation on the GPU", _augment_on_gpu),
+        ("NT-Xent, fused", _nt_xent_on_gpu),
+        ("LARS, fused", _lars_on_gpu),
+    ):
+        if torch.cuda.is_available():
+            yield _attempt("kernels", name, run, "pip install triton")
+        else:
+            yield Check(
+                "kernels",
+                name,
+                False,
+                "needs a GPU; the plain form runs instead",
+                _gpu_fix(),
+            )
+
+
+def _augment_on_gpu() -> str:
+    from pipelines.augment import gpu
+    from pipelines.views import draw_views
+
+    spec = ViewSpec.simclr(64)
+    size = np.full(2, 64)
+    params = draw_views(spec, 0, 0, np.arange(2), size, size)
+    views = gpu.augment(torch.zeros(2, 2, 64, 64, 3, dtype=torch.uint8, device="cuda"), params, spec)
+    return _finite(views)
+
+
+def _nt_xent_on_gpu() -> str:
+    from fastclr.loss import nt_xent
+
+    return _finite(nt_xent(torch.randn(8, 128, device="cuda"), 0.1, impl="fused"))
+
+
+def _lars_on_gpu() -> str:
+    from fastclr.optim import LARS
+
+    weight = torch.ones(4, 4, device="cuda", requires_grad=True)
+    optimizer = LARS([weight], 0.1, impl="fused")
+    weight.square().sum().backward()
+    optimizer.step()
+    return _finite(weight)
+
+
+def _finite(result: torch.Tensor) -> str:
+    if not bool(result.isfinite().all()):
+        raise ValueError("gave numbers that are not finite")
+    return "runs"
+
+
+def _attempt(group: str, name: str, run: Callable[[], str], fix: str) -> Check:
+    try:
+        return Check(group, name, True, run())
+    except Exception as error:  # whatever is wrong with an installation, the other rows are still wanted
+        reason = " ".join(str(error).split()).removesuffix(f": {fix}") or type(error).__name__
+        return Check(group, name, False, reason, fix)
+
+
+def _speeds(reader: BetonReader | None) -> Iterator[Check]:
+    jpegs = _jpegs(reader)
+    what = "a drawn image, 500×375" if reader is None else f"{len(jpegs)} images of {reader.path.name}"
+    for threads in dict.fromkeys((1, _cores())):
+        rate = decode_rate(jpegs, threads)
+        per = f"{rate / threads:,.0f} per thread" if threads > 1 else what
+        yield Check(
+            "speed",
+            f"decoder, {threads} thread{'s' if threads > 1 else ''}",
+            True,
+            f"{rate:,.0f} images/s, {per}",
+        )
+
+    def disk() -> str:
+        if reader is not None:
+            return disk_speed(reader.path)
+        with tempfile.NamedTemporaryFile(prefix="fastclr-doctor-") as file:
+            file.write(os.urandom(1 << 20) * 64)
+            file.flush()
+            os.fsync(file.fileno())  # only what is on the disk can be forgotten
+            return f"{disk_speed(Path(file.name))}, in {Path(file.name).parent}"
+
+    yield _attempt("speed", "disk", disk, "fastclr doctor --file FILE.beton  # with a file that can be read")
+
+
+def _jpegs(reader: BetonReader | None) -> list[bytes]:
+    if reader is not None:
+        found = [
+            bytes(reader.image_bytes(index)) for index in range(min(64, len(reader))) if reader.is_jpeg(index)
+        ]
+        if found:
+            return found
+    return [drawn_jpeg()]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,96 @@
+"""`fastclr doctor`: every row says what it is, and one that can't run how to change that."""
+
+import json
+
+import pytest
+import simplejpeg
+
+from fastclr import doctor, speeds
+from fastclr.cli.main import main
+from fastclr.speeds import decode_rate, disk_speed, drawn_jpeg
+from pipelines.convert import Encoding, FolderSource, convert
+from pipelines.engines import ENGINES
+from pipelines.errors import EngineUnavailable
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(speeds, "DISK_BYTES", 1 << 22)
+
+
+def rows(capsys, *arguments: str) -> dict[tuple[str, str], dict]:
+    assert main(["doctor", "--json", *arguments]) == 0
+    return {(row["group"], row["name"]): row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_json(capsys):
+    found = rows(capsys)
+    groups = list(dict.fromkeys(group for group, _ in found))
+    assert groups == ["machine", "packages", "engines", "kernels", "speed"]
+    assert {name for group, name in found if group == "engines"} >= set(ENGINES)
+    for row in found.values():
+        assert row["ok"] is not bool(row["fix"]), row  # a fix for what can't run, and for nothing else
+        assert row["detail"]
+    for engine in ("native", "resident", "torchvision"):
+        assert found["engines", engine]["detail"] == "runs"
+    assert "images/s" in found["speed", "decoder, 1 thread"]["detail"]
+    assert "MB/s" in found["speed", "disk"]["detail"]
+
+
+def test_tables(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("machine", "packages", "engines", "kernels", "speed", "native", "torch", "images/s"):
+        assert word in printed
+
+
+def test_of_a_file(capsys, tiny_photos, tmp_path):
+    convert(FolderSource(tiny_photos), tmp_path / "tiny.beton", Encoding())
+    found = rows(capsys, "--file", str(tmp_path / "tiny.beton"))
+    assert "40 images of tiny.beton" in found["speed", "decoder, 1 thread"]["detail"]
+
+
+def test_a_file_that_is_not_there(capsys):
+    assert main(["doctor", "--file", "/no/such.beton"]) == 2
+    assert "/no/such.beton" in capsys.readouterr().err
+
+
+def test_a_missing_engine_has_one_command(capsys, monkeypatch):
+    def missing(*arguments, **options):
+        raise EngineUnavailable("engine dali needs NVIDIA DALI (no module): pip install 'fastclr[dali]'")
+
+    def broken(*arguments, **options):
+        raise RuntimeError("symbol not found")
+
+    monkeypatch.setitem(ENGINES, "dali", missing)
+    monkeypatch.setitem(ENGINES, "ffcv", broken)
+    monkeypatch.setattr(doctor, "_dali_fix", lambda: "pip install 'fastclr[dali]'")
+    found = rows(capsys)
+    dali, ffcv = found["engines", "dali"], found["engines", "ffcv"]
+    assert not dali["ok"] and dali["fix"] == "pip install 'fastclr[dali]'"
+    assert dali["detail"] == "engine dali needs NVIDIA DALI (no module)"
+    assert not ffcv["ok"] and "pip install 'fastclr[ffcv]'" in ffcv["fix"]
+    assert ffcv["detail"] == "symbol not found"
+    assert found["engines", "native"]["ok"]
+
+
+def test_a_missing_package(capsys, monkeypatch):
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "lightly" else version(name))
+    lightly = rows(capsys)["packages", "lightly"]
+    assert (lightly["ok"], lightly["detail"], lightly["fix"]) == (
+        False,
+        "not installed",
+        "pip install lightly",
+    )
+
+
+def test_the_drawn_image():
+    assert simplejpeg.decode_jpeg_header(drawn_jpeg()) == (375, 500, "YCbCr", "420")
+    assert 20 < decode_rate([drawn_jpeg()], threads=2, seconds=0.2) < 50_000
+
+
+def test_the_disk_reads_a_whole_small_file(tmp_path):
+    (tmp_path / "small").write_bytes(bytes(1000))
+    assert "in sequence" in disk_speed(tmp_path / "small")
