@@ -49,12 +49,11 @@ class Frozen:
         return ViewSpec.crop_flip(self.size, mean=self.mean, std=self.std)
 
     def loader(self, reader: BetonReader, spec: ViewSpec, **changes: Any) -> TwoViewLoader:
-        """A loader over the file's labelled samples, none left out; in the order of the file, unless changed."""
+        """A loader over the file, nothing left out; in the order of the file, unless changed."""
         settings = {
             "spec": spec,
             "order": "sequential",
             "drop_last": False,
-            "indices": labelled_samples(reader),
             "num_threads": self.num_threads or (1 if self.device.type == "cpu" else None),
             "device": self.device,
             "dtype": torch.float32 if self.autocast is None else None,
@@ -63,15 +62,21 @@ class Frozen:
         return TwoViewLoader(reader, settings.pop("batch_size", self.batch_size), **settings)
 
     def features(
-        self, reader: BetonReader, spec: ViewSpec, epoch: int = 0, title: str = ""
+        self,
+        reader: BetonReader,
+        spec: ViewSpec,
+        epoch: int = 0,
+        indices: np.ndarray | None = None,
+        title: str = "",
     ) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and labels [N] of the file's labelled samples, in the order of the file.
+        """Features [N, D] and labels [N] of the file's samples, in the order of the file.
 
         Args:
             epoch: of the drawn numbers; another epoch gives other random crops.
+            indices: these samples only.
             title: of the progress bar.
         """
-        with self.loader(reader, spec) as loader, progress_bar() as bar:
+        with self.loader(reader, spec, indices=indices) as loader, progress_bar() as bar:
             loader.set_epoch(epoch)
             batches = bar.track(loader, len(loader), description=title)
             return extract_features(self.encoder, batches, device=self.device, autocast=self.autocast)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastclr.evaluate.features import feature_batches, frozen
-from fastclr.evaluate.files import Frozen, need_same_classes, progress_bar
+from fastclr.evaluate.files import Frozen, labelled_samples, need_same_classes, progress_bar
 from fastclr.evaluate.knn import knn_accuracy
 from fastclr.evaluate.linear import head_accuracy, linear_probe, train_head
 from fastclr.evaluate.logistic import logistic_regression
@@ -84,8 +84,12 @@ def evaluate_files(
     results: dict[str, Any] = {"num_classes": num_classes}
     with frozen(model.encoder):
         start = time.perf_counter()
-        train_features, train_labels = model.features(train, model.center(), title="training features")
-        test_features, test_labels = model.features(test, model.center(), title="test features")
+        train_features, train_labels = model.features(
+            train, model.center(), indices=labelled_samples(train), title="training features"
+        )
+        test_features, test_labels = model.features(
+            test, model.center(), indices=labelled_samples(test), title="test features"
+        )
         results["features"] = {
             "width": train_features.shape[1],
             "train_samples": len(train_labels),
@@ -136,9 +140,10 @@ def _probe_passes(
     test_labels: torch.Tensor,
     num_classes: int,
 ) -> float:
+    labelled = labelled_samples(train)
     passes = [
         model.features(
-            train, model.crop_flip(), epoch, title=f"augmented pass {epoch + 1} of {protocol.passes}"
+            train, model.crop_flip(), epoch, labelled, f"augmented pass {epoch + 1} of {protocol.passes}"
         )
         for epoch in range(min(protocol.passes, protocol.epochs))
     ]
@@ -164,7 +169,12 @@ def _probe_new_views(
     test_labels: torch.Tensor,
     num_classes: int,
 ) -> float:
-    settings: dict[str, Any] = {"order": "random", "seed": protocol.seed, "batch_size": protocol.batch_size}
+    settings: dict[str, Any] = {
+        "order": "random",
+        "seed": protocol.seed,
+        "batch_size": protocol.batch_size,
+        "indices": labelled_samples(train),
+    }
     with model.loader(train, model.crop_flip(), **settings) as loader, progress_bar() as bar:
         task = bar.add_task("linear probe, epochs", total=protocol.epochs)
         head = train_head(

@@ -1,0 +1,54 @@
+"""`fastclr preview FILE --out views.png`: a contact sheet of the augmented views of a file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def main(argv: list[str]) -> None:
+    """Draw the sheet and write it."""
+    tyro.cli(_preview, args=argv, prog="fastclr preview")
+
+
+def _preview(
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE", help="A .beton file.")],
+    out: Annotated[
+        Path, tyro.conf.arg(help="Picture to write; its suffix is its format: .png, .jpg, .webp.")
+    ],
+    rows: Annotated[int, tyro.conf.arg(help="Images: the first of the epoch in a run with this seed.")] = 6,
+    size: Annotated[int | None, tyro.conf.arg(help="Pixels of a view; None: the recipe's, else 224.")] = None,
+    seed: Annotated[int, tyro.conf.arg(help="Seed of the run.")] = 0,
+    epoch: Annotated[int, tyro.conf.arg(help="Epoch of the run.")] = 0,
+    indices: Annotated[
+        tuple[int, ...], tyro.conf.arg(metavar="INT …", help="Show these images instead.")
+    ] = (),
+    recipe: Annotated[
+        str | None, tyro.conf.arg(help="Views of this recipe (a name, or a TOML file) instead of SimCLR's.")
+    ] = None,
+) -> None:
+    """A contact sheet of the augmented views of a file.
+
+    Per row: the source image with its two crop boxes, the two crops, the two augmented views, and the drawn
+    numbers under them. Seed and epoch as in a training run show what that run sees.
+    """
+    from fastclr.preview import contact_sheet, draw_samples, save_picture
+    from fastclr.recipes import load_recipe
+    from pipelines import BetonReader, ViewSpec
+
+    for name, value, least in (("rows", rows, 1), ("size", size, 1), ("epoch", epoch, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"--{name} is {value}; it must be at least {least}")
+    if recipe is None:
+        spec = ViewSpec.simclr(size or 224)
+    else:
+        spec = load_recipe(recipe).views
+        spec = dataclasses.replace(spec, size=size or spec.size)
+    with BetonReader(file) as reader:
+        samples = draw_samples(
+            reader, spec, rows=min(rows, len(reader)), seed=seed, epoch=epoch, indices=indices or None
+        )
+    sheet = contact_sheet(samples, f"{file.name}: views of {spec.size} px, seed {seed}, epoch {epoch}")
+    save_picture(sheet, out)
+    print(f"{len(samples)} images, {sheet.width} × {sheet.height} px, written to {out}")

@@ -1,0 +1,235 @@
+"""The contact sheet: what the loader makes of some images of a file, with the drawn numbers.
+
+Each row holds the source image with its two crop boxes, the two crops as the engine hands them on, and the two
+augmented views as training sees them; box and frames of a view have one color.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from pipelines import BetonReader, ViewParams, ViewSpec
+from pipelines.augment import cpu
+from pipelines.batch import BatchPlan
+from pipelines.beton.atomic import replacing, write_at
+from pipelines.engines.native import NativeEngine
+from pipelines.order import Sampler, epoch_order
+
+CELL = 224
+"""Height and width of a picture on the sheet, pixels."""
+SOURCE = 300
+"""Width that a source image may take."""
+GAP, GROUP_GAP, MARGIN = 16, 32, 30
+"""Between two pictures, before the crops and before the views, around the sheet."""
+LINE = 17
+"""Distance of two lines of text."""
+TEXT_LINES = 3
+
+PAPER, INK, QUIET = "#fbfaf8", "#23211f", "#77716b"
+VIEW_COLORS = ("#e4572e", "#2e86ab", "#6a994e", "#9b5de5")
+"""Of the boxes and frames of view 1, 2, …"""
+OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """An image, what was drawn for it, and what became of it."""
+
+    index: int
+    label: str
+    source: np.ndarray
+    """uint8 [h, w, 3]."""
+    params: ViewParams
+    """Arrays [V, 1, …]."""
+    crops: np.ndarray
+    """uint8 [V, size, size, 3]."""
+    views: np.ndarray
+    """uint8 [V, size, size, 3]: augmented, and brought back from the normalisation."""
+
+
+def draw_samples(
+    reader: BetonReader,
+    spec: ViewSpec,
+    *,
+    rows: int = 6,
+    seed: int = 0,
+    epoch: int = 0,
+    indices: Sequence[int] | None = None,
+) -> list[Sample]:
+    """The images of some rows, through the engine and the augmentation that training uses.
+
+    Args:
+        rows: number of images: the first of the epoch in a run with this seed.
+        indices: these images instead.
+
+    Raises:
+        ValueError: an index that the file does not have.
+    """
+    if indices is None:
+        chosen = epoch_order(len(reader), seed, epoch)[:rows]
+    else:
+        chosen = np.asarray(indices, np.int64)
+        wrong = chosen[(chosen < 0) | (chosen >= len(reader))]
+        if len(wrong):
+            raise ValueError(f"{reader.path} has no image {wrong[0]}; its images are 0 to {len(reader) - 1}")
+    sampler = Sampler(reader.heights, reader.widths, spec, batch_size=len(chosen), seed=seed)
+    plan = BatchPlan(epoch, 0, chosen, sampler.draw(epoch, chosen))
+    engine = NativeEngine(reader, sampler, num_threads=1, augment=False)
+    with closing(engine.run(iter([plan]))) as batches:
+        crops = next(batches)
+    plan = crops.plan  # a corrupt image has been replaced, and the plan says by which
+    normalised = cpu.augment(crops, spec).permute(0, 1, 3, 4, 2)
+    levels = (normalised * torch.tensor(spec.std) + torch.tensor(spec.mean)) * 255
+    views = levels.round().clamp(0, 255).to(torch.uint8).numpy()
+    return [
+        Sample(
+            index=int(index),
+            label=class_name(reader, int(index)),
+            source=reader.decode(int(index)),
+            params=plan.params[:, row : row + 1],
+            crops=np.asarray(crops.pixels)[:, row],
+            views=views[:, row],
+        )
+        for row, index in enumerate(plan.indices)
+    ]
+
+
+def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
+    """The sheet, RGB, one row per sample."""
+    num_views = len(samples[0].crops)
+    width = _left(2 * num_views, num_views) + CELL + MARGIN
+    header, row_height = MARGIN + 58, CELL + TEXT_LINES * LINE + 24
+    sheet = Image.new("RGB", (width, header + len(samples) * row_height + MARGIN - 12), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN - 8), title, INK, _font(18))
+    for column, name in enumerate(_column_names(num_views)):
+        pen.text((_left(column, num_views), MARGIN + 31), name, QUIET, _font(12))
+    for row, sample in enumerate(samples):
+        top = header + row * row_height
+        _paste_source(sheet, sample, top)
+        texts = [_source_text(sample)]
+        texts += [_crop_text(sample.params, view) for view in range(num_views)]
+        texts += [_view_text(sample.params, view) for view in range(num_views)]
+        for view in range(num_views):
+            for column, picture in (
+                (1 + view, sample.crops[view]),
+                (1 + num_views + view, sample.views[view]),
+            ):
+                left = _left(column, num_views)
+                sheet.paste(_fitted(picture), (left, top))
+                pen.rectangle(
+                    (left - 3, top - 3, left + CELL + 2, top + CELL + 2), None, _view_color(view), 3
+                )
+        for column, lines in enumerate(texts):
+            for number, line in enumerate(lines):
+                color = INK if number == 0 else QUIET
+                pen.text((_left(column, num_views), top + CELL + 9 + number * LINE), line, color, _font(12))
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all, in the format of the path's suffix.
+
+    Raises:
+        ValueError: a suffix that names no format of pictures.
+        OSError: the file can't be written.
+    """
+    known = Image.registered_extensions()
+    if path.suffix.lower() not in known:
+        raise ValueError(
+            f"{path}: {path.suffix or 'no suffix'} names no format of pictures; use .png, .jpg or .webp"
+        )
+    content = BytesIO()
+    picture.save(content, known[path.suffix.lower()])
+    with replacing(path) as descriptor:
+        write_at(descriptor, content.getvalue(), 0, path)
+
+
+def _column_names(num_views: int) -> list[str]:
+    views = range(1, num_views + 1)
+    return ["source", *(f"crop {v}" for v in views), *(f"view {v}" for v in views)]
+
+
+def _left(column: int, num_views: int) -> int:
+    """Left edge of a column: 0 is the source, then come the crops, then the views."""
+    if column == 0:
+        return MARGIN
+    groups = 1 if column <= num_views else 2
+    return MARGIN + SOURCE + (column - 1) * (CELL + GAP) + groups * GROUP_GAP - (groups - 1) * GAP
+
+
+def _view_color(view: int) -> str:
+    return VIEW_COLORS[view % len(VIEW_COLORS)]
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # matplotlib brings a font with × and σ; PIL's own has neither, and system fonts may be missing
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
+def _fitted(pixels: np.ndarray) -> Image.Image:
+    """A square picture at the size of a cell; small ones keep their pixels visible."""
+    picture = Image.fromarray(pixels)
+    enlarges = picture.width < CELL
+    return picture.resize((CELL, CELL), Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)
+
+
+def _paste_source(sheet: Image.Image, sample: Sample, top: int) -> None:
+    """The source image, and on it the boxes of the crops."""
+    height, width = sample.source.shape[:2]
+    scale = min(SOURCE / width, CELL / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    sheet.paste(Image.fromarray(sample.source).resize(size, Image.Resampling.LANCZOS), (MARGIN, top))
+    pen = ImageDraw.Draw(sheet)
+    for view, (y, x, h, w) in enumerate(sample.params.box[:, 0].tolist()):
+        corners = [
+            MARGIN + x * scale,
+            top + y * scale,
+            MARGIN + (x + w) * scale - 1,
+            top + (y + h) * scale - 1,
+        ]
+        for inset, color in ((0, PAPER), (1, _view_color(view)), (2, _view_color(view)), (3, PAPER)):
+            x0, y0, x1, y1 = corners[0] + inset, corners[1] + inset, corners[2] - inset, corners[3] - inset
+            if x0 < x1 and y0 < y1:
+                pen.rectangle((x0, y0, x1, y1), None, color)
+
+
+def _source_text(sample: Sample) -> list[str]:
+    height, width = sample.source.shape[:2]
+    return [sample.label, f"image {sample.index}, {width} × {height} px"]
+
+
+def _crop_text(params: ViewParams, view: int) -> list[str]:
+    top, left, height, width = params.box[view, 0].tolist()
+    return [f"{width} × {height} at ({left}, {top})", "flipped" if params.flip[view, 0] else "not flipped"]
+
+
+def _view_text(params: ViewParams, view: int) -> list[str]:
+    """The operations in the order in which they run."""
+    numbers = params.factors[view, 0].tolist()
+    lines = ["no color jitter"]
+    if params.jitter[view, 0]:
+        values = [*(f"×{factor:.2f}" for factor in numbers[:3]), f"{360 * numbers[3]:+.0f}°"]
+        steps = [f"{OPERATIONS[k]} {values[k]}" for k in params.order[view, 0].tolist()]
+        lines = [", ".join(steps[:2]), ", ".join(steps[2:])]
+    sigma = float(params.sigma[view, 0])
+    last = (["grayscale"] if params.gray[view, 0] else []) + ([f"blur σ {sigma:.2f} px"] if sigma else [])
+    return [*lines, ", ".join(last)] if last else lines
+
+
+def class_name(reader: BetonReader, index: int) -> str:
+    """The class of a sample, by name where the file's side-car knows it."""
+    label = int(reader.labels[index])
+    if label < 0:
+        return "no label"
+    names = reader.class_names
+    return names[label] if names and label < len(names) else f"class {label}"
