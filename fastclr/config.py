@@ -118,6 +118,9 @@ class TrainConfig:
     """Passes over the data."""
     batch_size: int = 4096
     """Images of a step, over all ranks; twice as many views."""
+    micro_batch: int | None = None
+    """Images that a rank has in memory at once (GradCache): a large batch on a small GPU, for one forward pass more.
+    Batch norm then sees a micro-batch; None: the whole batch at once."""
     seed: int = 0
     """Of the initial weights, the order and the views."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -145,6 +148,12 @@ class TrainConfig:
             self.threads is None or self.threads >= 1,
             "train.threads",
             self.threads,
+            "at least 1, or left out",
+        )
+        _need(
+            self.micro_batch is None or self.micro_batch >= 1,
+            "train.micro_batch",
+            self.micro_batch,
             "at least 1, or left out",
         )
         _need(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")

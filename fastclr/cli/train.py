@@ -1,4 +1,4 @@
-"""`fastclr train RECIPE --train FILE`: pre-train an encoder by a recipe."""
+"""`fastclr train RECIPE --train FILE`: pre-train an encoder by a recipe, on one device or under torchrun."""
 
 from pathlib import Path
 from typing import Annotated
@@ -43,9 +43,18 @@ def main(argv: list[str]) -> int:
 
 
 def _train(config: Config, file: Path, folder: Path, resume: bool) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    from fastclr.train.distributed import ranks_from_env
     from fastclr.train.loop import train
 
-    outcome = train(config, file, folder, resume=resume)
+    ranks = ranks_from_env()
+    # recorded: torchrun then shows the error of the rank that failed first
+    run = record(train) if ranks.world_size > 1 else train
+    outcome = run(config, file, folder, resume=resume)
+    assert outcome is not None
+    if not ranks.is_main:
+        return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
     where = f"step {outcome.step} of {outcome.total_steps}"
     if outcome.stopped_by is not None:
         print(f"stopped by {outcome.stopped_by.name} at {where}; continue with --resume --out {folder}")
@@ -60,6 +69,7 @@ def _train(config: Config, file: Path, folder: Path, resume: bool) -> int:
 def _description() -> str:
     lines = [
         "SimCLR pre-training by a recipe; `--section.key value` overrides one of its settings.",
+        "On several devices: torchrun --nproc-per-node gpu --no-python fastclr train RECIPE …",
         "",
         "Recipes:",
     ]

@@ -78,7 +78,7 @@ class GlobalBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, unbiased_variance: Tensor) -> None:
-        if self.running_mean is None or not self.training:
+        if self.running_mean is None or not self.training or not self.track_running_stats:
             return
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

@@ -82,6 +82,7 @@ def run_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: TwoViewLoader,
+    job: str | None = None,
 ) -> dict[str, Any]:
     """All that a run needs to go on as if it had not been interrupted.
 
@@ -89,10 +90,12 @@ def run_state(
         step: steps done.
         identity: the settings that must be the same when the run is resumed.
         model, optimizer, loader: as they are after that step.
+        job: torchrun's name of the job, whose next attempt continues this one.
     """
     return {
         "step": step,
         "identity": dict(identity),
+        "job": job,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "loader": loader.state_dict(),

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any, TypeVar
@@ -15,9 +16,11 @@ from fastclr.config import Config, flatten
 from fastclr.loss import contrastive_metrics
 from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
 from fastclr.train.checkpoint import differences, export_encoder, restore, run_state, save_checkpoint
+from fastclr.train.collective import agree, data_parallel, from_main, mean_over_ranks
 from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
+from fastclr.train.grad_cache import cached_backward
 from fastclr.train.meter import Meter, NotFinite
-from fastclr.train.parts import loss_function, make_model, make_optimizer, resolve
+from fastclr.train.parts import check_batch, loss_function, make_loader, make_model, make_optimizer, resolve
 from fastclr.train.run_folder import CHECKPOINT, ENCODER, new_run, saved_run, write_config
 from fastclr.train.run_log import RunLog
 from fastclr.train.stop import StopRequest
@@ -51,7 +54,8 @@ class Outcome:
 def train(config: Config, file: Path, folder: Path, *, resume: bool = False) -> Outcome:
     """Train an encoder on the images of `file`; checkpoint, encoder and metrics go into `folder`.
 
-    SIGINT and SIGTERM end it after the step that is under way, with a checkpoint.
+    SIGINT and SIGTERM end it after the step that is under way, with a checkpoint.  Under torchrun W ranks see
+    together the batches of one; rank 0 writes the folder, and after a restart the run goes on by itself.
 
     Args:
         config: the recipe; what it leaves to `auto` is decided here, and stands resolved in config.toml.
@@ -62,22 +66,19 @@ def train(config: Config, file: Path, folder: Path, *, resume: bool = False) -> 
     Raises:
         ValueError: a setting that does not fit the file; a config or file that is not the resumed run's; a
             damaged checkpoint; a loss that is not finite, after which the last good checkpoint is kept.
+        RankLost: another rank died, or hangs.
         OSError: a file that can't be read or written; a folder that holds a run, or none to resume.
     """
     ranks = ranks_from_env()
-    if ranks.world_size > 1:
-        raise ValueError(
-            f"training runs in one process, torchrun started {ranks.world_size}; start it without"
-        )
     device = pick_device(config.train.device, ranks)
-    saved = saved_run(folder, resume)
-    with BetonReader(file) as reader, process_group(ranks, device):
-        config = resolve(config, reader, device)
-        if saved is not None:
-            _check_same_run(folder, saved["identity"], _identity(config, reader))
-        with _machine_settings(config), _make_loader(config, reader, ranks, device) as loader:
+    with process_group(ranks, device), BetonReader(file) as reader:
+        config = resolve(config, reader, device, ranks.local_world_size)
+        (restarts,) = agree(ranks, ranks.restarts)  # the nodes count their own
+        restarted_job = ranks.job if restarts else None
+        saved = from_main(ranks, lambda: _prepare(config, reader, ranks, folder, resume, restarted_job))
+        with _machine_settings(config), make_loader(config, reader, ranks, device) as loader:
             try:
-                return _train(config, loader, device, folder, saved)
+                return _train(config, loader, ranks, device, folder, saved)
             except NotFinite as error:
                 raise ValueError(
                     f"{error}; {folder / CHECKPOINT} keeps the last good state: try a lower optim.base_lr, a "
@@ -86,13 +87,19 @@ def train(config: Config, file: Path, folder: Path, *, resume: bool = False) -> 
 
 
 def _train(
-    config: Config, loader: TwoViewLoader, device: torch.device, folder: Path, saved: dict[str, Any] | None
+    config: Config,
+    loader: TwoViewLoader,
+    ranks: Ranks,
+    device: torch.device,
+    folder: Path,
+    saved: dict[str, Any] | None,
 ) -> Outcome:
     torch.manual_seed(config.train.seed)
     model = make_model(config.model).to(device).to(memory_format=torch.channels_last)
-    forward = torch.compile(model) if config.train.compile else model
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16")
-    loss_of = loss_function(config.loss)
+    in_parts = config.train.micro_batch is not None
+    forward = data_parallel(model, ranks, compiled=config.train.compile, accumulates=in_parts)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, config.train.precision == "bfloat16")
+    loss_of = loss_function(config.loss, ranks.group)
 
     num_images, batch_size = len(loader.reader), config.train.batch_size
     total = num_steps(num_images, config.train.epochs, batch_size)
@@ -102,50 +109,67 @@ def _train(
 
     def save(step: int) -> None:
         _check_finite(model, step)
-        export_encoder(folder / ENCODER, model.encoder, _encoder_meta(config, step))
-        identity = _identity(config, loader.reader)
-        save_checkpoint(folder / CHECKPOINT, run_state(step, identity, model, optimizer, loader))
+        if ranks.is_main:
+            export_encoder(folder / ENCODER, model.encoder, _encoder_meta(config, step))
+            state = run_state(step, _identity(config, loader.reader), model, optimizer, loader, ranks.job)
+            save_checkpoint(folder / CHECKPOINT, state)
 
-    if saved is None:
-        done = 0
+    def start() -> None:
         with new_run(folder):
             write_config(folder, config, loader.reader.path)
-            save(done)
+            save(0)
+
+    if saved is None:
+        from_main(ranks, start)
+        done = 0
     else:
         done = restore(saved, model, optimizer, loader)
 
-    meter, saved_at = Meter(), time.monotonic()
-    with (
-        StopRequest() as stop,
-        RunLog(folder, done, total) as log,
-        closing(meter.waiting(_endless(loader))) as batches,
-    ):
+    meter, saved_at, stopped_by = Meter(ranks), time.monotonic(), 0
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        log = stack.enter_context(RunLog(folder, done, total)) if ranks.is_main else None
+        batches = stack.enter_context(closing(meter.waiting(_endless(loader))))
         for step, batch in zip(range(done, total), batches, strict=False):
             lr = warmup_cosine(step, total, warmup, peak_lr)
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            with autocast:
-                _, z = forward(batch.views.flatten(0, 1))
-            loss = loss_of(z)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            if config.train.micro_batch is None:
+                with autocast():
+                    _, z = forward(batch.views.flatten(0, 1))
+                loss = loss_of(z)
+                loss.backward()
+            else:
+                loss, z = cached_backward(forward, loss_of, batch.views, config.train.micro_batch, autocast)
             optimizer.step()
 
             done = step + 1
             meter.add(loss, len(batch))
-            ending = bool(stop) or done == total
-            saving = ending or time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
-            if saving or done % config.train.log_every == 0:
-                accuracy, entropy = contrastive_metrics(z.detach(), config.loss.temperature)
-                contrast = {"accuracy": accuracy.item(), "entropy": entropy.item()}
-                log.write({"step": done, "epoch": batch.epoch, "lr": lr, **contrast, **meter.read(done)})
-            if saving:
+            overdue = time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
+            stopped_by, saving = agree(ranks, stop.signal or 0, overdue)
+            ending = stopped_by or done == total
+            if ending or saving or done % config.train.log_every == 0:
+                contrast = contrastive_metrics(z.detach(), config.loss.temperature, ranks.group)
+                accuracy, entropy = mean_over_ranks(torch.stack(contrast), ranks).tolist()
+                record = {
+                    "step": done,
+                    "epoch": batch.epoch,
+                    "lr": lr,
+                    "accuracy": accuracy,
+                    "entropy": entropy,
+                }
+                record |= meter.read(done)
+                if log is not None:
+                    log.write(record)
+            if ending or saving:
                 save(done)
                 saved_at = time.monotonic()
             if ending:
                 break
-    return Outcome(done, total, stop.signal if done < total else None, **meter.overall())
+    agree(ranks, 0)  # a rank that left now would have torchrun end rank 0 while it writes
+    return Outcome(done, total, Signals(stopped_by) if done < total else None, **meter.overall())
 
 
 def _endless(batches: Iterable[Item]) -> Iterator[Item]:
@@ -154,26 +178,20 @@ def _endless(batches: Iterable[Item]) -> Iterator[Item]:
         yield from batches
 
 
-def _make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch.device) -> TwoViewLoader:
-    batch_size = config.train.batch_size
-    if batch_size > len(reader):
-        raise ValueError(
-            f"{reader.path} holds {len(reader)} images, fewer than a batch of {batch_size}; "
-            f"lower --train.batch-size"
-        )
-    return TwoViewLoader(
-        reader,
-        batch_size // ranks.world_size,
-        spec=config.views,
-        engine=config.data.engine,
-        order=config.data.order,
-        num_threads=config.data.threads,
-        seed=config.train.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        device=device,
-        dtype=None if config.train.precision == "bfloat16" else torch.float32,
-    )
+def _prepare(
+    config: Config,
+    reader: BetonReader,
+    ranks: Ranks,
+    folder: Path,
+    resume: bool,
+    restarted_job: str | None,
+) -> dict[str, Any] | None:
+    """Check what can be checked before anything is written; returns the checkpoint to continue, if there is."""
+    check_batch(config.train, reader, ranks)
+    saved = saved_run(folder, resume, restarted_job)
+    if saved is not None:
+        _check_same_run(folder, saved["identity"], _identity(config, reader))
+    return saved
 
 
 @contextmanager

@@ -7,6 +7,9 @@ from typing import TypeVar
 
 import torch
 
+from fastclr.train.collective import mean_over_ranks
+from fastclr.train.distributed import Ranks
+
 Item = TypeVar("Item")
 
 
@@ -21,16 +24,21 @@ class NotFinite(ValueError):
 class Meter:
     """Collects the numbers of the steps between two log lines.
 
-    Losses stay tensors on the device until `read`: one transfer per log line, no synchronisation per step.
+    Losses are averaged over the ranks, images are those of all of them.  Losses stay tensors on the device until
+    `read`: one transfer per log line, no synchronisation per step.
 
         for batch in meter.waiting(loader):
             …
             meter.add(loss, len(batch))
             if step % log_every == 0:
-                numbers = meter.read(step)
+                numbers = meter.read(step)      # on every rank
+
+    Args:
+        ranks: of the run; None: a single process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
         self._losses: list[torch.Tensor] = []
         self._images, self._wait_s = 0, 0.0
         self._start = self._last = (0, 0.0, time.perf_counter())
@@ -58,9 +66,9 @@ class Meter:
                 close()
 
     def add(self, loss: torch.Tensor, images: int) -> None:
-        """Count a step: its loss (0-dim, any device) and its source images."""
+        """Count a step: its loss (0-dim, any device) and its source images on this rank."""
         self._losses.append(loss.detach())
-        self._images += images
+        self._images += images * self._ranks.world_size
 
     def read(self, step: int) -> dict[str, float]:
         """Mean loss of the steps since the last `read`, and the speed; then starts anew.
@@ -77,7 +85,8 @@ class Meter:
         """
         if not self._losses:
             return {}
-        losses = torch.stack(self._losses).float().tolist()  # waits for the device, before the clock is read
+        mean_losses = mean_over_ranks(torch.stack(self._losses).float(), self._ranks)
+        losses = mean_losses.tolist()  # waits for the device, before the clock is read
         self._losses.clear()
         for number, loss in enumerate(losses, step - len(losses) + 1):
             if not math.isfinite(loss):

@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastclr.config import Config, LossConfig, ModelConfig, OptimConfig
+from fastclr.config import Config, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from fastclr.loss import margin_triplet, nt_logistic, nt_xent
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.optim import LARS
-from pipelines import BetonReader
+from fastclr.train.distributed import Ranks
+from pipelines import BetonReader, TwoViewLoader
 
 RESIDENT_BYTES = 1 << 30
 """Up to this size a decoded data set is held in memory."""
@@ -20,9 +21,15 @@ CIFAR_SIZE = 32
 """Views of at most this many pixels get the CIFAR stem."""
 
 
-def resolve(config: Config, reader: BetonReader, device: torch.device) -> Config:
-    """The same config with every `auto` and None of data, stem, precision and threads decided."""
+def resolve(config: Config, reader: BetonReader, device: torch.device, local_ranks: int = 1) -> Config:
+    """The same config with every `auto` and None of data, stem, precision and threads decided.
+
+    Args:
+        config, reader, device: of the run.
+        local_ranks: processes of the run on this machine, which share its cores.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // local_ranks)
     on_cpu = device.type == "cpu"
     engine, stem, precision = config.data.engine, config.model.stem, config.train.precision
     if engine == "auto":
@@ -40,7 +47,10 @@ def resolve(config: Config, reader: BetonReader, device: torch.device) -> Config
         ),
         model=dataclasses.replace(config.model, stem=stem),
         train=dataclasses.replace(
-            config.train, precision=precision, device=str(device), threads=config.train.threads or cores
+            config.train,
+            precision=precision,
+            device=device.type if local_ranks > 1 else str(device),  # each rank has a GPU of its own
+            threads=config.train.threads or cores,
         ),
     )
 
@@ -53,6 +63,42 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cpu._is_avx512_bf16_supported()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def check_batch(config: TrainConfig, reader: BetonReader, ranks: Ranks) -> None:
+    """Raise a ValueError if the batch is larger than the data, or can't be cut into what the config wants."""
+    batch_size = config.batch_size
+    if batch_size > len(reader):
+        raise ValueError(
+            f"{reader.path} holds {len(reader)} images, fewer than a batch of {batch_size}; "
+            f"lower --train.batch-size"
+        )
+    if batch_size % ranks.world_size:
+        raise ValueError(
+            f"train.batch_size is {batch_size} and is shared by {ranks.world_size} ranks; make it a multiple"
+        )
+    per_rank = batch_size // ranks.world_size
+    if config.micro_batch is not None and per_rank % config.micro_batch:
+        raise ValueError(
+            f"train.micro_batch is {config.micro_batch}; it must divide a rank's batch, which is {per_rank}"
+        )
+
+
+def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch.device) -> TwoViewLoader:
+    """This rank's share of the batches; the config must be resolved."""
+    return TwoViewLoader(
+        reader,
+        config.train.batch_size // ranks.world_size,
+        spec=config.views,
+        engine=config.data.engine,
+        order=config.data.order,
+        num_threads=config.data.threads,
+        seed=config.train.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        device=device,
+        dtype=None if config.train.precision == "bfloat16" else torch.float32,
+    )
 
 
 def make_model(config: ModelConfig) -> SimCLR:

@@ -26,10 +26,16 @@ FILES = (CHECKPOINT, ENCODER, CONFIG, METRICS)
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "simplejpeg", "safetensors")
 
 
-def saved_run(folder: Path, resume: bool) -> dict[str, Any] | None:
+def saved_run(folder: Path, resume: bool, restarted_job: str | None = None) -> dict[str, Any] | None:
     """The checkpoint that a run in this folder continues, or None for a run that starts anew.
 
     Looks only; writes nothing.
+
+    Args:
+        folder: the run folder.
+        resume: the user wants to continue it.
+        restarted_job: torchrun's name of the job, if it has started it again: then a checkpoint that the same job
+            wrote is continued, unasked.
 
     Raises:
         OSError: the folder holds a run and `resume` is not set; or it is, and there is none.
@@ -43,6 +49,10 @@ def saved_run(folder: Path, resume: bool) -> dict[str, Any] | None:
                 f"{folder} holds no {CHECKPOINT} to resume; leave out --resume to start a run"
             )
         return load_checkpoint(folder / CHECKPOINT)
+    if restarted_job is not None and (folder / CHECKPOINT).exists():
+        saved = load_checkpoint(folder / CHECKPOINT)
+        if saved.get("job") == restarted_job:
+            return saved
     if any((folder / name).exists() for name in FILES):
         raise FileExistsError(f"{folder} holds a run; continue it with --resume, or choose another --out")
     return None

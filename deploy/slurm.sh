@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Training on the nodes of a Slurm cluster; every node sees the same file and run folder.
+#
+#   sbatch --nodes 4 deploy/slurm.sh RECIPE FILE.beton RUN_DIR [--section.key value …]
+#
+# Two minutes before the time is up the ranks save and the job goes back into the queue; so it does where the
+# cluster's PreemptMode is REQUEUE.  A job that was requeued resumes.  scancel ends it; to go on later, submit it
+# again with --resume.
+#SBATCH --job-name=fastclr
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=fastclr-%j.log
+set -euo pipefail
+
+if [ $# -lt 3 ]; then
+    echo "usage: sbatch deploy/slurm.sh RECIPE FILE.beton RUN_DIR [--section.key value …]" >&2
+    exit 2
+fi
+recipe=$1 file=$2 run=$3
+shift 3
+
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$run/last.pt" ] && [[ " $* " != *" --resume "* ]]; then
+    set -- "$@" --resume
+fi
+
+# the nodes meet at the first of them; the port is the job's own, for jobs that share a node
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes%%$'\n'*}
+port=$((20000 + SLURM_JOB_ID % 10000))
+
+# or the ranks of a restarted job could find the addresses of dead ones
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
+# one torchrun per node, which starts a rank per GPU; a rank that dies restarts all of them from the checkpoint
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+    torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node=gpu --max-restarts=3 \
+    --rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID" \
+    --no-python fastclr train "$recipe" --train "$file" --out "$run" "$@" &
+srun_pid=$!
+
+# srun hands SIGTERM on to torchrun, and that to the ranks: they agree on a step, and rank 0 saves
+requeue='' signalled=''
+stop() {
+    signalled=1
+    kill -TERM "$srun_pid" 2>/dev/null || true
+}
+trap 'requeue=1; stop' USR1
+trap stop TERM INT
+
+# a trapped signal ends `wait`, not srun
+while true; do
+    signalled=''
+    wait "$srun_pid" && status=0 || status=$?
+    [ -n "$signalled" ] || break
+done
+if [ -n "$requeue" ] && [ "$status" -ne 0 ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,0 +1,101 @@
+"""GradCache: the gradient of a large batch in the memory of a small one (Gao et al. 2021, arXiv 2101.06983).
+
+A contrastive loss needs all z at once, and a z needs nothing of the other images but their share in batch norm's
+statistics.  So the encoder may see the batch in pieces: once without a graph, for z; then the loss of all z
+gives dL/dz; then each piece again, with a graph that is backed through from its rows of dL/dz and freed.  It costs
+one forward pass more and saves the activations of all pieces but one.
+
+Legend: V views, B images of this rank, b images of a micro-batch, D width of z.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+
+def cached_backward(
+    forward: nn.Module,
+    loss_of: Callable[[Tensor], Tensor],
+    views: Tensor,
+    micro_batch: int,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> tuple[Tensor, Tensor]:
+    """Add the weight gradients of `loss_of(z)` to the parameters, with `micro_batch` images at a time.
+
+    With frozen batch norm (eval mode) it is the gradient of one pass over the whole batch.  In training a batch
+    norm takes its statistics from a micro-batch (both views, all ranks) where one pass takes them from the whole
+    batch: exact statistics would need every layer's activations of all images at once, which is the memory that
+    is to be saved.  Both passes see the same micro-batch and so the same statistics, and the gradient is exactly
+    that of the loss that is returned.  Running statistics move in the second pass alone, once per micro-batch.
+
+    Args:
+        forward: views [V·b, 3, H, W], view 0 first → (h, z [V·b, D]); under DDP gradients are averaged over ranks,
+            in the last micro-batch.
+        loss_of: z [V·B, D], view 0 first → a 0-dim loss; over all ranks if it has a group.
+        views: [V, B, 3, H, W].
+        micro_batch: b, which divides B.
+        autocast: makes the context of a forward pass.
+
+    Returns:
+        The loss, and z [V·B, D]; both without a graph.
+
+    Raises:
+        ValueError: a micro-batch that does not divide the batch.
+    """
+    num_views, batch_size = views.shape[:2]
+    if not 1 <= micro_batch <= batch_size or batch_size % micro_batch:
+        raise ValueError(f"a micro-batch of {micro_batch} images does not divide the {batch_size} of a rank")
+    pieces = views.split(micro_batch, dim=1)
+
+    random_states, parts = [], []
+    with torch.no_grad(), _running_statistics_kept(forward):
+        for piece in pieces:
+            random_states.append(_random_state(views.device))
+            with autocast():  # one context per pass: its cache of cast weights has no graph here
+                parts.append(forward(piece.flatten(0, 1))[1].unflatten(0, (num_views, -1)))
+        after = _random_state(views.device)
+    z = torch.cat(parts, 1).flatten(0, 1).requires_grad_()
+    loss = loss_of(z)
+    (dz,) = torch.autograd.grad(loss, z)
+
+    grads = dz.unflatten(0, (num_views, batch_size)).split(micro_batch, dim=1)
+    for number, (piece, grad, state) in enumerate(zip(pieces, grads, random_states, strict=True), 1):
+        _set_random_state(views.device, state)  # dropout, if there is any, drops the same again
+        with nullcontext() if number == len(pieces) else _no_sync(forward):
+            with autocast():
+                _, z_again = forward(piece.flatten(0, 1))
+            z_again.backward(grad.flatten(0, 1))
+    _set_random_state(views.device, after)
+    return loss.detach(), z.detach()
+
+
+def _no_sync(forward: nn.Module) -> AbstractContextManager:
+    """Gradients stay on this rank and add up."""
+    return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
+
+
+@contextmanager
+def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batch norms in training compute with the batch's statistics and don't add them to the running ones."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

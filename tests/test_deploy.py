@@ -1,0 +1,194 @@
+"""What deploy/ and docs/training.md tell people to run is real, as far as that can be seen without a cluster."""
+
+import itertools
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from torch.distributed.run import get_args_parser
+
+from fastclr.cli import train as train_cli
+from fastclr.recipes import recipe_names
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The command lines of a Markdown page: its indented blocks."""
+    text = page.read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]
+
+
+def parse(words: list[str], monkeypatch) -> dict:
+    """What `fastclr train …` at the end of a command line makes of its arguments, with its own parser."""
+    starts = [i for i, pair in enumerate(itertools.pairwise(words)) if pair == ("fastclr", "train")]
+    seen = {}
+
+    def capture(config, file, folder, resume):
+        seen.update(config=config, file=file, folder=folder, resume=resume)
+        return 0
+
+    monkeypatch.setattr(train_cli, "_train", capture)
+    assert train_cli.main(words[starts[-1] + 2 :]) == 0
+    assert words[starts[-1] + 2] in recipe_names()
+    return seen
+
+
+def torchrun_settings(words: list[str]):
+    """torchrun's own reading of its part of a command line."""
+    start = words.index("torchrun") + 1
+    if words[start - 2] == "--entrypoint":
+        start += 1  # the image
+    settings = get_args_parser().parse_args(words[start:])
+    assert settings.no_python
+    assert (settings.training_script, settings.training_script_args[0]) == ("fastclr", "train")
+    return settings
+
+
+@pytest.mark.parametrize("page", ["docs/training.md", "deploy/docker.md"])
+def test_commands_of_the_pages(page, monkeypatch):
+    lines = [words for words in commands(ROOT / page) if "train" in words]
+    assert len(lines) >= 3
+    for words in lines:
+        parse(words, monkeypatch)
+    several = [torchrun_settings(words) for words in lines if "torchrun" in words]
+    assert several
+    assert all(settings.nproc_per_node == "gpu" for settings in several)
+
+
+def test_docker_lines_have_gpus_shared_memory_and_mounts(monkeypatch):
+    lines = [words for words in commands(DEPLOY / "docker.md") if words[:2] == ["docker", "run"]]
+    assert len(lines) == 3
+    for words in lines:
+        assert words[words.index("--gpus") + 1] == "all"
+        assert "--ipc=host" in words
+        mounts = [words[i + 1].split(":")[1] for i, word in enumerate(words) if word == "-v"]
+        seen = parse(words, monkeypatch)
+        assert [str(seen["file"].parent), str(seen["folder"].parent)] == mounts
+        # several machines: the ranks of a restarted job must not meet in the store of those before
+        assert ("--nnodes=2" in words) == ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in words)
+    assert 'ENTRYPOINT ["fastclr"]' in (ROOT / "Dockerfile").read_text()
+
+
+def test_links_of_the_page():
+    for target in re.findall(r"\]\((\S+?)\)", (ROOT / "docs" / "training.md").read_text()):
+        assert (ROOT / "docs" / target).exists(), target
+
+
+def test_kubernetes(monkeypatch, tmp_path):
+    service, job = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    assert (service["kind"], job["apiVersion"], job["kind"]) == ("Service", "batch/v1", "Job")
+    assert service["spec"]["clusterIP"] == "None"
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert spec["completionMode"] == "Indexed"
+    # pod names resolve as JOB-INDEX.SUBDOMAIN, if the subdomain is that of the service, which selects the pods
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    (container,) = pod["containers"]
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    (shm,) = (v for v in pod["volumes"] if v["name"] == "shm")
+    assert shm["emptyDir"]["medium"] == "Memory"
+    assert {m["mountPath"] for m in container["volumeMounts"]} >= {"/dev/shm", "/data", "/runs"}
+
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert spec["completions"] == spec["parallelism"] == int(environment["NODES"])
+    (script,) = container["args"]
+    assert container["command"] == ["bash", "-c"]
+    for run, resume in ((environment["RUN"], False), (str(tmp_path), True)):
+        (tmp_path / "last.pt").touch()
+        # the shell expands the line; in torchrun's place a program that prints what it was given
+        fake(tmp_path / "torchrun", 'printf "%s\\n" "$@"')
+        shell = {**environment, "RUN": run, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        out = subprocess.run(["bash", "-c", script], env=shell, capture_output=True, text=True, check=True)
+        words = ["torchrun", *out.stdout.splitlines()]
+        settings = torchrun_settings(words)
+        port = int(settings.rdzv_endpoint.split(":")[1])
+        assert settings.rdzv_endpoint == f"{job['metadata']['name']}-0.{pod['subdomain']}:{port}"
+        assert container["ports"] == [{"containerPort": port}]
+        assert parse(words, monkeypatch)["resume"] is resume
+
+
+def fake(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Starts the script with an srun and an scontrol that write down what they were given."""
+    fake(
+        tmp_path / "srun",
+        f'echo "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" >{tmp_path}/srun.environment; '
+        f'printf "%s\\n" "$@" >{tmp_path}/srun.new; mv {tmp_path}/srun.new {tmp_path}/srun.args\n'
+        f'trap "echo TERM >{tmp_path}/srun.signal; exit 143" TERM\n'
+        f'while [ -n "$SRUN_STAYS" ]; do sleep 0.05; done',
+    )
+    fake(
+        tmp_path / "scontrol",
+        f'[ "$1" = show ] && printf "node7\\nnode8\\n" || echo "$@" >>{tmp_path}/scontrol.args',
+    )
+
+    def start(*arguments: str, **environment: str) -> subprocess.Popen:
+        slurm_sets = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2"}
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        return subprocess.Popen(
+            [DEPLOY / "slurm.sh", *arguments],
+            env=os.environ | slurm_sets | {"PATH": path, "SRUN_STAYS": ""} | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def test_slurm_starts_torchrun_on_each_node(slurm, tmp_path, monkeypatch):
+    assert subprocess.run(["bash", "-n", DEPLOY / "slurm.sh"], check=False).returncode == 0
+    run = tmp_path / "run with a blank"
+    for restarts, resume in (("0", False), ("1", True)):
+        arguments = ("imagenet-rn50-100ep", "/data/train.beton", str(run), "--train.epochs", "800")
+        process = slurm(*arguments, SLURM_RESTART_COUNT=restarts)
+        _, err = process.communicate(timeout=30)
+        assert (process.returncode, err) == (0, "")
+        words = (tmp_path / "srun.args").read_text().splitlines()
+        settings = torchrun_settings(words)
+        assert (settings.nnodes, settings.nproc_per_node, settings.rdzv_id) == ("2", "gpu", "123456")
+        assert settings.rdzv_endpoint == "node7:23456"
+        assert (tmp_path / "srun.environment").read_text() == "1\n"
+        seen = parse(words, monkeypatch)
+        assert (str(seen["file"]), seen["folder"]) == ("/data/train.beton", run)
+        assert seen["config"].train.epochs == 800
+        assert seen["resume"] is resume
+        run.mkdir(exist_ok=True)
+        (run / "last.pt").touch()
+    assert not (tmp_path / "scontrol.args").exists(), "a run that is complete is not queued again"
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_slurm_saves_and_requeues(slurm, tmp_path, number, requeued):
+    """USR1 comes before the time is up; TERM from scancel, and the user wants no requeue then."""
+    process = slurm("imagenet-rn50-100ep", "/data/train.beton", str(tmp_path / "run"), SRUN_STAYS="1")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "srun.args").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.3)  # until the traps of both scripts are set
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert (tmp_path / "srun.signal").read_text() == "TERM\n", "srun is told, and it tells the ranks"
+    asked = (tmp_path / "scontrol.args").read_text() if (tmp_path / "scontrol.args").exists() else ""
+    assert asked == ("requeue 123456\n" if requeued else "")
+
+
+def test_slurm_says_how_it_is_called(slurm):
+    process = slurm("imagenet-rn50-100ep")
+    assert "usage: sbatch deploy/slurm.sh RECIPE FILE.beton RUN_DIR" in process.communicate(timeout=30)[1]
+    assert process.returncode == 2
