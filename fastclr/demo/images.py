@@ -1,0 +1,77 @@
+"""Where the demo's images come from: its own drawings, or a folder of the user's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.convert import Source, open_source
+
+TEST_SHARE = 0.2
+"""Share of the user's images that is held out."""
+MOST_IMAGES = 20_000
+"""Of a larger folder this many are taken, at random: a demo is no training."""
+LEAST_IMAGES = 20
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "val", "valid", "validation")
+
+
+@dataclass(eq=False)
+class Part:
+    """Some images of a source, as a source."""
+
+    whole: Source
+    numbers: np.ndarray
+    """int64: which."""
+
+    def __post_init__(self) -> None:
+        self.kind, self.class_names = self.whole.kind, self.whole.class_names
+        self.name = f"{len(self.numbers)} images of {self.whole.name}"
+        self.labels = self.whole.labels[self.numbers]
+
+    def item(self, index: int) -> str:
+        return self.whole.item(int(self.numbers[index]))
+
+    def read(self, index: int) -> bytes | np.ndarray:
+        return self.whole.read(int(self.numbers[index]))
+
+
+def split_folder(folder: Path, seed: int = 0) -> tuple[Source, Source]:
+    """Training and test images of the user's folder.
+
+    A folder that holds a folder `train` and one `test` (or `val`) is taken as it is split; of any other, a
+    fifth of the images, drawn at random, is held out.
+
+    Args:
+        folder: class folders, a flat folder, or train and test folders of either kind.
+        seed: of the split.
+
+    Raises:
+        OSError: no such folder.
+        ValueError: no images, or too few.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"{folder} is no folder; the demo takes a folder of images, or one folder per class"
+        )
+    parts = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    train = next((parts[name] for name in TRAIN_NAMES if name in parts), None)
+    test = next((parts[name] for name in TEST_NAMES if name in parts), None)
+    rng = np.random.default_rng(seed)
+    if train and test:
+        sources = open_source([str(train)]), open_source([str(test)])
+        chosen = tuple(rng.permutation(len(source.labels)) for source in sources)
+    else:
+        whole = open_source([str(folder)])
+        order = rng.permutation(len(whole.labels))[:MOST_IMAGES]
+        cut = round(TEST_SHARE * len(order))
+        sources, chosen = (whole, whole), (order[cut:], order[:cut])
+    if min(map(len, chosen)) < 1 or sum(map(len, chosen)) < LEAST_IMAGES:
+        raise ValueError(
+            f"{folder} holds {sum(map(len, chosen))} images; the demo needs at least {LEAST_IMAGES}"
+        )
+    train_part, test_part = (
+        Part(source, np.sort(numbers[:most]))
+        for source, numbers, most in zip(sources, chosen, (MOST_IMAGES, MOST_IMAGES // 4), strict=True)
+    )
+    return train_part, test_part

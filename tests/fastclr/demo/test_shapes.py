@@ -1,0 +1,87 @@
+"""The drawn pictures: reproducible, and told apart by shape alone."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastclr.demo.shapes import SHAPES, draw_folder, draw_image
+from fastclr.evaluate import knn_accuracy
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.jpg"))}
+
+
+def area(ring: np.ndarray) -> float:
+    """Of a polygon, by the shoelace formula."""
+    x, y = ring.T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def test_the_pictures_depend_on_seed_and_number_alone(tmp_path):
+    drawn: list[int] = []
+    draw_folder(tmp_path / "one", 230, seed=3, progress=drawn.append)  # 230: three chunks, the last one short
+    draw_folder(tmp_path / "two", 230, seed=3, workers=2)
+    first = content(tmp_path / "one")
+    assert first == content(tmp_path / "two")
+    assert drawn == [100, 200, 230]
+    assert sorted({name.split("/")[0] for name in first}) == list(SHAPES)
+    assert len(first) == len(set(first.values())) == 230
+
+    draw_folder(tmp_path / "two", 20, seed=3)  # fewer: the others must not stay
+    shorter = content(tmp_path / "two")
+    assert len(shorter) == 20
+    assert shorter.items() <= first.items()
+    draw_folder(tmp_path / "two", 20, seed=4)
+    assert not set(content(tmp_path / "two").values()) & set(first.values())
+
+
+def test_pictures_are_jpegs_of_many_sizes(tmp_path):
+    draw_folder(tmp_path, 60, seed=0)
+    sizes = set()
+    for data in content(tmp_path).values():
+        picture = Image.open(io.BytesIO(data))
+        assert picture.format == "JPEG"
+        assert 56 <= min(picture.size) <= max(picture.size) <= 112
+        sizes.add(picture.size)
+    assert len(sizes) > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("circle", np.pi * 0.9**2),
+        ("ring", np.pi * (1 - 0.6**2)),
+        ("square", 2.0),
+        ("triangle", 1.1**2 * 3**1.5 / 4),
+        ("cross", 0.95**2 * (4 - 4 * 0.7**2)),
+        # a disc less its overlap with the inner disc: two circular segments
+        ("crescent", np.pi - 1.53255),
+    ],
+)
+def test_outlines_have_the_area_of_their_shape(name, expected):
+    outer, *holes = (area(ring) for ring in SHAPES[name])
+    assert outer - sum(holes) == pytest.approx(expected, rel=0.012)  # curves are polygons of 48 corners
+
+
+def test_outlines_fill_the_unit_disc():
+    for name, (outer, *_) in SHAPES.items():
+        assert 0.9 <= np.hypot(*outer.T).max() <= 1.12, name
+
+
+def test_pixels_do_not_give_the_class_away():
+    names = list(SHAPES)
+
+    def pixels(seed: int, count: int) -> torch.Tensor:
+        pictures = (draw_image(SHAPES[names[i % 10]], np.random.default_rng((seed, i))) for i in range(count))
+        small = [
+            np.asarray(picture.resize((12, 12), Image.Resampling.BOX), np.float32) for picture in pictures
+        ]
+        return torch.from_numpy(np.stack(small)).flatten(1) - 127
+
+    labels = torch.arange(600) % 10
+    assert knn_accuracy(pixels(0, 600), labels, pixels(1, 200), labels[:200], k=20) < 0.25  # chance is 0.1
