@@ -80,7 +80,7 @@ SHAPES: dict[str, Outline] = {
 
 
 def draw_image(outline: Outline, rng: np.random.Generator) -> Image.Image:
-    """One picture, 56–112 pixels on a side, with up to five copies of the shape."""
+    """One picture, 56–112 pixels on a side, with up to seven copies of the shape."""
     height, width = (int(side) for side in rng.integers(56, 113, 2))
     colors = _background_colors(rng)
     picture = _clouds(*colors, height, width, rng)
@@ -97,8 +97,8 @@ def draw_image(outline: Outline, rng: np.random.Generator) -> Image.Image:
 def _places(height: int, width: int, rng: np.random.Generator) -> list[tuple[np.ndarray, float]]:
     """Centers (x, y) and radii, pixels, of copies that do not overlap."""
     placed: list[tuple[float, float, float]] = []
-    wanted = rng.integers(2, 6)
-    radii = rng.uniform(0.17, 0.32, 40) * min(height, width)
+    wanted = rng.integers(4, 8)
+    radii = rng.uniform(0.16, 0.25, 40) * min(height, width)
     for radius, u, v in zip(radii.tolist(), rng.random(40).tolist(), rng.random(40).tolist(), strict=True):
         margin = 0.9 * radius
         x, y = margin + u * (width - 2 * margin), margin + v * (height - 2 * margin)

@@ -145,6 +145,8 @@ def place(tmp_path_factory) -> Path:
 def arguments(place: Path, file: Path, out: str, *more: str) -> list[str]:
     # a small rate: rounding, which differs with the number of ranks, is not blown up by the steps
     fixed = ["--train.precision", "float32", "--optim.base-lr", "0.05", "--train.checkpoint-minutes", "1e-9"]
+    # ⌊79·10/20⌋ + 1 = 40 steps: enough to be stopped twice
+    fixed += ["--train.epochs", "10"]
     return [
         *("train", str(place / "tiny.toml"), "--train", str(file), "--out", str(place / out)),
         *fixed,
@@ -192,13 +194,13 @@ def numbers(folder: Path) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def straight(place, tiny_file) -> Path:
-    """20 steps on two ranks, nothing happens."""
+    """40 steps on two ranks, nothing happens."""
     process = torchrun(2, *arguments(place, tiny_file, "straight"))
     out, err = finish(process)
     assert process.returncode == 0, err
-    assert out.count("done: step 20 of 20") == 1, "rank 0 speaks, alone"
+    assert out.count("done: step 40 of 40") == 1, "rank 0 speaks, alone"
     assert err == ""
-    assert [r["step"] for r in records(place / "straight")] == list(range(1, 21))
+    assert [r["step"] for r in records(place / "straight")] == list(range(1, 41))
     return place / "straight"
 
 
@@ -213,13 +215,13 @@ def test_a_killed_rank_is_restarted(place, tiny_file, straight):
     ]
     victim.kill()
     at = len(records(place / "killed"))
-    assert at < 20
+    assert at < 40
     _, err = finish(process)
     assert process.returncode == 0, err
     assert "exitcode: -9) local_rank: 1" in err, "torchrun names the rank"
 
     killed, whole = load_checkpoint(place / "killed" / "last.pt"), load_checkpoint(straight / "last.pt")
-    assert killed["step"] == whole["step"] == 20
+    assert killed["step"] == whole["step"] == 40
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, killed["model"][name]), name
     for number, state in whole["optimizer"]["state"].items():
@@ -236,8 +238,8 @@ def test_four_ranks_two_ranks_one(place, tiny_file, straight, capsys):
     process.terminate()
     out, err = finish(process)
     first = load_checkpoint(folder / "last.pt")["step"]
-    assert 2 <= first < 20
-    assert f"stopped by SIGTERM at step {first} of 20; continue with --resume" in out
+    assert 2 <= first < 40
+    assert f"stopped by SIGTERM at step {first} of 40; continue with --resume" in out
     assert "fastclr train:" not in err, "no rank lost another"
 
     process = torchrun(2, *arguments(place, tiny_file, "shrinking", "--resume"))
@@ -245,10 +247,10 @@ def test_four_ranks_two_ranks_one(place, tiny_file, straight, capsys):
     process.terminate()
     finish(process)
     second = load_checkpoint(folder / "last.pt")["step"]
-    assert first + 2 <= second < 20
+    assert first + 2 <= second < 40
 
     assert cli.main(arguments(place, tiny_file, "shrinking", "--resume")) == 0
-    assert "done: step 20 of 20" in capsys.readouterr().out
+    assert "done: step 40 of 40" in capsys.readouterr().out
     for got, want in zip(numbers(folder), numbers(straight), strict=True):
         assert got[:3] == want[:3]
         assert got[3] == pytest.approx(want[3], rel=1e-3), "batches differ by 10 % and more"
