@@ -76,13 +76,14 @@ def test_figures_of_the_result_are_kept():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is Linux's")
 def test_memory_of_a_call_is_its_high_water_mark():
-    def takes_64_mib_twice() -> torch.Tensor:  # of a size that the allocator gives back at once
-        return torch.ones(16 << 20).sum() + torch.ones(16 << 20).sum()
+    def takes_64_mib_often() -> float:
+        return sum(torch.ones(16 << 20).sum().item() for _ in range(6))
 
-    (timing,) = measure([Variant("ones", lambda: takes_64_mib_twice)], CPU, rounds=1, calls=1)
+    (timing,) = measure([Variant("ones", lambda: takes_64_mib_often)], CPU, rounds=1, calls=1)
     if timing.peak_bytes is None:
         pytest.skip("this kernel doesn't tell")
-    assert 60 << 20 <= timing.peak_bytes <= 80 << 20
+    # one at a time, or two where the allocator gives the first back late; never all six
+    assert 60 << 20 <= timing.peak_bytes <= 160 << 20
 
 
 def test_missing_packages_are_named_with_what_installs_them():
