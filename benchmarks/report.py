@@ -41,7 +41,7 @@ def loader_caption(report: dict[str, Any]) -> str:
     machine, settings, file = report["machine"], report["settings"], report["file"]
     return (
         f"Median of {report['decode_limit']['rounds']} interleaved rounds on {settings['threads']} threads of an "
-        f"{machine['processor']}, {file['images']} ImageNet photos, views of {settings['size']} px; one image is two "
+        f"{machine['processor']}, {file['images']} images, views of {settings['size']} px; one image is two "
         f"views.  `recompress` is FFCV's convention (longer side ≤ {file['convert']['max_side']}, quality "
         f"{file['convert']['quality']}); `keep` stores the JPEGs as they are.  The **decode limit** is the same "
         f"threads doing nothing but decoding each image once.  `fastclr bench loader`, commit {machine['commit']}, "

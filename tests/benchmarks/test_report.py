@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import report
-from benchmarks.report import fill, load, loader_caption, loader_table, save
+from benchmarks.report import RESULTS, fill, load, loader_caption, loader_table, readme_tables, save
 
 
 def made(jpeg: str, limit: float, native: float, peer: dict) -> dict:
@@ -49,7 +49,7 @@ def test_a_row_that_the_other_report_does_not_have():
 
 def test_loader_caption_names_machine_and_commit():
     caption = loader_caption(REPORTS[0])
-    for part in ("5 interleaved rounds", "4 threads", "Zen", "2000 ImageNet photos", "≤ 500", "commit abc"):
+    for part in ("5 interleaved rounds", "4 threads", "Zen", "2000 images", "≤ 500", "commit abc"):
         assert part in caption
 
 
@@ -87,3 +87,9 @@ def test_check_fails_on_an_old_table(tmp_path, monkeypatch):
     report.main(check=False)
     report.main(check=True)
     assert "1,500 (75%)" in readme.read_text("utf-8")
+
+
+def test_readme_shows_the_committed_results():
+    """A number stands in README.md only if a command printed it into benchmarks/results."""
+    readme = (RESULTS.parent.parent / "README.md").read_text(encoding="utf-8")
+    assert fill(readme, readme_tables()) == readme
