@@ -5,6 +5,7 @@ rank, and nothing here talks to anybody.  torchrun also ends the job: when a pro
 names the first that failed, and starts all of them again if `--max-restarts` says so.
 """
 
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+# its functions take the group of the moment of import as a default and so keep it for ever (seen in torch 2.15);
+# DDP imports it, by then with a group: imported here there is none yet, and a group that ends is really gone
+import torch.distributed.nn.functional  # noqa: F401
 
 TIMEOUT = {"gloo": timedelta(seconds=60), "cpu:gloo,cuda:nccl": timedelta(minutes=10)}
 """How long a rank waits for one that hangs; one that dies is noticed at once.  On GPUs compiling may take longer
@@ -145,6 +150,9 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
             raise ValueError(f"{name}: {error}") from error
         error.add_note(f"raised by {name}")
         raise
+    # gloo's threads end with the last reference to the group, and DDP has one, in a cycle; a thread that is still
+    # about when Python ends may abort the process (SIGABRT, "terminate called without an active exception")
+    gc.collect()
     dist.destroy_process_group()
 
 

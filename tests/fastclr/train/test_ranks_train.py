@@ -256,6 +256,29 @@ def test_four_ranks_two_ranks_one(place, tiny_file, straight, capsys):
         assert got[3] == pytest.approx(want[3], rel=1e-3), "batches differ by 10 % and more"
 
 
+NAMES_ITS_THREADS = """
+import sys
+from pathlib import Path
+from fastclr.cli.main import main
+status = main(sys.argv[1:])
+print("threads:", *(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")))
+sys.exit(status)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_no_thread_of_the_group_is_left(place, tiny_file):
+    """gloo's threads, alive while Python ends, abort about one process in thirty."""
+    (place / "threads.py").write_text(NAMES_ITS_THREADS)
+    process = torchrun(2, *arguments(place, tiny_file, "threads"), program=(str(place / "threads.py"),))
+    out, err = finish(process)
+    assert process.returncode == 0, err
+    lines = [line for line in out.splitlines() if line.startswith("threads: ")]
+    assert len(lines) == 2
+    assert "python" in lines[0]
+    assert "gloo" not in "".join(lines)
+
+
 ONE_RANK_HAS_NO_DATA = """
 import os, sys
 from fastclr.cli.main import main
