@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.floors import augment_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
 from benchmarks.timing import Function, Variant, measure, need, need_cuda, pick_device
+from fastclr.arguments import parse
 from pipelines.augment import reference
 from pipelines.batch import BatchPlan, Crops
 from pipelines.views import ViewSpec, draw_views
@@ -50,9 +51,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    import tyro
-
-    run(tyro.cli(Options, args=argv, prog="fastclr bench augment"))
+    run(parse(Options, argv, "fastclr bench augment"))
 
 
 def run(options: Options) -> dict[str, Any]:

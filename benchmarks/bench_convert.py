@@ -19,6 +19,7 @@ from benchmarks.baselines import ffcv_writer
 from benchmarks.isolated import Failed, call
 from benchmarks.machine import cores, describe
 from benchmarks.report import save
+from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.convert import Encoding, FolderSource, convert
 
@@ -52,7 +53,7 @@ class Options:
     """Where to write the result: a .json file."""
 
     def check(self) -> None:
-        """Raise a ValueError or OSError for what can't be measured.  (tyro would make more than a line of it.)"""
+        """Raise a ValueError or OSError for what can't be measured."""
         if min(self.rounds, self.workers, self.images) < 1:
             raise ValueError("--rounds, --workers and --images must be at least 1")
         Encoding(max_side=self.max_side, quality=self.quality)
@@ -99,7 +100,7 @@ class RepeatedFolder(FolderSource):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    options = tyro.cli(Options, args=argv, prog="fastclr bench convert")
+    options = parse(Options, argv, "fastclr bench convert")
     options.check()
     console = Console()
     ways = [

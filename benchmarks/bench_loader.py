@@ -23,6 +23,7 @@ from benchmarks.our_loader import OurLoader
 from benchmarks.plot import plot_loader, plot_scaling
 from benchmarks.report import save
 from benchmarks.scaling import measure_scaling, scaling_table
+from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.beton.sidecar import read_sidecar
 from pipelines.engines import ENGINES
@@ -64,7 +65,7 @@ class Options:
     """Where to write the result: a .json file; the plot goes beside it."""
 
     def check(self) -> None:
-        """Raise a ValueError or OSError for what can't be measured.  (tyro would make more than a line of it.)"""
+        """Raise a ValueError or OSError for what can't be measured."""
         if unknown := set(self.engines) - set(ENGINES):
             raise ValueError(
                 f"no engine {', '.join(sorted(unknown))}; --engines takes any of {', '.join(ENGINES)}"
@@ -81,7 +82,7 @@ class Options:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    options = tyro.cli(Options, args=argv, prog="fastclr bench loader")
+    options = parse(Options, argv, "fastclr bench loader")
     options.check()
     console = Console()
     with BetonReader(options.file) as reader:

@@ -19,6 +19,7 @@ from benchmarks.floors import nt_xent_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
 from benchmarks.targets import LOSS
 from benchmarks.timing import Function, Variant, measure, need, need_cuda, pick_device
+from fastclr.arguments import parse
 from fastclr.loss import nt_xent
 
 COLUMNS: tuple[Column, ...] = (
@@ -54,9 +55,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    import tyro
-
-    run(tyro.cli(Options, args=argv, prog="fastclr bench loss"))
+    run(parse(Options, argv, "fastclr bench loss"))
 
 
 def run(options: Options) -> dict[str, Any]:

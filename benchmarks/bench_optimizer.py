@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.floors import lars_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
 from benchmarks.timing import Function, NotMeasured, Variant, measure, need, need_cuda, pick_device
+from fastclr.arguments import parse
 from fastclr.optim import LARS
 
 COLUMNS: tuple[Column, ...] = (("MiB", "peak_bytes", "bytes"), ("of floor", "floor_share", "share"))
@@ -35,9 +36,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    import tyro
-
-    run(tyro.cli(Options, args=argv, prog="fastclr bench optimizer"))
+    run(parse(Options, argv, "fastclr bench optimizer"))
 
 
 def run(options: Options) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from benchmarks.floors import augment_s, flops_s, lars_s, nt_xent_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
 from benchmarks.step_parts import Z_WIDTH, FedStep, Shape, Step, flops_per_image, need_capture
 from benchmarks.timing import Function, Timing, Variant, measure, pick_device
+from fastclr.arguments import parse
 from fastclr.train.distributed import Ranks, process_group, ranks_from_env
 
 COLUMNS: tuple[Column, ...] = (
@@ -70,9 +71,7 @@ class Options:
 
 
 def main(argv: list[str]) -> None:
-    import tyro
-
-    run(tyro.cli(Options, args=argv, prog="fastclr bench step"))
+    run(parse(Options, argv, "fastclr bench step"))
 
 
 def run(options: Options) -> dict[str, Any]:

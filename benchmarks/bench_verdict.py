@@ -12,6 +12,7 @@ from benchmarks.advice import Facts, Speeds, advice, facts_of
 from benchmarks.machine import cores, describe
 from benchmarks.report import save
 from benchmarks.verdict import measure_run
+from fastclr.arguments import call
 from fastclr.config import Config
 from fastclr.recipes import load_recipe, recipe_names
 from fastclr.train.distributed import Ranks, pick_device
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> None:
             raise ValueError("--rounds and --steps must be at least 1")
         _verdict(name, train, config, rounds, steps, out)
 
-    tyro.cli(verdict, args=argv, prog="fastclr bench verdict")
+    call(verdict, argv, "fastclr bench verdict")
 
 
 def _verdict(name: str, file: Path, config: Config, rounds: int, steps: int, out: Path | None) -> None:

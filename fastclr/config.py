@@ -41,8 +41,9 @@ class ModelConfig:
     """Layers of the ResNet: 18, 34, 50, 101 or 152; 10 is a small one for CPUs."""
     width: float = 1.0
     """Multiplier of the channels: 1, 2 or 4 in the paper, less for CPUs."""
-    stem: Literal["auto", "imagenet", "cifar"] = "auto"
-    """First layers; cifar (3×3, stride 1, no max-pool) is what auto takes for views of at most 32 px."""
+    stem: Literal["auto", "imagenet", "cifar", "stride2"] = "auto"
+    """First layers; cifar (3×3, stride 1, no max-pool) is what auto takes for views of at most 32 px; stride2 is the
+    same with stride 2, a quarter of the work, for CPUs."""
     sk_ratio: float = 0.0
     """Ratio of SimCLR v2's selective kernels, 0.0625 there, for depth 50 and more; 0: none."""
     head: Literal["none", "linear", "nonlinear"] = "nonlinear"
@@ -127,6 +128,8 @@ class TrainConfig:
     """Type of convolutions and matrix products; auto: bfloat16 where the hardware has it."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster to run."""
+    graph: bool = False
+    """Capture a step whole in a CUDA graph: for small images, whose kernels are shorter than their launches."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
     threads: int | None = None

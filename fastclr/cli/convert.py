@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from fastclr.arguments import parse
 from pipelines.beton import sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.run import COMPARED, compare
@@ -63,7 +64,7 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    arguments = tyro.cli(Arguments, args=argv, prog="fastclr convert")
+    arguments = parse(Arguments, argv, "fastclr convert")
     _check(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no half file either
     console = Console(highlight=False)

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from fastclr.arguments import call
+
 if TYPE_CHECKING:
     from fastclr.demo.run import Settings
 
@@ -20,9 +22,7 @@ def main(argv: list[str]) -> int:
     def demo(settings: Annotated[Settings, tyro.conf.arg(name="")]) -> int:
         return _demo(settings)
 
-    return tyro.cli(
-        demo, args=argv, prog="fastclr demo", description=description, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    return call(demo, argv, "fastclr demo", description=description, config=(tyro.conf.OmitArgPrefixes,))
 
 
 def _demo(settings: "Settings") -> int:

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from fastclr.arguments import call
+
 if TYPE_CHECKING:
     from fastclr.doctor import Check
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    tyro.cli(doctor, args=argv, prog="fastclr doctor")
+    call(doctor, argv, "fastclr doctor")
 
 
 def doctor(

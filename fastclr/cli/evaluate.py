@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastclr.arguments import call
 from fastclr.evaluate.protocol import Protocol
 
 RESULT = "evaluate.json"
@@ -15,10 +16,10 @@ RESULT = "evaluate.json"
 
 def main(argv: list[str]) -> None:
     """Weighted kNN and linear probe; prints a table and writes RUN/evaluate.json."""
-    tyro.cli(
+    call(
         _evaluate,
-        args=argv,
-        prog="fastclr evaluate",
+        argv,
+        "fastclr evaluate",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from fastclr.arguments import call
 from pipelines.beton import BetonReader, read_sidecar
 from pipelines.beton.layout import JPEG_MODE
 
@@ -15,7 +16,7 @@ CLASSES_SHOWN = 10
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    tyro.cli(info, args=argv, prog="fastclr info")
+    call(info, argv, "fastclr info")
 
 
 def info(file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]) -> None:

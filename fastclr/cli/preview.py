@@ -6,10 +6,12 @@ from typing import Annotated
 
 import tyro
 
+from fastclr.arguments import call
+
 
 def main(argv: list[str]) -> None:
     """Draw the sheet and write it."""
-    tyro.cli(_preview, args=argv, prog="fastclr preview")
+    call(_preview, argv, "fastclr preview")
 
 
 def _preview(

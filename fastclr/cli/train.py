@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from fastclr.arguments import call
 from fastclr.config import Config
 from fastclr.recipes import FOLDER, load_recipe, recipe_names
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     ) -> int:
         return _train(config, train, out or Path("runs") / Path(name).stem, resume)
 
-    return tyro.cli(train, args=argv, prog="fastclr train", description=_description())
+    return call(train, argv, "fastclr train", description=_description())
 
 
 def _train(config: Config, file: Path, folder: Path, resume: bool) -> int:

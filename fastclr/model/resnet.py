@@ -24,7 +24,7 @@ DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
 }
 """Depth: kind of block, and how many in each of the four stages."""
 
-STEMS = ("auto", "imagenet", "cifar")
+STEMS = ("auto", "imagenet", "cifar", "stride2")
 
 
 def resnet(
@@ -36,7 +36,8 @@ def resnet(
         depth: 10, 18, 34, 50, 101 or 152.
         width: factor on all channel counts: 1, 2, 4 in the paper, fractions (0.25, 0.5) for CPUs.
         image_size: pixels; decides the stem if that is "auto": "cifar" at 32 or less.
-        stem: "imagenet" (7×7 stride 2, then max-pool), "cifar" (3×3 stride 1, no pool), or "auto".
+        stem: "imagenet" (7×7 stride 2, then max-pool), "cifar" (3×3 stride 1, no pool), "stride2" (3×3 stride 2,
+            no pool: small images on CPUs), or "auto".
         sk_ratio: 0, or the ratio of SimCLR v2's selective kernels, 0.0625 there; depth 50 or more.
 
     Raises:
@@ -79,6 +80,8 @@ class ResNet(nn.Module):
         self.stem = stem
         if stem == "cifar":
             self.conv1: nn.Module = convolution(3, channels, 3)
+        elif stem == "stride2":
+            self.conv1 = convolution(3, channels, 3, stride=2)
         elif sk_ratio:
             self.conv1 = stem_d(channels)
         else:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 # its functions take the group of the moment of import as a default and so keep it for ever (seen in torch 2.15);
 # DDP imports it, by then with a group: imported here there is none yet, and a group that ends is really gone
-import torch.distributed.nn.functional  # noqa: F401
+import torch.distributed.nn.functional
 
 TIMEOUT = {"gloo": timedelta(seconds=60), "cpu:gloo,cuda:nccl": timedelta(minutes=10)}
 """How long a rank waits for one that hangs; one that dies is noticed at once.  On GPUs compiling may take longer

@@ -18,16 +18,24 @@ from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
 from fastclr.train.checkpoint import differences, export_encoder, restore, run_state, save_checkpoint
 from fastclr.train.collective import agree, data_parallel, from_main, mean_over_ranks
 from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
-from fastclr.train.grad_cache import cached_backward
 from fastclr.train.meter import Meter, NotFinite
-from fastclr.train.parts import check_batch, loss_function, make_loader, make_model, make_optimizer, resolve
+from fastclr.train.parts import (
+    check_batch,
+    check_graph,
+    loss_function,
+    make_loader,
+    make_model,
+    make_optimizer,
+    resolve,
+)
 from fastclr.train.run_folder import CHECKPOINT, ENCODER, new_run, saved_run, write_config
 from fastclr.train.run_log import RunLog
+from fastclr.train.step import CapturedStep, EagerStep
 from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
 
 MAY_CHANGE = {
-    *("data.threads", "train.threads", "train.device", "train.compile", "optim.impl"),
+    *("data.threads", "train.threads", "train.device", "train.compile", "train.graph", "optim.impl"),
     *("train.log_every", "train.checkpoint_minutes"),
 }
 """Settings that say how a run is computed and not what: a resumed run may have others."""
@@ -71,6 +79,7 @@ def train(config: Config, file: Path, folder: Path, *, resume: bool = False) -> 
     """
     ranks = ranks_from_env()
     device = pick_device(config.train.device, ranks)
+    check_graph(config, device, ranks)
     with process_group(ranks, device), BetonReader(file) as reader:
         config = resolve(config, reader, device, ranks.local_world_size)
         (restarts,) = agree(ranks, ranks.restarts)  # the nodes count their own
@@ -99,13 +108,15 @@ def _train(
     in_parts = config.train.micro_batch is not None
     forward = data_parallel(model, ranks, compiled=config.train.compile, accumulates=in_parts)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, config.train.precision == "bfloat16")
-    loss_of = loss_function(config.loss, ranks.group)
 
     num_images, batch_size = len(loader.reader), config.train.batch_size
     total = num_steps(num_images, config.train.epochs, batch_size)
     warmup = num_warmup_steps(num_images, config.optim.warmup_epochs, batch_size)
     peak_lr = scaled_lr(config.optim.base_lr, batch_size, config.optim.scaling)
     optimizer = make_optimizer(config.optim, model, peak_lr)
+    loss_of = loss_function(config.loss, ranks.group)
+    eager = EagerStep(forward, loss_of, optimizer, autocast, config.train.micro_batch)
+    take_step = CapturedStep(eager) if config.train.graph else eager
 
     def save(step: int) -> None:
         _check_finite(model, step)
@@ -132,26 +143,14 @@ def _train(
         batches = stack.enter_context(closing(meter.waiting(_endless(loader))))
         for step, batch in zip(range(done, total), batches, strict=False):
             lr = warmup_cosine(step, total, warmup, peak_lr)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-
-            optimizer.zero_grad(set_to_none=True)
-            if config.train.micro_batch is None:
-                with autocast():
-                    _, z = forward(batch.views.flatten(0, 1))
-                loss = loss_of(z)
-                loss.backward()
-            else:
-                loss, z = cached_backward(forward, loss_of, batch.views, config.train.micro_batch, autocast)
-            optimizer.step()
-
+            loss, z = take_step(batch.views, lr)
             done = step + 1
             meter.add(loss, len(batch))
             overdue = time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
             stopped_by, saving = agree(ranks, stop.signal or 0, overdue)
             ending = stopped_by or done == total
             if ending or saving or done % config.train.log_every == 0:
-                contrast = contrastive_metrics(z.detach(), config.loss.temperature, ranks.group)
+                contrast = contrastive_metrics(z, config.loss.temperature, ranks.group)
                 accuracy, entropy = mean_over_ranks(torch.stack(contrast), ranks).tolist()
                 record = {
                     "step": done,

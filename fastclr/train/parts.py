@@ -84,6 +84,19 @@ def check_batch(config: TrainConfig, reader: BetonReader, ranks: Ranks) -> None:
         )
 
 
+def check_graph(config: Config, device: torch.device, ranks: Ranks) -> None:
+    """Raise a ValueError if the config wants its steps captured and they can't be."""
+    reasons = {
+        "a CUDA device": device.type != "cuda",
+        "a single rank": ranks.world_size > 1,
+        "optim.name lars": config.optim.name != "lars",  # torch's own take their rate from Python
+        "no train.micro_batch": config.train.micro_batch is not None,
+    }
+    missing = [what for what, is_missing in reasons.items() if is_missing]
+    if config.train.graph and missing:
+        raise ValueError(f"train.graph needs {' and '.join(missing)}; leave it out")
+
+
 def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch.device) -> TwoViewLoader:
     """This rank's share of the batches; the config must be resolved."""
     return TwoViewLoader(

@@ -104,13 +104,6 @@ def test_bad_input_is_one_line(bad_inputs, number, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_an_unknown_option(tiny_photos, tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["convert", str(tiny_photos), str(tmp_path / "out.beton"), "--jpeg", "lossless"])
-    assert caught.value.code == 2
-    assert "lossless" in capsys.readouterr().err
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing(tmp_path, number):

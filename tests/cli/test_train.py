@@ -157,18 +157,6 @@ def test_recipe_mistakes_get_one_line(place, capsys):
     assert "the recipe comes first: fastclr train RECIPE --train FILE.beton" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [("--optim.base-rl", "--optim.base-lr"), ("--train.epochs", "train.epochs is 0; it must be at least 1")],
-)
-def test_override_mistakes_name_the_flag(place, capsys, argument, message):
-    with pytest.raises(SystemExit) as caught:
-        cli.main(arguments(place, "mistake", argument, "0"))
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not (place / "mistake").exists()
-
-
 def test_cut_checkpoint(place, capsys):
     (place / "cut").mkdir()
     (place / "cut" / "last.pt").write_bytes(b"PK\x03\x04 half a checkpoint")

@@ -90,18 +90,25 @@ def test_width_scales_every_layer(width: float) -> None:
     assert resnet(10, width).feature_width == 512 * width
 
 
-def test_cifar_stem_keeps_all_pixels() -> None:
-    small = resnet(18, image_size=32)
-    assert small.stem == "cifar"
+@pytest.mark.parametrize(("stem", "size"), [("auto", 32), ("stride2", 16)])
+def test_stems_of_small_images(stem, size) -> None:
+    small = resnet(18, image_size=32, stem=stem)
     seen = {}
     for name in ("conv1", "layer1", "layer4"):
         small.get_submodule(name).register_forward_hook(
             lambda module, args, out, name=name: seen.update({name: tuple(out.shape[1:])})
         )
     assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
-    assert seen == {"conv1": (64, 32, 32), "layer1": (64, 32, 32), "layer4": (512, 4, 4)}
+    assert seen == {
+        "conv1": (64, size, size),
+        "layer1": (64, size, size),
+        "layer4": (512, size // 8, size // 8),
+    }
     assert small.conv1.weight.shape == (64, 3, 3, 3)
 
+
+def test_which_stem_auto_is() -> None:
+    assert resnet(18, image_size=32).stem == "cifar"
     assert resnet(18, image_size=33).stem == "imagenet"
     assert resnet(18, image_size=96, stem="cifar").stem == "cifar"
     assert resnet(18, image_size=32, stem="imagenet").conv1.weight.shape == (64, 3, 7, 7)
@@ -162,7 +169,7 @@ def test_channels_last_and_autocast_give_the_same_features() -> None:
         ({"depth": 20}, "there is no ResNet of depth 20; there are 10, 18, 34, 50, 101, 152"),
         ({"width": 0.0}, "width is 0.0; it must be a multiple of 1/32"),
         ({"width": 0.4}, "width is 0.4; it must be a multiple of 1/32"),
-        ({"stem": "stl"}, "stem 'stl' is unknown; there are auto, imagenet, cifar"),
+        ({"stem": "stl"}, "stem 'stl' is unknown; there are auto, imagenet, cifar, stride2"),
         ({"depth": 18, "sk_ratio": 0.0625}, "selective kernels need a depth of 50 or more"),
         ({"sk_ratio": 2.0}, "sk_ratio is 2.0"),
     ],
