@@ -10,7 +10,7 @@ from benchmarks import harness
 from benchmarks.baselines.ffcv_loader import FfcvLoader
 from benchmarks.bench_loader import main
 from benchmarks.isolated import call
-from benchmarks.report import loader_table
+from benchmarks.readme import loader_table
 from benchmarks.scaling import thread_counts
 from fastclr.cli.main import main as fastclr
 from pipelines.convert import Encoding, FolderSource, convert
