@@ -1,6 +1,6 @@
 """`fastclr bench verdict`: whether the loader or the model limits a training run, and what to change."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.advice import Facts, Speeds, advice, facts_of
-from benchmarks.machine import cores, describe
+from benchmarks.machine import describe
 from benchmarks.report import save
 from benchmarks.verdict import measure_run
 from fastclr.arguments import call
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         """Measure the loader alone, the training step alone on a canned batch, and both together.
 
         On a CPU the loader and the training step get threads of their own: --data.threads of them (1 unless
-        given), and --train.threads (the other cores unless given).
+        given), and --train.threads (of more than two cores the others, unless given).
         """
         if rounds < 1 or steps < 1:
             raise ValueError("--rounds and --steps must be at least 1")
@@ -60,10 +60,6 @@ def _verdict(name: str, file: Path, config: Config, rounds: int, steps: int, out
     device = pick_device(config.train.device, Ranks())
     with BetonReader(file) as reader, console.status("measuring"):
         resolved = resolve(config, reader, device)
-        if device.type == "cpu" and config.train.threads is None:
-            assert resolved.data.threads is not None
-            threads = max(1, cores() - resolved.data.threads)
-            resolved = replace(resolved, train=replace(resolved.train, threads=threads))
         facts = facts_of(resolved, reader)
         speeds = measure_run(resolved, reader, device, rounds, steps)
     limits = "loader" if speeds.loader < speeds.model else "model"

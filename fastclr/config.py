@@ -133,7 +133,7 @@ class TrainConfig:
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
     threads: int | None = None
-    """Threads that compute on a CPU; None: one per core."""
+    """Threads that compute on a CPU; None: one per core, but for the loader's."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl; the loss is checked for NaN as often."""
     checkpoint_minutes: float = 10.0

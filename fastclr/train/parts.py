@@ -39,18 +39,19 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
         stem = "cifar" if config.views.size <= CIFAR_SIZE else "imagenet"
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
+    # a CPU's training step takes far longer than its views: one thread keeps up, more would disturb it
+    loader_threads = config.data.threads or (1 if on_cpu else cores)
+    # a step's threads wait for each other: one that shares its core with the loader would hold all of them up
+    step_threads = config.train.threads or (cores - loader_threads if on_cpu and cores > 2 else cores)
     return dataclasses.replace(
         config,
-        # a CPU's training step takes far longer than its views: one thread keeps up, more would disturb it
-        data=dataclasses.replace(
-            config.data, engine=engine, threads=config.data.threads or (1 if on_cpu else cores)
-        ),
+        data=dataclasses.replace(config.data, engine=engine, threads=loader_threads),
         model=dataclasses.replace(config.model, stem=stem),
         train=dataclasses.replace(
             config.train,
             precision=precision,
             device=device.type if local_ranks > 1 else str(device),  # each rank has a GPU of its own
-            threads=config.train.threads or cores,
+            threads=max(1, step_threads),
         ),
     )
 

@@ -15,8 +15,9 @@ from fastclr.optim import LARS, warmup_cosine
 from fastclr.recipes import from_table, load_recipe
 from fastclr.train.checkpoint import load_checkpoint, load_encoder, save_checkpoint
 from fastclr.train.loop import train
+from fastclr.train.parts import resolve
 from fastclr.train.run_log import read_metrics
-from pipelines import TwoViewLoader
+from pipelines import BetonReader, TwoViewLoader
 
 
 def change(config: Config, section: str, **values) -> Config:
@@ -218,6 +219,27 @@ def test_batch_larger_than_the_data(tmp_path, tiny_file, tiny_config):
     with pytest.raises(ValueError, match=r"79 images, fewer than a batch of 80; lower --train.batch-size"):
         train(config, tiny_file, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("cores", "data", "train", "expected"),
+    [
+        (8, None, None, (1, 7)),
+        (8, 3, None, (3, 5)),
+        (8, None, 8, (1, 8)),
+        (4, 6, None, (6, 1)),
+        (2, None, None, (1, 2)),
+        (1, None, None, (1, 1)),
+    ],
+)
+def test_a_step_leaves_the_loader_its_cores(
+    tiny_file, tiny_config, monkeypatch, cores, data, train, expected
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+    config = change(change(tiny_config, "train", threads=train), "data", threads=data)
+    with BetonReader(tiny_file) as reader:
+        config = resolve(config, reader, torch.device("cpu"))
+    assert (config.data.threads, config.train.threads) == expected
 
 
 def test_threads_are_given_back(tmp_path, tiny_file, tiny_config):
