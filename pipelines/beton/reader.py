@@ -2,6 +2,8 @@
 
 import hashlib
 import mmap
+import os
+import weakref
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -65,13 +67,19 @@ class BetonReader:
         self.path = Path(path)
         self._data: np.ndarray | None = None
         with open(self.path, "rb") as file:
-            self.file_bytes = file.seek(0, 2)
+            self._descriptor = os.dup(file.fileno())
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+        try:
+            self.file_bytes = os.fstat(self._descriptor).st_size
             if self.file_bytes < HEADER.itemsize:
                 raise self._error(f"no .beton file: {self.file_bytes} bytes are less than its header")
-            map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # the map closes with its last view
-        data = np.frombuffer(map, np.uint8)[: self.file_bytes]
-        self._open(data)
+            map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+            # the map closes with its last view
+            data = np.frombuffer(map, np.uint8)[: self.file_bytes]
+            self._open(data)
+        except Exception:
+            self._close()
+            raise
         self._data = data
 
     def _open(self, data: np.ndarray) -> None:
@@ -194,6 +202,20 @@ class BetonReader:
         offset = self.offsets[index]
         return self._data[offset : offset + self.sizes[index]]
 
+    def will_need(self, indices: np.ndarray) -> None:
+        """Have the system read these samples' bytes from the disk already; does not wait for them.
+
+        Samples in random order are a page fault each, which a decoding thread waits for; told beforehand, the
+        system reads many at a time.  Where it can't be told so (no Linux), this does nothing.
+        """
+        if self._data is None:
+            raise self._error("the reader is closed")
+        if hasattr(os, "posix_fadvise"):
+            for offset, size in zip(
+                self.offsets[indices].tolist(), self.sizes[indices].tolist(), strict=True
+            ):
+                os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
     def decode(self, index: int, out: np.ndarray | None = None, fast_dct: bool = False) -> np.ndarray:
         """The pixels of a sample; libjpeg-turbo's decoder runs without holding the interpreter's lock.
 
@@ -250,6 +272,7 @@ class BetonReader:
     def close(self) -> None:
         """Let go of the file; what was handed out stays valid."""
         self._data = None
+        self._close()
 
     def __enter__(self) -> "BetonReader":
         return self

@@ -103,7 +103,9 @@ class NativeEngine:
                 augment=cpu.new_scratch(spec),
             )
 
-        pool = WorkerPool(plans, self._allocate, work, make_scratch, self.num_threads, self.prefetch)
+        pool = WorkerPool(
+            self._announced(plans), self._allocate, work, make_scratch, self.num_threads, self.prefetch
+        )
         return pool.batches()
 
     def close(self) -> None:
@@ -117,6 +119,12 @@ class NativeEngine:
             dtype = torch.float32 if self.augment else torch.uint8
             return torch.empty(shape, dtype=dtype, pin_memory=True).numpy()
         return self._memory.take(shape, np.float32 if self.augment else np.uint8)
+
+    def _announced(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
+        """The same plans; the system hears of their samples when they are drawn, a batch or more before use."""
+        for plan in plans:
+            self.reader.will_need(plan.indices)
+            yield plan
 
     def _pixels(self, index: int, buffer: np.ndarray) -> np.ndarray:
         """uint8 [h, w, 3]: the sample's pixels, in `buffer` or elsewhere.  ValueError: it is corrupt."""

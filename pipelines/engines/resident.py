@@ -1,5 +1,6 @@
 """The resident engine: the whole set decoded once, into memory; an epoch then only crops and augments."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import psutil
 import torch
 
-from pipelines.batch import Engine
+from pipelines.batch import BatchPlan, Engine
 from pipelines.beton import BetonReader
 from pipelines.engines.native import NativeEngine
 from pipelines.order import Sampler
@@ -68,6 +69,9 @@ class ResidentEngine(NativeEngine):
 
     def _slot(self, index: int) -> np.ndarray:
         return self.pixels[self.starts[index] : self._ends[index]]
+
+    def _announced(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
+        return plans  # the file is not read any more
 
     def _pixels(self, index: int, buffer: np.ndarray) -> np.ndarray:
         if index in self.broken:

@@ -1,7 +1,9 @@
+import os
 import pickle
 import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,3 +327,28 @@ def test_what_is_no_file(tmp_path):
         BetonReader(tmp_path / "missing.beton")
     with pytest.raises(IsADirectoryError):
         BetonReader(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system can't be told")
+def test_will_need_names_the_samples_bytes(small_file, monkeypatch):
+    told = []
+    monkeypatch.setattr("os.posix_fadvise", lambda fd, *what: told.append(what))
+    with BetonReader(small_file) as reader:
+        reader.will_need(np.array([3, 0]))
+        want = [(reader.offsets[i], reader.sizes[i], os.POSIX_FADV_WILLNEED) for i in (3, 0)]
+    assert told == want
+    with pytest.raises(ValueError, match="the reader is closed"):
+        reader.will_need(np.array([0]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_no_file_stays_open(small_file, tmp_path):
+    (tmp_path / "cut.beton").write_bytes(small_file.read_bytes()[:-1])
+    (tmp_path / "empty.beton").write_bytes(b"")
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("cut.beton", "empty.beton"):
+        with pytest.raises(ValueError, match=name):
+            BetonReader(tmp_path / name)
+    BetonReader(small_file).close()
+    BetonReader(small_file)  # dropped without closing it
+    assert len(os.listdir("/proc/self/fd")) == before

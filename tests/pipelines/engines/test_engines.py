@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from oracle import crop_oracle
 
-from pipelines import BetonReader, ViewSpec
+from pipelines import BetonReader, TwoViewLoader, ViewSpec
 from pipelines.engines import ENGINES
 from pipelines.order import Sampler
 
@@ -73,3 +73,12 @@ def test_an_epoch_covers_each_sample_once_and_resumes(tiny_beton, engine):
     assert [plan.step for plan, _ in rest] == [plan.step for plan, _ in whole[2:]]
     for (_, ours), (_, theirs) in zip(rest, whole[2:], strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("engine", "announces"), [("native", True), ("resident", False)])
+def test_the_system_hears_of_a_batch_before_its_samples_are_read(tiny_beton, monkeypatch, engine, announces):
+    told: list[int] = []
+    monkeypatch.setattr(BetonReader, "will_need", lambda self, indices: told.extend(indices.tolist()))
+    with TwoViewLoader(tiny_beton, 4, size=32, engine=engine, num_threads=2) as loader:
+        seen = [index for batch in loader for index in batch.indices.tolist()]
+    assert told == (seen if announces else [])
