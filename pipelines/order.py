@@ -60,6 +60,10 @@ def _keys(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
     return high << np.uint64(32) | low
 
 
+DRAWN_AT_ONCE = 1024
+"""Samples whose numbers are drawn together."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sampler:
     """Cuts epochs into plans for one rank, and draws their numbers.
@@ -116,13 +120,26 @@ class Sampler:
             order = self.subset[order]
         global_batch = self.batch_size * self.world_size
         # after a resume with another batch size, `consumed` need not be a multiple of the global batch
-        for step, start in enumerate(range(consumed, len(order), global_batch), consumed // global_batch):
-            rows = order[start : start + global_batch]
-            if len(rows) < global_batch and self.drop_last:
-                return
-            low, high = _split(len(rows), self.world_size, self.rank)
-            if high > low:
-                yield BatchPlan(epoch, step, rows[low:high], self.draw(epoch, rows[low:high]))
+        starts = range(consumed, len(order), global_batch)
+        # drawing costs a millisecond under Python's lock, for a small batch nearly as much as for a large one
+        at_once = max(1, DRAWN_AT_ONCE // self.batch_size)
+        for first in range(0, len(starts), at_once):
+            parts = [
+                self._rows(order[start : start + global_batch]) for start in starts[first : first + at_once]
+            ]
+            drawn = self.draw(epoch, np.concatenate(parts))
+            low = 0
+            for step, rows in enumerate(parts, consumed // global_batch + first):
+                if len(rows):
+                    yield BatchPlan(epoch, step, rows, drawn[:, low : low + len(rows)].copy())
+                low += len(rows)
+
+    def _rows(self, batch: np.ndarray) -> np.ndarray:
+        """This rank's samples of a global batch; of an incomplete one that is to be dropped, none."""
+        if self.drop_last and len(batch) < self.batch_size * self.world_size:
+            return batch[:0]
+        low, high = _split(len(batch), self.world_size, self.rank)
+        return batch[low:high]
 
     def draw(self, epoch: int, indices: np.ndarray) -> ViewParams:
         """The numbers of the views of these samples in this epoch."""
