@@ -37,7 +37,7 @@ def train_file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def test_file(tmp_path_factory) -> Path:
+def held_out_file(tmp_path_factory) -> Path:
     return write_colors(tmp_path_factory.mktemp("evaluate") / "test.beton", 93, seed=2)
 
 
@@ -77,11 +77,13 @@ def by_hand(run: Path, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
             return encoder(images), torch.from_numpy(reader.labels.copy())
 
 
-def test_knn_of_the_command_is_knn_by_hand(run, train_file, test_file, capsys):
+def test_knn_of_the_command_is_knn_by_hand(run, train_file, held_out_file, capsys):
     weights = (run / "encoder.safetensors").read_bytes()
-    assert evaluate(run, train_file, test_file, "--precision", "float32", "--k", "9", "--epochs", "0") == 0
+    assert (
+        evaluate(run, train_file, held_out_file, "--precision", "float32", "--k", "9", "--epochs", "0") == 0
+    )
     record = json.loads((run / "evaluate.json").read_text())
-    expected = knn_accuracy(*by_hand(run, train_file), *by_hand(run, test_file), k=9)
+    expected = knn_accuracy(*by_hand(run, train_file), *by_hand(run, held_out_file), k=9)
     assert record["knn"] == {
         "top1": expected,
         "k": 9,
@@ -98,13 +100,13 @@ def test_knn_of_the_command_is_knn_by_hand(run, train_file, test_file, capsys):
     assert (run / "encoder.safetensors").read_bytes() == weights
 
 
-def test_linear_probe_and_logistic_regression(run, train_file, test_file, capsys):
+def test_linear_probe_and_logistic_regression(run, train_file, held_out_file, capsys):
     more = ("--epochs", "30", "--passes", "2", "--base-lr", "3", "--batch-size", "16", "--logistic")
-    assert evaluate(run, train_file, test_file, *more) == 0
+    assert evaluate(run, train_file, held_out_file, *more) == 0
     record = json.loads((run / "evaluate.json").read_text())
     # the same protocol on the images as they are: crops make it harder, but not by much
     plain = linear_probe(
-        *by_hand(run, train_file), *by_hand(run, test_file), epochs=30, base_lr=3, batch_size=16
+        *by_hand(run, train_file), *by_hand(run, held_out_file), epochs=30, base_lr=3, batch_size=16
     )
     assert abs(record["linear"]["top1"] - plain) < 0.25
     assert min(record["linear"]["top1"], record["logistic"]["top1"]) > 0.5  # chance is 0.2
@@ -115,7 +117,7 @@ def test_linear_probe_and_logistic_regression(run, train_file, test_file, capsys
     assert "k = 200 capped at the 79 training samples" in printed
 
 
-def test_new_views_runs_the_encoder_in_every_epoch(run, train_file, test_file, monkeypatch):
+def test_new_views_runs_the_encoder_in_every_epoch(run, train_file, held_out_file, monkeypatch):
     images = 0
     forward = features_module.feature_batches
 
@@ -127,17 +129,19 @@ def test_new_views_runs_the_encoder_in_every_epoch(run, train_file, test_file, m
 
     monkeypatch.setattr("fastclr.evaluate.protocol.feature_batches", counting)
     more = ("--epochs", "12", "--base-lr", "3", "--batch-size", "32", "--new-views")
-    assert evaluate(run, train_file, test_file, *more) == 0
+    assert evaluate(run, train_file, held_out_file, *more) == 0
     assert images == 12 * 79  # the short last batch too
     record = json.loads((run / "evaluate.json").read_text())
     assert record["linear"]["views"] == "new in every epoch"
     assert record["linear"]["top1"] > 0.3
 
 
-def test_two_evaluations_agree(run, train_file, test_file):
+def test_two_evaluations_agree(run, train_file, held_out_file):
     first, second = ({}, {})
     for record in (first, second):
-        assert evaluate(run, train_file, test_file, "--epochs", "5", "--passes", "2", "--base-lr", "3") == 0
+        assert (
+            evaluate(run, train_file, held_out_file, "--epochs", "5", "--passes", "2", "--base-lr", "3") == 0
+        )
         record.update(json.loads((run / "evaluate.json").read_text()))
     assert (first["knn"]["top1"], first["linear"]["top1"]) == (
         second["knn"]["top1"],
@@ -145,12 +149,12 @@ def test_two_evaluations_agree(run, train_file, test_file):
     )
 
 
-def test_unlabelled_samples_are_left_out(run, train_file, test_file, tmp_path, capsys):
+def test_unlabelled_samples_are_left_out(run, train_file, held_out_file, tmp_path, capsys):
     with BetonReader(train_file) as reader, BetonWriter(tmp_path / "part.beton", len(reader)) as writer:
         for i in range(len(reader)):
             pixels, label = reader[i]
             writer.add_raw(pixels, label=label if i % 2 else -1)
-    assert evaluate(run, tmp_path / "part.beton", test_file, "--epochs", "0") == 0
+    assert evaluate(run, tmp_path / "part.beton", held_out_file, "--epochs", "0") == 0
     assert json.loads((run / "evaluate.json").read_text())["features"]["train_samples"] == 39
     assert "40 of 79 samples have no label" in " ".join(capsys.readouterr().out.split())
 
@@ -166,8 +170,8 @@ def rewritten(source: Path, target: Path, label, names: list[str] | None = None)
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_file_without_labels_is_refused(run, train_file, test_file, tmp_path, capsys, which):
-    files = [train_file, test_file]
+def test_a_file_without_labels_is_refused(run, train_file, held_out_file, tmp_path, capsys, which):
+    files = [train_file, held_out_file]
     files[which] = rewritten(files[which], tmp_path / "flat.beton", lambda label: -1)
     assert evaluate(run, *files) == 2
     error = capsys.readouterr().err
@@ -177,12 +181,12 @@ def test_a_file_without_labels_is_refused(run, train_file, test_file, tmp_path, 
     assert not (run / "evaluate.json").exists()
 
 
-def test_files_of_other_classes_are_refused(run, train_file, test_file, tmp_path, capsys):
-    more = rewritten(test_file, tmp_path / "more.beton", lambda label: label + 4)
+def test_files_of_other_classes_are_refused(run, train_file, held_out_file, tmp_path, capsys):
+    more = rewritten(held_out_file, tmp_path / "more.beton", lambda label: label + 4)
     assert evaluate(run, train_file, more) == 2
     assert "has class 8" in capsys.readouterr().err
     cats = rewritten(train_file, tmp_path / "cats.beton", lambda label: label, ["a", "cat", "c", "d", "e"])
-    dogs = rewritten(test_file, tmp_path / "dogs.beton", lambda label: label, ["a", "dog", "c", "d", "e"])
+    dogs = rewritten(held_out_file, tmp_path / "dogs.beton", lambda label: label, ["a", "dog", "c", "d", "e"])
     assert evaluate(run, cats, dogs) == 2
     assert "number 1 is 'dog' and 'cat'" in capsys.readouterr().err
 
@@ -196,19 +200,19 @@ def test_files_of_other_classes_are_refused(run, train_file, test_file, tmp_path
         (["--device", "tpu"], "tpu"),
     ],
 )
-def test_settings_out_of_range(run, train_file, test_file, capsys, more, message):
-    assert evaluate(run, train_file, test_file, *more) == 2
+def test_settings_out_of_range(run, train_file, held_out_file, capsys, more, message):
+    assert evaluate(run, train_file, held_out_file, *more) == 2
     assert message in capsys.readouterr().err
 
 
-def test_missing_and_damaged_runs(run, train_file, test_file, tmp_path, capsys):
-    assert evaluate(tmp_path / "nowhere", train_file, test_file) == 2
+def test_missing_and_damaged_runs(run, train_file, held_out_file, tmp_path, capsys):
+    assert evaluate(tmp_path / "nowhere", train_file, held_out_file) == 2
     assert "nowhere" in capsys.readouterr().err
     assert evaluate(run, train_file, tmp_path / "no.beton") == 2
     assert "no.beton" in capsys.readouterr().err
     path = run / "encoder.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    assert evaluate(run, train_file, test_file) == 2
+    assert evaluate(run, train_file, held_out_file) == 2
     error = capsys.readouterr().err
     assert "encoder.safetensors" in error
     assert error.count("\n") == 1

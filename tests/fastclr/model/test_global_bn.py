@@ -129,32 +129,41 @@ def close(got: Tensor, want: Tensor) -> None:
 
 
 def test_single_process_details() -> None:
-    run_ranks(single_process, 1)
+    (found,) = run_ranks(single_process, 1)
+    assert found == {
+        "half precision": True,
+        "far from zero": True,
+        "eval moves nothing": True,
+        "layout": True,
+    }
 
 
-def single_process(rank: int, world_size: int) -> None:
+def single_process(rank: int, world_size: int) -> dict[str, bool]:
+    found = {}
     # half precision in, statistics in float32, half precision out; also under autocast, and for [B, C]
     x = 100 + torch.randn(64, CHANNELS, generator=torch.Generator().manual_seed(0))
     norm, plain = GlobalBatchNorm(CHANNELS), nn.BatchNorm1d(CHANNELS)
     with torch.autocast("cpu", torch.bfloat16):
         out = norm(x.bfloat16())
-    assert out.dtype == torch.bfloat16
+    found["half precision"] = out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), plain(x.bfloat16().float()), rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(norm.running_var, plain.running_var, rtol=1e-5, atol=0)
 
     # far from zero, where a sum of squares would lose the variance in float32
     far = 1e4 + torch.randn(4096, CHANNELS, generator=torch.Generator().manual_seed(0))
     want = nn.BatchNorm1d(CHANNELS).double()(far.double())
-    assert float((GlobalBatchNorm(CHANNELS)(far).double() - want).detach().abs().max()) < 2e-2
+    error = (GlobalBatchNorm(CHANNELS)(far).double() - want).detach().abs().max()
+    found["far from zero"] = float(error) < 2e-2
 
     # in eval mode nothing moves, and nobody is asked
     buffers = [b.clone() for b in norm.buffers()]
     norm.eval()(x[:1])
-    assert all(torch.equal(a, b) for a, b in zip(buffers, norm.buffers(), strict=True))
+    found["eval moves nothing"] = all(map(torch.equal, buffers, norm.buffers()))
 
     # channels-last stays
     images = torch.randn(2, CHANNELS, 4, 4).to(memory_format=torch.channels_last)
-    assert GlobalBatchNorm(CHANNELS)(images).is_contiguous(memory_format=torch.channels_last)
+    found["layout"] = GlobalBatchNorm(CHANNELS)(images).is_contiguous(memory_format=torch.channels_last)
+    return found
 
 
 def test_conversion_keeps_tensors_settings_and_mode() -> None:

@@ -232,11 +232,15 @@ def test_nothing_waits_for_a_real_device(form: str) -> None:
     for p in params:
         p.grad = torch.randn_like(p)
     optimizer.step()
+    before = [p.detach().clone() for p in params]
     torch.cuda.set_sync_debug_mode("error")
     try:
         optimizer.step()
+        with pytest.raises(RuntimeError):  # the mode sees a wait
+            params[0].sum().item()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(not torch.equal(p, old) for p, old in zip(params, before, strict=True) if p.numel())
 
 
 def test_state_continues_exactly_through_a_state_dict_and_a_copy() -> None:
