@@ -14,7 +14,7 @@ from benchmarks.report import save
 from benchmarks.verdict import measure_run
 from fastclr.arguments import call
 from fastclr.config import Config
-from fastclr.recipes import load_recipe, recipe_names
+from fastclr.recipes import recipe_of
 from fastclr.train.distributed import Ranks, pick_device
 from fastclr.train.parts import resolve
 from pipelines import BetonReader
@@ -22,13 +22,7 @@ from pipelines import BetonReader
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    named = bool(argv) and not argv[0].startswith("-")
-    if not named and not {"-h", "--help"} & set(argv):
-        raise ValueError(
-            f"the recipe comes first: fastclr bench verdict RECIPE --train FILE.beton; recipes are "
-            f"{', '.join(recipe_names())}, or the path of a TOML file"
-        )
-    recipe = load_recipe(argv[0]) if named else Config()
+    recipe = recipe_of(argv, "fastclr bench verdict")
 
     def verdict(
         name: Annotated[

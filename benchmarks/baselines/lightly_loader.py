@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
-from benchmarks.baselines.torchvision_loader import BetonImages
+from benchmarks.baselines.torchvision_loader import BetonImages, loader_of
 from pipelines.errors import EngineUnavailable
 
 
@@ -31,14 +31,7 @@ class LightlyLoader:
         transform = SimCLRTransform(
             input_size=self.size, cj_strength=0.5 if small else 1.0, gaussian_blur=0.0 if small else 0.5
         )
-        return DataLoader(
-            BetonImages(self.file, transform),
-            self.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=self.num_workers,
-            persistent_workers=True,
-        )
+        return loader_of(BetonImages(self.file, transform), self.batch_size, self.num_workers)
 
     def epoch(self, loader: DataLoader) -> Generator[int]:
         for _, labels in loader:

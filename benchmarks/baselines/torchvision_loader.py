@@ -60,6 +60,13 @@ class BetonImages(Dataset):
         return self.transform(image), int(self.reader.labels[index])
 
 
+def loader_of(images: Dataset, batch_size: int, num_workers: int) -> DataLoader:
+    """The DataLoader of those who know it: its worker processes outlive an epoch."""
+    return DataLoader(
+        images, batch_size, shuffle=True, drop_last=True, num_workers=num_workers, persistent_workers=True
+    )
+
+
 @dataclass
 class TorchvisionLoader:
     """torchvision in a DataLoader with one worker process a core."""
@@ -81,14 +88,7 @@ class TorchvisionLoader:
         transform = TwoCrops(simclr_transform(self.size, self.augment))
         images: Any = (ImageFolder if self.source.is_dir() else BetonImages)(self.source, transform)
         times = max(1, -(-self.repeat_to // len(images)))
-        return DataLoader(
-            ConcatDataset([images] * times),
-            self.batch_size,
-            shuffle=True,
-            drop_last=True,
-            num_workers=self.num_workers,
-            persistent_workers=True,
-        )
+        return loader_of(ConcatDataset([images] * times), self.batch_size, self.num_workers)
 
     def epoch(self, loader: DataLoader) -> Generator[int]:
         for _, labels in loader:

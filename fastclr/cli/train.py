@@ -7,19 +7,12 @@ import tyro
 
 from fastclr.arguments import call
 from fastclr.config import Config
-from fastclr.recipes import FOLDER, load_recipe, recipe_names
+from fastclr.recipes import FOLDER, recipe_names, recipe_of
 
 
 def main(argv: list[str]) -> int:
     """Exit codes: 0 the run is complete; 130 (Ctrl-C) or 143 (SIGTERM) it was stopped and can be resumed."""
-    asks_help = bool({"-h", "--help"} & set(argv))
-    named = bool(argv) and not argv[0].startswith("-")
-    if not named and not asks_help:
-        raise ValueError(
-            f"the recipe comes first: fastclr train RECIPE --train FILE.beton; recipes are "
-            f"{', '.join(recipe_names())}, or the path of a TOML file"
-        )
-    recipe = load_recipe(argv[0]) if named else Config()
+    recipe = recipe_of(argv, "fastclr train")
 
     def train(
         name: Annotated[

@@ -25,6 +25,25 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+def recipe_of(argv: list[str], command: str) -> Config:
+    """The recipe that the first argument names, whose settings are the defaults of the others.
+
+    Where only help is asked for, the defaults of `Config`.
+
+    Raises:
+        ValueError: the first argument is no recipe; the message shows how `command` begins.
+        OSError: a file that can't be read.
+    """
+    if argv and not argv[0].startswith("-"):
+        return load_recipe(argv[0])
+    if {"-h", "--help"} & set(argv):
+        return Config()
+    raise ValueError(
+        f"the recipe comes first: {command} RECIPE --train FILE.beton; recipes are "
+        f"{', '.join(recipe_names())}, or the path of a TOML file"
+    )
+
+
 def load_recipe(name_or_path: str) -> Config:
     """Read a recipe: one of the package's by its name, or any TOML file by its path.
 
