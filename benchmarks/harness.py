@@ -184,7 +184,7 @@ def _round(case: Case, loader: Any) -> dict[str, float]:
         for number, count in enumerate(case.epoch(loader)):
             all_images += count
             if number == WARM_BATCHES:
-                peak = max(peak, _memory())
+                peak = peak or _memory()  # in the first epoch: asking takes milliseconds
                 start = time.perf_counter()
             elif number > WARM_BATCHES:
                 counted += count

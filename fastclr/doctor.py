@@ -19,7 +19,7 @@ import torch
 
 from fastclr.speeds import decode_rate, disk_speed, drawn_jpeg
 from pipelines import BetonReader, BetonWriter, ViewSpec
-from pipelines.engines import ENGINES, ffcv
+from pipelines.engines import ENGINES, ffcv, turbojpeg
 from pipelines.order import Sampler
 
 NVIDIA_VENDOR = "0x10de"
@@ -128,6 +128,12 @@ def _packages() -> Iterator[Check]:
     for name, fix in fixes.items():
         version = _version(name)
         yield Check("packages", name, version is not None, version or "not installed", "" if version else fix)
+    try:
+        turbojpeg.bind_turbojpeg()
+        yield Check("packages", "libturbojpeg", True, "the system's; native decodes with it")
+    except OSError:
+        missing = "not found; optional, native decodes with simplejpeg, slower on small images"
+        yield Check("packages", "libturbojpeg", False, missing, turbojpeg.INSTALL)
     has_apex = util.find_spec("amp_C") is not None
     yield Check(
         "packages",

@@ -113,3 +113,16 @@ def require_package() -> Callable[[str], ModuleType]:
             pytest.skip(f"needs {name}: {error}")
 
     return require
+
+
+@pytest.fixture(scope="session")
+def require_turbojpeg() -> None:
+    """The system's libturbojpeg.  Missing: the test is skipped, or fails where FASTCLR_REQUIRE_ENGINES=1."""
+    from pipelines.engines.turbojpeg import bind_turbojpeg
+
+    try:
+        bind_turbojpeg()
+    except OSError as error:
+        if os.environ.get("FASTCLR_REQUIRE_ENGINES") == "1":
+            raise
+        pytest.skip(str(error))

@@ -1,7 +1,7 @@
-"""The decode limit: the same threads doing nothing but decoding each image once."""
+"""The decode limit: the same threads doing nothing but decoding each image once, with libjpeg-turbo."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -10,7 +10,10 @@ from typing import Any
 
 @dataclass
 class DecodeLimit:
-    """`simplejpeg.decode_jpeg` into a buffer of the thread's own, over all images of a file."""
+    """All images of a file, each into a buffer of the thread's own, as many in one call as the native engine does.
+
+    By the system's libturbojpeg, or where there is none by `simplejpeg.decode_jpeg`, a call for each image.
+    """
 
     name: str
     file: Path
@@ -25,28 +28,57 @@ class DecodeLimit:
 
     def epoch(self, loader: Any) -> Generator[int]:
         import numpy as np
-        import simplejpeg
 
-        pixels = 3 * int((loader.heights.astype(np.int64) * loader.widths).max())
-        ticks: SimpleQueue[None] = SimpleQueue()  # one for every decoded image
-        samples = iter(np.random.default_rng().permutation(len(loader)).tolist())
+        from pipelines.engines.native import CLAIM_PIXELS
+
+        areas = loader.heights.astype(np.int64) * loader.widths
+        order = np.random.default_rng().permutation(len(loader))
+        rows = max(1, int(CLAIM_PIXELS / areas.mean()))
+        claims = iter([(low, min(low + rows, len(order))) for low in range(0, len(order), rows)])
+        done: SimpleQueue[int] = SimpleQueue()  # numbers of images
 
         def work() -> None:
-            buffer = np.empty(pixels, np.uint8)
-            for index in samples:  # a list iterator hands each sample to one thread only
-                simplejpeg.decode_jpeg(loader.image_bytes(index), buffer=buffer)
-                ticks.put(None)
+            decode = _decoder(loader, 3 * int(areas.max()), rows)
+            for low, high in claims:  # a list iterator hands each claim to one thread only
+                decode(order, low, high)
+                done.put(high - low)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(self.num_threads)]
         for thread in threads:
             thread.start()
         try:
+            decoded = 0
             for _ in range(len(loader) // self.batch_size):
-                for _ in range(self.batch_size):
-                    ticks.get()
+                while decoded < self.batch_size:
+                    decoded += done.get()
+                decoded -= self.batch_size
                 yield self.batch_size
         finally:
-            for _ in samples:  # an epoch that is dropped half way ends its threads too
+            for _ in claims:  # an epoch that is dropped half way ends its threads too
                 pass
             for thread in threads:
                 thread.join()
+
+
+def _decoder(reader: Any, largest: int, rows: int) -> Callable[[Any, int, int], None]:
+    """What decodes samples order[low:high] in this thread."""
+    import numpy as np
+    import simplejpeg
+
+    from pipelines.engines.turbojpeg import Decoder, decode_samples
+
+    buffer, starts = np.empty(largest * rows, np.uint8), np.empty(rows, np.int64)
+    columns = reader.offsets, reader.sizes, reader.modes, reader.heights, reader.widths
+    try:
+        decoder = Decoder()
+    except OSError:
+
+        def decode(order: Any, low: int, high: int) -> None:
+            for index in order[low:high].tolist():
+                simplejpeg.decode_jpeg(reader.image_bytes(index), buffer=buffer)
+    else:
+
+        def decode(order: Any, low: int, high: int) -> None:
+            decode_samples(decoder.address, reader.data, *columns, order, low, high, buffer, starts)
+
+    return decode

@@ -1,10 +1,9 @@
 """The augmentation fused for the CPU: what surrounds the numba kernels of `cpu_kernels.py`.
 
-A loader's worker calls `augment_sample` right after the crop, with the crop still in its cache:
+A loader's worker calls `augment_rows` right after the crop, with the crops still in its cache:
 
     scratch = new_scratch(spec)  # one per thread
-    augment_sample(crops, params.jitter, params.order, params.factors, params.gray, params.sigma, b,
-                   *constants(spec), out, scratch)
+    augment_rows(low, high, crops, 0, *numbers(params), *constants(spec), out, scratch)
 """
 
 import math
@@ -14,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipelines.augment.cpu_kernels import ROWS, STRIP, augment_sample, augment_view
+from pipelines.augment.cpu_kernels import ROWS, STRIP, augment_rows
 from pipelines.batch import Crops
-from pipelines.views import ViewSpec
+from pipelines.views import ViewParams, ViewSpec
 
-__all__ = ["Scratch", "augment", "augment_sample", "augment_view", "constants", "new_scratch", "new_views"]
+__all__ = ["Scratch", "augment", "augment_rows", "constants", "new_scratch", "new_views", "numbers"]
 
 
 class Scratch(NamedTuple):
@@ -56,25 +55,26 @@ def augment(
     Returns:
         [V, B, 3, H, W], channels last in memory.
     """
-    pixels, params = np.asarray(crops.pixels), crops.plan.params
-    numbers = [
-        np.ascontiguousarray(array)
-        for array in (params.jitter, params.order, params.factors, params.gray, params.sigma)
-    ]
+    pixels = np.ascontiguousarray(crops.pixels)
+    drawn = [np.ascontiguousarray(array) for array in numbers(crops.plan.params)]
     views = new_views(pixels.shape)
 
-    def work(images: np.ndarray) -> None:
-        scratch = new_scratch(spec)
-        for b in images.tolist():
-            augment_sample(np.ascontiguousarray(pixels[:, b]), *numbers, b, *constants(spec), views, scratch)
+    def work(low: int, high: int) -> None:
+        augment_rows(low, high, pixels, low, *drawn, *constants(spec), views, new_scratch(spec))
 
+    bounds = np.linspace(0, pixels.shape[1], num_threads + 1).astype(int).tolist()
     with ThreadPoolExecutor(num_threads) as threads:
-        list(threads.map(work, np.array_split(np.arange(pixels.shape[1]), num_threads)))
+        list(threads.map(work, bounds[:-1], bounds[1:]))
     return torch.from_numpy(views).permute(0, 1, 4, 2, 3).to(dtype)
 
 
+def numbers(params: ViewParams) -> tuple[np.ndarray, ...]:
+    """What `augment_rows` needs of the drawn numbers."""
+    return params.jitter, params.order, params.factors, params.gray, params.sigma
+
+
 def constants(spec: ViewSpec) -> tuple[int, np.ndarray, np.ndarray]:
-    """What `augment_sample` needs of a spec: blur taps, and scale and shift (float32 [3]) of (x − mean) / std."""
+    """What `augment_rows` needs of a spec: blur taps, and scale and shift (float32 [3]) of (x − mean) / std."""
     mean, std = np.array(spec.mean), np.array(spec.std)
     return spec.blur_kernel, (1 / std).astype(np.float32), (-mean / std).astype(np.float32)
 

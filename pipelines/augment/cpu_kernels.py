@@ -42,15 +42,20 @@ _fast_sum: Any = njit(nogil=True, cache=True, fastmath=_FAST | {"reassoc"})
 
 
 @_kernel
-def augment_sample(crops, jitter, order, factors, gray, sigma, b, taps, scale, shift, out, scratch):
-    """All views of image b: crops uint8 [V, H, W, 3] → out[:, b], out float32 [V, B, H, W, 3].
+def augment_rows(
+    low, high, crops, first, jitter, order, factors, gray, sigma, taps, scale, shift, out, scratch
+):
+    """All views of rows [low, high) of a batch: crops[:, first], … → out[:, low], …
 
-    jitter, order, factors, gray, sigma are the arrays of `ViewParams`, [V, B, …]; taps, scale, shift come from
-    `cpu.constants`, scratch from `cpu.new_scratch`, one per thread.
+    crops is uint8 [V, …, H, W, 3], out float32 [V, B, H, W, 3]; jitter, order, factors, gray, sigma are the arrays
+    of `ViewParams`, [V, B, …]; taps, scale, shift come from `cpu.constants`, scratch from `cpu.new_scratch`, one per
+    thread.
     """
-    for v in range(crops.shape[0]):
-        numbers = jitter[v, b], order[v, b], factors[v, b], gray[v, b], sigma[v, b]
-        augment_view(crops[v], *numbers, taps, scale, shift, out[v, b], scratch)
+    for row in range(low, high):
+        for v in range(crops.shape[0]):
+            numbers = jitter[v, row], order[v, row], factors[v, row], gray[v, row], sigma[v, row]
+            crop = crops[v, first + row - low]
+            augment_view(crop, *numbers, taps, scale, shift, out[v, row], scratch)
 
 
 @_kernel

@@ -197,10 +197,15 @@ class BetonReader:
 
     def image_bytes(self, index: int) -> np.ndarray:
         """The stored bytes of a sample's image: uint8 [size], read-only, a view of the file."""
+        offset = self.offsets[index]
+        return self.data[offset : offset + self.sizes[index]]
+
+    @property
+    def data(self) -> np.ndarray:
+        """uint8: all bytes of the file, read-only, mapped into memory."""
         if self._data is None:
             raise self._error("the reader is closed")
-        offset = self.offsets[index]
-        return self._data[offset : offset + self.sizes[index]]
+        return self._data
 
     def will_need(self, indices: np.ndarray) -> None:
         """Have the system read these samples' bytes from the disk already; does not wait for them.
@@ -256,10 +261,8 @@ class BetonReader:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that tell this file from another: a hash of its length and its metadata."""
-        if self._data is None:
-            raise self._error("the reader is closed")
         digest = hashlib.blake2b(self.file_bytes.to_bytes(8, "little"), digest_size=8)
-        digest.update(self._data[: self._metadata_end].data)
+        digest.update(self.data[: self._metadata_end].data)
         return digest.hexdigest()
 
     @cached_property

@@ -301,7 +301,7 @@ def _axis(size, n, scratch, at):
 
 @njit(nogil=True, cache=True)
 def crop_resize(image, top, left, height, width, flip, out, scratch):
-    """One view: out uint8 [H, W, 3] with contiguous rows; the other arguments as in `crop_views`."""
+    """One view: out uint8 [H, W, 3] with contiguous rows; the other arguments as in `crop_rows`."""
     out_height, out_width = out.shape[0], out.shape[1]
     if top < 0 or left < 0 or height < 1 or width < 1:
         raise ValueError("a crop box has a negative corner or no area")
@@ -344,42 +344,45 @@ def crop_resize(image, top, left, height, width, flip, out, scratch):
             _transpose(pixels, column * LANES, LANES, out, 3 * y * out_width + column, 3 * out_width)
 
 
-@njit(
-    types.void(
-        types.Array(types.uint8, 3, "C", readonly=True),
-        types.int32[:, :],
-        types.boolean[:],
-        types.uint8[:, :, :, :],
-        types.uint8[::1],
-    ),
-    nogil=True,
-    cache=True,
-)
-def crop_views(
-    image: np.ndarray, boxes: np.ndarray, flips: np.ndarray, out: np.ndarray, scratch: np.ndarray
-) -> None:
-    """Crop, resize and flip all views of one image, as torchvision's `resized_crop(…, antialias=True)` does.
+@njit(nogil=True, cache=True)
+def crop_rows(low, high, indices, heights, widths, boxes, flips, pixels, starts, out, first, scratch):
+    """Crop, resize and flip all views of rows [low, high) of a batch: torchvision's antialiased `resized_crop`.
 
     May be called from many threads at once and from other numba functions; allocates nothing.
 
     Args:
-        image: uint8 [h, w, 3], contiguous.
-        boxes: int32 [V, 4]: top, left, height, width in pixels of the image.
-        flips: bool [V]: mirror the resized crop left to right.
-        out: uint8 [V, H, W, 3], each view contiguous; is written.
-        scratch: uint8 [scratch_bytes(h, w, H, W)] or more; one per thread.
+        low, high: the rows.
+        indices: int64 [B]: sample of each row.
+        heights, widths: int [N]: size of each sample's image in pixels.
+        boxes: int32 [V, B, 4]: top, left, height, width in pixels of the image.
+        flips: bool [V, B]: mirror the resized crop left to right.
+        pixels: uint8, flat: memory that the decoded images [h, w, 3] lie in.
+        starts: int64 [high − low]: where in `pixels` the image of each of these rows begins.
+        out: uint8 [V, …, H, W, 3], contiguous; `out[:, first]` and the following are written.
+        first: where in `out` row `low` goes.
+        scratch: uint8 [scratch_bytes(h, w, H, W)] or more for the largest of these images; one per thread.
 
     Raises:
-        ValueError: a box is not inside its image, a view is not contiguous, or the scratch is too small.
+        ValueError: a box is not inside its image, an image not inside of `pixels`, a view not contiguous, or
+            the scratch too small.
 
-    >>> image = np.full((300, 400, 3), 7, np.uint8)
-    >>> boxes, flips = np.array([[10, 20, 200, 250]], np.int32), np.array([True])
-    >>> out, scratch = np.empty((1, 224, 224, 3), np.uint8), np.empty(scratch_bytes(300, 400, 224, 224), np.uint8)
-    >>> crop_views(image, boxes, flips, out, scratch); int(out.min()), int(out.max())
+    >>> pixels, size = np.full(300 * 400 * 3, 7, np.uint8), np.array([300, 400])
+    >>> boxes, flips = np.array([[[10, 20, 200, 250]]], np.int32), np.array([[True]])
+    >>> out, scratch = np.empty((1, 1, 224, 224, 3), np.uint8), np.empty(scratch_bytes(300, 400, 224, 224), np.uint8)
+    >>> zero = np.zeros(1, np.int64)
+    >>> crop_rows(0, 1, zero, size[:1], size[1:], boxes, flips, pixels, zero, out, 0, scratch)
+    >>> int(out.min()), int(out.max())
     (7, 7)
     """
-    if len(flips) != len(boxes) or len(out) != len(boxes) or image.shape[2] != 3:
-        raise ValueError("crop_views needs an RGB image, and as many boxes as flips as views")
-    for v in range(len(boxes)):
-        top, left, height, width = boxes[v]
-        crop_resize(image, top, left, height, width, flips[v], out[v], scratch)
+    if boxes.shape[0] != out.shape[0] or flips.shape[0] != out.shape[0]:
+        raise ValueError("crop_rows needs as many boxes and flips as views")
+    for row in range(low, high):
+        height, width = np.int64(heights[indices[row]]), np.int64(widths[indices[row]])
+        start = starts[row - low]
+        if start < 0 or start + 3 * height * width > pixels.size:
+            raise ValueError("an image reaches beyond the memory of its pixels")
+        image = pixels[start : start + 3 * height * width].reshape(height, width, 3)
+        for v in range(out.shape[0]):
+            top, left, box_height, box_width = boxes[v, row]
+            view = out[v, first + row - low]
+            crop_resize(image, top, left, box_height, box_width, flips[v, row], view, scratch)

@@ -28,16 +28,8 @@ from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE
 from pipelines.engines.crop import scratch_bytes
 from pipelines.engines.ffcv_loader import drive
-from pipelines.engines.ffcv_turbojpeg import (
-    ACCURATE_DCT,
-    FAST_DCT,
-    bind_turbojpeg,
-    bytes_at,
-    claim,
-    close_decoder,
-    decode_sample,
-    open_decoder,
-)
+from pipelines.engines.ffcv_sample import bytes_at, claim, compile_decode_sample, decode_sample
+from pipelines.engines.turbojpeg import ACCURATE_DCT, FAST_DCT, close_decoder, open_decoder
 from pipelines.views import ViewParams, ViewSpec, draw_views
 
 DRAWN_AT_ONCE = 1 << 16
@@ -90,7 +82,7 @@ class TwoViewDecoder(Operation):
         self._box = np.zeros((samples, views, 4), np.int32)
         self._flip = np.zeros((samples, views), np.bool_)
         self._failed = np.zeros(samples, np.bool_)
-        bind_turbojpeg(ffcv._libffcv.__file__)
+        compile_decode_sample(ffcv._libffcv.__file__)
         if epoch is not None:
             self.set_epoch(epoch)
 

@@ -1,11 +1,15 @@
-"""The native engine: simplejpeg and numba in threads that hold no lock while they work.
+"""The native engine: libjpeg-turbo and numba in threads that hold no lock while they work.
 
-A worker takes one image the whole way while it is in its cache:
+A worker takes an image, or as many small ones as take about as long, the whole way while they are in its cache:
 
     JPEG bytes ─decode─▶ pixels ─crop ×V─▶ uint8 crops ─(augment ×V)─▶ its rows of the batch
+
+Each arrow is one call for all of them: what a thread does under Python's lock, all others wait for.
 """
 
+import threading
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,28 +19,41 @@ from pipelines.augment import cpu
 from pipelines.batch import BatchPlan, Crops
 from pipelines.beton import BetonReader
 from pipelines.engines.corrupt import CorruptSamples
-from pipelines.engines.crop import crop_views, scratch_bytes
+from pipelines.engines.crop import crop_rows, scratch_bytes
 from pipelines.engines.pool import Job, WorkerPool
 from pipelines.engines.recycle import RecycledMemory
+from pipelines.engines.turbojpeg import Decoder, bind_turbojpeg, decode_samples
 from pipelines.order import Sampler
+
+CLAIM_PIXELS = 1 << 16
+"""Pixels, decoded and cropped, that a worker takes at a time: about a quarter of a millisecond."""
+SMALL = 64**2
+"""Pixels of an image that takes a call from Python as long to decode as to get the lock back."""
 
 
 @dataclass(eq=False)
 class Scratch:
     """What a worker thread keeps for itself."""
 
-    image: np.ndarray
-    """uint8, flat, as large as the file's largest image; pages never touched cost nothing."""
+    images: np.ndarray
+    """uint8, flat: decoded images, one after the other; pages never touched cost nothing."""
+    starts: np.ndarray
+    """int64 [rows]: where in `images` each begins."""
     crops: np.ndarray
-    """uint8 [V, H, W, 3]."""
+    """uint8 [V, rows, H, W, 3]."""
     crop: np.ndarray
-    """Working memory of `crop_views`."""
+    """Working memory of `crop_rows`."""
     augment: cpu.Scratch
-    """Working memory of `augment_sample`."""
+    """Working memory of `augment_rows`."""
+    decoder: Decoder | None
+    """libturbojpeg's, if this machine has it."""
 
 
 class NativeEngine:
     """Decodes each image once, crops all its views, and on request augments them, in worker threads.
+
+    Decodes with the system's libturbojpeg where there is one, else with simplejpeg: the same pixels, but on
+    small images, or with many threads, several times slower.
 
     A sample that cannot be decoded is replaced by its successor, with the successor's own draw, label and
     index, and named in a warning; after 100 of them the engine raises.
@@ -68,43 +85,70 @@ class NativeEngine:
         self.augment = self.device.type == "cpu" if augment is None else augment
         self._memory = RecycledMemory(prefetch + 2)
         self.corrupt = CorruptSamples(reader.path, sampler.num_samples)
+        try:
+            bind_turbojpeg()
+            self.decodes_with = "libturbojpeg"
+        except OSError:
+            self.decodes_with = "simplejpeg"
+        # simplejpeg on small images: threads that wait for each other's calls are slower than one at a time
+        small = (reader.heights.astype(np.int64) * reader.widths).mean() <= SMALL
+        self._calling: AbstractContextManager = threading.Lock() if small else nullcontext()
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
         pool: WorkerPool
-        spec = self.sampler.spec
+        spec, heights, widths = self.sampler.spec, self.reader.heights, self.reader.widths
         constants = cpu.constants(spec)
+        areas = heights.astype(np.int64) * widths
+        rows_per_claim = max(1, int(CLAIM_PIXELS / (areas.mean() + spec.views * spec.size**2)))
 
         def work(job: Job, low: int, high: int, scratch: Scratch) -> None:
-            for row in range(low, high):
-                image = self._decode(pool, job, row, scratch)
-                params = job.plan.params
-                crops = scratch.crops if self.augment else job.pixels[:, row]
-                crop_views(image, params.box[:, row], params.flip[:, row], crops, scratch.crop)
+            while low < high:
+                images, starts = self._decode(job, low, high, scratch)
+                if not len(starts):
+                    images, starts = self._decode_or_replace(pool, job, low, scratch)
+                stop = low + len(starts)
+                plan, params = job.plan, job.plan.params
+                crops, first = (scratch.crops, 0) if self.augment else (job.pixels, low)
+                boxes, flips = params.box, params.flip
+                crop_rows(
+                    low,
+                    stop,
+                    plan.indices,
+                    heights,
+                    widths,
+                    boxes,
+                    flips,
+                    images,
+                    starts,
+                    crops,
+                    first,
+                    scratch.crop,
+                )
                 if self.augment:
-                    cpu.augment_sample(
-                        crops,
-                        params.jitter,
-                        params.order,
-                        params.factors,
-                        params.gray,
-                        params.sigma,
-                        row,
-                        *constants,
-                        job.pixels,
-                        scratch.augment,
+                    numbers = cpu.numbers(params)
+                    cpu.augment_rows(
+                        low, stop, crops, first, *numbers, *constants, job.pixels, scratch.augment
                     )
+                low = stop
 
         def make_scratch() -> Scratch:
-            heights, widths, size = self.reader.heights, self.reader.widths, spec.size
             return Scratch(
-                image=np.empty(3 * int((heights.astype(np.int64) * widths).max()), np.uint8),
-                crops=np.empty((spec.views, size, size, 3), np.uint8),
-                crop=np.empty(scratch_bytes(heights.max(), widths.max(), size, size), np.uint8),
+                images=np.empty(3 * max(int(areas.max()), CLAIM_PIXELS), np.uint8),
+                starts=np.empty(rows_per_claim, np.int64),
+                crops=np.empty((spec.views, rows_per_claim, spec.size, spec.size, 3), np.uint8),
+                crop=np.empty(scratch_bytes(heights.max(), widths.max(), spec.size, spec.size), np.uint8),
                 augment=cpu.new_scratch(spec),
+                decoder=Decoder() if self.decodes_with == "libturbojpeg" else None,
             )
 
         pool = WorkerPool(
-            self._announced(plans), self._allocate, work, make_scratch, self.num_threads, self.prefetch
+            self._announced(plans),
+            self._allocate,
+            work,
+            make_scratch,
+            self.num_threads,
+            self.prefetch,
+            rows_per_claim,
         )
         return pool.batches()
 
@@ -126,16 +170,36 @@ class NativeEngine:
             self.reader.will_need(plan.indices)
             yield plan
 
-    def _pixels(self, index: int, buffer: np.ndarray) -> np.ndarray:
-        """uint8 [h, w, 3]: the sample's pixels, in `buffer` or elsewhere.  ValueError: it is corrupt."""
-        return self.reader.decode(index, buffer)
+    def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
+        """The pixels of rows [low, …), and where the image of each begins; up to one that can't be decoded."""
+        reader, indices, images, starts = self.reader, job.plan.indices, scratch.images, scratch.starts
+        if scratch.decoder is not None:
+            columns = reader.offsets, reader.sizes, reader.modes, reader.heights, reader.widths
+            count = decode_samples(
+                scratch.decoder.address, reader.data, *columns, indices, low, high, images, starts
+            )
+            return images, starts[:count]
+        count, end = 0, 0
+        with self._calling:
+            for index in indices[low:high].tolist():
+                try:
+                    pixels = reader.decode(index, images[end:])
+                except ValueError:  # corrupt; or no room for it, behind another
+                    break
+                starts[count] = end
+                count, end = count + 1, end + pixels.size
+        return images, starts[:count]
 
-    def _decode(self, pool: WorkerPool, job: Job, row: int, scratch: Scratch) -> np.ndarray:
-        """The pixels of the row's sample, or of the first sound sample after it."""
+    def _decode_or_replace(
+        self, pool: WorkerPool, job: Job, row: int, scratch: Scratch
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `_decode`, for one row: its sample or the first sound one after it, which then stands in its place."""
         index = int(job.plan.indices[row])
+        starts = np.zeros(1, np.int64)
         while True:
             try:
-                return self._pixels(index, scratch.image)
+                self.reader.decode(index, scratch.images)
+                return scratch.images, starts
             except ValueError as error:
                 self.corrupt.add(index, str(error))
             index = self.sampler.successor(index)

@@ -10,7 +10,8 @@ import torch
 
 from pipelines.batch import BatchPlan, Engine
 from pipelines.beton import BetonReader
-from pipelines.engines.native import NativeEngine
+from pipelines.engines.native import NativeEngine, Scratch
+from pipelines.engines.pool import Job
 from pipelines.order import Sampler
 
 MEMORY_SHARE = 0.5
@@ -47,17 +48,16 @@ class ResidentEngine(NativeEngine):
         """int64 [N]: first byte of each image in `pixels`."""
         self.pixels = np.empty(ends[-1], np.uint8)
         """uint8: all images, one after the other."""
-        self.broken: dict[int, ValueError] = {}
-        """Samples that could not be decoded."""
-        self._ends = ends
+        self.broken = np.zeros(len(reader), np.bool_)
+        """bool [N]: samples that could not be decoded."""
         chosen = np.arange(len(reader)) if sampler.subset is None else sampler.subset
 
         def decode(samples: np.ndarray) -> None:
             for index in samples.tolist():
                 try:
-                    reader.decode(index, self._slot(index))
-                except ValueError as error:
-                    self.broken[index] = error
+                    reader.decode(index, self.pixels[self.starts[index] : ends[index]])
+                except ValueError:
+                    self.broken[index] = True  # the reason is for when it is asked for
 
         with ThreadPoolExecutor(num_threads) as threads:
             list(threads.map(decode, np.array_split(chosen, num_threads)))
@@ -67,16 +67,13 @@ class ResidentEngine(NativeEngine):
         super().close()
         self.pixels = np.empty(0, np.uint8)
 
-    def _slot(self, index: int) -> np.ndarray:
-        return self.pixels[self.starts[index] : self._ends[index]]
-
     def _announced(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
         return plans  # the file is not read any more
 
-    def _pixels(self, index: int, buffer: np.ndarray) -> np.ndarray:
-        if index in self.broken:
-            raise self.broken[index]
-        return self._slot(index).reshape(self.reader.heights[index], self.reader.widths[index], 3)
+    def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
+        indices = job.plan.indices[low:high]
+        broken = np.flatnonzero(self.broken[indices])
+        return self.pixels, self.starts[indices[: broken[0]] if len(broken) else indices]
 
 
 def resident(

@@ -9,7 +9,7 @@ from fastclr import doctor, speeds
 from fastclr.cli.main import main
 from fastclr.speeds import decode_rate, disk_speed, drawn_jpeg
 from pipelines.convert import Encoding, FolderSource, convert
-from pipelines.engines import ENGINES
+from pipelines.engines import ENGINES, turbojpeg
 from pipelines.errors import EngineUnavailable
 
 
@@ -54,6 +54,14 @@ def test_of_a_file(capsys, tiny_photos, tmp_path):
 def test_a_file_that_is_not_there(capsys):
     assert main(["doctor", "--file", "/no/such.beton"]) == 2
     assert "/no/such.beton" in capsys.readouterr().err
+
+
+def test_a_machine_without_libturbojpeg(capsys, monkeypatch):
+    monkeypatch.setattr(turbojpeg, "LIBRARIES", ())
+    monkeypatch.setattr(turbojpeg, "_bound", [])
+    row = rows(capsys)["packages", "libturbojpeg"]
+    assert not row["ok"]
+    assert row["fix"] == "apt-get install libturbojpeg0"
 
 
 def test_a_missing_engine_has_one_command(capsys, monkeypatch):

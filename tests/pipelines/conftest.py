@@ -8,6 +8,7 @@ import pytest
 import simplejpeg
 
 from pipelines.beton import BetonWriter
+from pipelines.engines import turbojpeg
 
 NUM_SAMPLES = 40
 
@@ -60,3 +61,10 @@ def hopeless_beton(tmp_path_factory) -> Path:
     """`tiny_beton` with every sample cut short."""
     path = tmp_path_factory.mktemp("beton") / "hopeless.beton"
     return write_beton(path, 0, lambda index, data: cut(data))
+
+
+@pytest.fixture
+def only_simplejpeg(monkeypatch):
+    """A machine whose system has no libturbojpeg."""
+    monkeypatch.setattr(turbojpeg, "LIBRARIES", ("libnothere.so",))
+    monkeypatch.setattr(turbojpeg, "_bound", [])

@@ -52,11 +52,6 @@ def assert_within_bounds(views, expected, crops, spec):
     assert (error <= bound).all(), f"{(error / LEVEL).max():.4f} levels"
 
 
-def sample_arguments(crops):
-    params = crops.plan.params
-    return params.jitter, params.order, params.factors, params.gray, params.sigma
-
-
 @pytest.mark.parametrize(
     ("size", "num_images"),
     [
@@ -228,11 +223,13 @@ def test_writes_its_own_rows_all_of_them_and_nothing_else(size):
     memory = np.full(whole.size + 2 * margin, np.nan, np.float32)
     out = memory[margin:-margin].reshape(whole.shape)
     for b in (0, 4, 8):
-        views = np.ascontiguousarray(crops.pixels[:, b])
+        views = np.ascontiguousarray(crops.pixels[:, b : b + 1])
         scratch = cpu.new_scratch(spec)
         for array in scratch:
             array.view(np.uint8).fill(0xFF)  # NaN as float32: what lies in the scratch may not matter
-        cpu.augment_sample(views, *sample_arguments(crops), b, *cpu.constants(spec), out, scratch)
+        cpu.augment_rows(
+            b, b + 1, views, 0, *cpu.numbers(crops.plan.params), *cpu.constants(spec), out, scratch
+        )
     written = np.array([b in (0, 4, 8) for b in range(9)])
     np.testing.assert_array_equal(out[:, written], whole[:, written])
     assert np.isfinite(whole).all()
@@ -252,8 +249,8 @@ def test_four_threads_give_the_same_bits():
         scratch = cpu.new_scratch(spec)
         started.wait(timeout=60)
         for b in range(first, 48, 4):
-            views = np.ascontiguousarray(crops.pixels[:, b])
-            cpu.augment_sample(views, *sample_arguments(crops), b, *cpu.constants(spec), out, scratch)
+            numbers = cpu.numbers(crops.plan.params)
+            cpu.augment_rows(b, b + 1, crops.pixels, b, *numbers, *cpu.constants(spec), out, scratch)
 
     threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
     for thread in threads:

@@ -11,16 +11,23 @@ import simplejpeg
 from oracle import crop_oracle
 
 from pipelines import BetonReader, ViewSpec, draw_views
-from pipelines.engines.crop import crop_resize, crop_views, scratch_bytes
+from pipelines.engines.crop import crop_resize, crop_rows, scratch_bytes
 
 
 def crop(image, boxes, flips, size, poison=0):
-    """crop_views with memory of its own, filled with `poison`: uint8 [V, H, W, 3]."""
+    """crop_rows on one image with memory of its own, filled with `poison`: uint8 [V, H, W, 3]."""
     height, width = (size, size) if isinstance(size, int) else size
-    out = np.full((len(boxes), height, width, 3), poison, np.uint8)
+    out = np.full((len(boxes), 1, height, width, 3), poison, np.uint8)
     scratch = np.full(scratch_bytes(*image.shape[:2], height, width), poison, np.uint8)
-    crop_views(image, np.asarray(boxes, np.int32), np.asarray(flips, bool), out, scratch)
-    return out
+    crop_into(out, 0, image, boxes, flips, scratch)
+    return out[:, 0]
+
+
+def crop_into(out, first, image, boxes, flips, scratch):
+    boxes, flips = np.asarray(boxes, np.int32)[:, None], np.asarray(flips, bool)[:, None]
+    zero, height, width = np.zeros(1, np.int64), *np.array(image.shape[:2])[:, None]
+    pixels = image.reshape(-1)
+    crop_rows(0, 1, zero, height, width, boxes, flips, pixels, zero, out, first, scratch)
 
 
 def errors(image, boxes, flips, size) -> np.ndarray:
@@ -145,7 +152,7 @@ def test_writes_only_the_view_and_the_scratch():
             batch = np.full((3, 3, size, size, 3), 77, np.uint8)
             boxes = np.array([[0, 0, height, width], random_box(rng, height, width)], np.int32)
             scratch = memory[100 + shift : 100 + shift + num_bytes]
-            crop_views(noise(rng, height, width), boxes, np.array([True, False]), batch[:2, 1], scratch)
+            crop_into(batch[:2], 1, noise(rng, height, width), boxes, [True, False], scratch)
             assert (memory[: 100 + shift] == 77).all()
             assert (memory[100 + shift + num_bytes :] == 77).all()
             assert (batch[:, [0, 2]] == 77).all()
@@ -155,10 +162,10 @@ def test_writes_only_the_view_and_the_scratch():
 GUARDED = """
 import ctypes, mmap, sys
 import numpy as np
-from pipelines.engines.crop import crop_views, scratch_bytes
+from pipelines.engines.crop import crop_rows, scratch_bytes
 
 # an image that fills memory from one unreadable page to the next, as far as its shape allows
-page, rng = mmap.PAGESIZE, np.random.default_rng(0)
+page, rng, zero = mmap.PAGESIZE, np.random.default_rng(0), np.zeros(1, np.int64)
 protect = ctypes.CDLL(None, use_errno=True).mprotect
 protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 for height, width in [(64, 64), (30, 41), (1, 22), (22, 1), (9, 21), (9, 22), (5, 300), (300, 5), (1, 3), (7, 1000)]:
@@ -168,16 +175,17 @@ for height, width in [(64, 64), (30, 41), (1, 22), (22, 1), (9, 21), (9, 22), (5
     for guard in (0, (pages + 1) * page):
         assert protect(memory.ctypes.data + guard, page, 0) == 0
     for begin in (page, (pages + 1) * page - used):
-        image = memory[begin : begin + used].reshape(height, width, 3)
+        image = memory[begin : begin + used]
         size = np.array([height, width])
         low = (rng.random((40, 2)) * size).astype(np.int32)
         boxes = np.concatenate([low, size - low], 1).astype(np.int32)  # all reach the last pixel
         boxes[20:, :2] = 0  # and these begin at the first
         boxes[20:, 2:] = 1 + (rng.random((20, 2)) * size).astype(np.int32)
         for side in (16, 32, 50):
-            out = np.empty((40, side, side, 3), np.uint8)
+            out = np.empty((40, 1, side, side, 3), np.uint8)
             scratch = np.empty(scratch_bytes(height, width, side, side), np.uint8)
-            crop_views(image, boxes, np.arange(40) % 2 == 0, out, scratch)
+            flips = np.arange(40) % 2 == 0
+            crop_rows(0, 1, zero, size[:1], size[1:], boxes[:, None], flips[:, None], image, zero, out, 0, scratch)
 print("in bounds")
 """
 
@@ -203,18 +211,24 @@ def test_threads_agree_bit_for_bit():
             np.testing.assert_array_equal(alone, together)
 
 
-def test_takes_read_only_images_and_strided_tables():
-    """Raw samples lie in a read-only memory map; boxes and flips are columns of a batch's table [V, B, …]."""
+def test_rows_of_a_batch():
+    """Rows 2 to 4 of a batch of six, their images anywhere in memory; from row 1 of `out` on."""
     rng = np.random.default_rng(8)
-    image = noise(rng, 50, 60)
-    table = np.array([[random_box(rng, 50, 60) for _ in range(3)] for _ in range(2)], np.int32)
-    flips = rng.random((2, 3)) < 0.5
-    expected = crop(image, table[:, 1], flips[:, 1], 32)
-    image.flags.writeable = False
-    batch, scratch = np.zeros((2, 3, 32, 32, 3), np.uint8), np.empty(scratch_bytes(50, 60, 32, 32), np.uint8)
-    crop_views(image, table[:, 1], flips[:, 1], batch[:, 1], scratch)
-    np.testing.assert_array_equal(batch[:, 1], expected)
-    assert not batch[:, ::2].any()
+    images = [noise(rng, *shape) for shape in ((50, 60), (3, 200), (80, 40), (31, 33))]
+    heights, widths = np.array([image.shape[:2] for image in images], np.uint16).T.copy()
+    indices = np.array([3, 3, 1, 0, 2, 3])
+    boxes = np.array([[random_box(rng, heights[i], widths[i]) for i in indices] for _ in range(2)], np.int32)
+    flips = rng.random((2, 6)) < 0.5
+    starts, pixels = np.array([9000, 20000, 0]), np.full(30000, 99, np.uint8)
+    for start, index in zip(starts, indices[2:5], strict=True):
+        pixels[start : start + images[index].size] = images[index].ravel()
+    out = np.zeros((2, 5, 32, 32, 3), np.uint8)
+    scratch = np.empty(scratch_bytes(80, 200, 32, 32), np.uint8)
+    crop_rows(2, 5, indices, heights, widths, boxes, flips, pixels, starts, out, 1, scratch)
+    for place, row in enumerate(range(2, 5), 1):
+        expected = crop(images[indices[row]], boxes[:, row], flips[:, row], 32)
+        np.testing.assert_array_equal(out[:, place], expected)
+    assert not out[:, [0, 4]].any()
 
 
 @numba.njit(nogil=True)
@@ -247,11 +261,18 @@ def test_refuses_a_box_whose_end_overflows():
 
 
 def test_refuses_unfit_memory():
-    image, box, flip = np.zeros((10, 12, 3), np.uint8), np.array([[0, 0, 5, 5]], np.int32), np.array([False])
+    image, box, flip = np.zeros((10, 12, 3), np.uint8), [[0, 0, 5, 5]], [False]
     scratch = np.empty(scratch_bytes(10, 12, 32, 32), np.uint8)
     with pytest.raises(ValueError, match="scratch"):
-        crop_views(image, box, flip, np.empty((1, 32, 32, 3), np.uint8), scratch[:-1])
+        crop_into(np.empty((1, 1, 32, 32, 3), np.uint8), 0, image, box, flip, scratch[:-1])
     with pytest.raises(ValueError, match="contiguous"):
-        crop_views(image, box, flip, np.empty((1, 32, 64, 3), np.uint8)[:, :, ::2], scratch)
+        crop_into(np.empty((1, 1, 32, 64, 3), np.uint8)[:, :, :, ::2], 0, image, box, flip, scratch)
     with pytest.raises(ValueError, match="as many boxes"):
-        crop_views(image, box, flip, np.empty((2, 32, 32, 3), np.uint8), scratch)
+        crop_into(np.empty((2, 1, 32, 32, 3), np.uint8), 0, image, box, flip, scratch)
+    zero, one, out = np.zeros(1, np.int64), np.ones(1, np.int64), np.empty((1, 1, 32, 32, 3), np.uint8)
+    boxes, flips = np.array([[[0, 0, 1, 1]]], np.int32), np.array([[False]])
+    for start in (-1, 1):
+        with pytest.raises(ValueError, match="beyond the memory"):
+            crop_rows(
+                0, 1, zero, one, one, boxes, flips, np.zeros(3, np.uint8), zero + start, out, 0, scratch
+            )

@@ -158,7 +158,7 @@ def test_torch_keeps_its_threads(mixed):
         torch.set_num_threads(before)
 
 
-def test_fast_dct_is_ffcvs_own(mixed_beton):
+def test_fast_dct_is_ffcvs_own(mixed_beton, request):
     """One thread too: FFCV then compiles no parallel loop."""
     reader = BetonReader(mixed_beton)
     spec = ViewSpec.center(64, views=2)  # another view of the same image differs in nothing
@@ -171,6 +171,7 @@ def test_fast_dct_is_ffcvs_own(mixed_beton):
         def decode(self, index, out=None, fast_dct=False):
             return super().decode(index, out, fast_dct=True)
 
+    request.getfixturevalue("only_simplejpeg")  # so that the native engine asks the reader
     assert_same(fast, native_crops(FastReader(mixed_beton), sampler))
 
 

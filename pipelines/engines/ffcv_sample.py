@@ -1,65 +1,43 @@
 """What FFCV's threads run for one sample: libturbojpeg and our crop, in machine code behind a C signature.
 
-    compiled by FFCV, for each loader ──by name──▶ decode_sample, compiled once ──by name──▶ libturbojpeg
+    compiled by FFCV, for each loader ──by name──▶ decode_sample, compiled once
 
 As they know each other by name only, FFCV compiles a few lines for a loader, and not our crop along with them.
-Nothing is cached on disk: numba's cache would not notice an edit of the crop, which lives in another file.
+Nothing of this file is cached on disk: numba's cache would not notice an edit of the crop, which lives in another file.
 """
 
-import ctypes
 from functools import cache
 from typing import Any
 
 import llvmlite.binding
 import numpy as np
 from numba import carray, cfunc, njit, types
-from numba.core.typing import signature
 from numba.extending import intrinsic
 
-from pipelines.engines.crop import crop_views
+from pipelines.engines.crop import crop_resize
+from pipelines.engines.turbojpeg import bind_turbojpeg, decode_jpeg, external
 
-ACCURATE_DCT, FAST_DCT = 4096, 2048
-"""Values of `dct`: the inverse DCT that PIL and simplejpeg use, or the one that FFCV's own decoders use."""
-
-_RGB = 0  # TJPF_RGB
 _int, _address, _size = types.intc, types.uintp, types.uintp
-
-
-def _external(name: str, result: types.Type, *arguments: types.Type) -> Any:
-    """A C function, for compiled code to call; its name must have an address by the time of compilation."""
-    return types.ExternalFunction(name, signature(result, *arguments))
-
-
-open_decoder = _external("tjInitDecompress", _address)
-"""() → a decoder for one thread."""
-close_decoder = _external("tjDestroy", _int, _address)
-"""(decoder): free it."""
-_read_header = _external("tjDecompressHeader3", _int, _address, _address, _size, *[_address] * 4)
-_decompress = _external("tjDecompress2", _int, _address, _address, _size, _address, *[_int] * 5)
-decode_sample = _external(
+decode_sample: Any = external(
     "fastclr_decode_sample", _int, _address, _address, _size, *[_int] * 6, *[_address] * 5, _size
 )
 """`_decode_sample`."""
 
 
 @cache
-def bind_turbojpeg(library: str) -> object:
-    """Give these functions their addresses: libturbojpeg's in the one that a shared library was linked with.
+def compile_decode_sample(library: str) -> object:
+    """Give `decode_sample` its address, and libturbojpeg's functions theirs.
 
     Args:
-        library: path of the shared library.
+        library: path of a shared library that was linked with libturbojpeg, should the system not know that.
 
     Returns:
         What must stay alive (the cache sees to it).
 
     Raises:
-        AttributeError: there is no libturbojpeg of version 1.4 or newer behind it.
-        OSError: the library cannot be loaded.
+        OSError: there is no libturbojpeg of version 1.4 or newer.
     """
-    loaded = ctypes.CDLL(library)
-    for function in (open_decoder, close_decoder, _read_header, _decompress):
-        address = ctypes.cast(getattr(loaded, function.symbol), ctypes.c_void_p).value
-        llvmlite.binding.add_symbol(function.symbol, address)
+    bind_turbojpeg(library)
     compiled = cfunc(decode_sample.sig)(_decode_sample)
     llvmlite.binding.add_symbol(decode_sample.symbol, compiled.address)
     return compiled
@@ -116,35 +94,24 @@ def _decode_sample(
     decoder: of this thread.  num_bytes at payload: JPEG or raw pixels, height × width by the file's metadata.
     dct: `ACCURATE_DCT` or `FAST_DCT`.  At the other addresses: boxes int32 [V, 4]; flips bool [V]; views
     uintp [V], each the address of a uint8 [size, size, 3] to be written; image and scratch, working memory of
-    this thread, 3·height·width bytes and the scratch_size bytes that `crop_views` needs.
+    this thread, 3·height·width bytes and the scratch_size bytes that `crop_resize` needs.
     """
     payload_bytes = bytes_at(payload, num_bytes)
     sound = True
     if is_jpeg:
         pixels = bytes_at(image, 3 * height * width).reshape(height, width, 3)
-        sound = _decode_jpeg(decoder, payload_bytes, dct, pixels)
+        sound = decode_jpeg(decoder, payload_bytes, dct, pixels)
     else:
         pixels = payload_bytes.reshape(height, width, 3)
     box = bytes_at(boxes, 16 * num_views).view(np.int32).reshape(num_views, 4)
     flip = bytes_at(flips, num_views).view(np.bool_)
     view_at = bytes_at(views, 8 * num_views).view(np.uintp)
     for v in range(num_views):
-        out = bytes_at(view_at[v], 3 * size * size).reshape(1, size, size, 3)
+        out = bytes_at(view_at[v], 3 * size * size).reshape(size, size, 3)
         if sound:
-            crop_views(pixels, box[v : v + 1], flip[v : v + 1], out, bytes_at(scratch, scratch_size))
+            top, left, box_height, box_width = box[v]
+            memory = bytes_at(scratch, scratch_size)
+            crop_resize(pixels, top, left, box_height, box_width, flip[v], out, memory)
         else:
             out[...] = 0
     return 0 if sound else 1
-
-
-@njit(nogil=True)
-def _decode_jpeg(decoder, payload, dct, pixels):
-    """Fill pixels uint8 [h, w, 3].  A warning of the decoder (a file cut short, say) counts as failure."""
-    height, width = pixels.shape[:2]
-    found = np.zeros(4, np.int32)  # width, height, subsampling, color space
-    at = found.ctypes.data
-    failed = _read_header(decoder, payload.ctypes.data, payload.size, at, at + 4, at + 8, at + 12)
-    if failed or found[0] != width or found[1] != height:  # another size would be scaled to ours, unasked
-        return False
-    data, out = payload.ctypes.data, pixels.ctypes.data
-    return not _decompress(decoder, data, payload.size, out, width, 3 * width, height, _RGB, dct)

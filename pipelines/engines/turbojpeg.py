@@ -1,0 +1,133 @@
+"""libturbojpeg for compiled code: many images decoded in one call, with Python's lock let go throughout.
+
+simplejpeg is a call from Python per image.  Taking the lock back after each costs more than decoding a small image,
+the more threads the more.  It brings the same decoder, but hidden inside of its wheel; so this is for machines that
+have libturbojpeg as a library of the system (or of a conda environment).
+
+    compiled code ──by name──▶ libturbojpeg: the first one that was bound, for the whole process
+
+Functions whose machine code numba caches call only functions of this file: its cache misses an edit in another.
+"""
+
+import ctypes
+import threading
+import weakref
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from numba import njit, types
+from numba.core.typing import signature
+
+from pipelines.beton.layout import JPEG_MODE
+
+INSTALL = "apt-get install libturbojpeg0"
+LIBRARIES = ("libturbojpeg.so.0", "libturbojpeg.dylib")
+"""Names it goes by; the system, or a conda environment's Python, knows where."""
+ACCURATE_DCT, FAST_DCT = 4096, 2048
+"""Values of `dct`: the inverse DCT that PIL and simplejpeg use, or the one that FFCV's own decoders use."""
+
+_RGB = 0  # TJPF_RGB
+_int, _address, _size = types.intc, types.uintp, types.uintp
+
+
+def external(name: str, result: types.Type, *arguments: types.Type) -> Any:
+    """A C function, for compiled code to call; its name must have an address by the time of compilation."""
+    return types.ExternalFunction(name, signature(result, *arguments))
+
+
+open_decoder = external("tjInitDecompress", _address)
+"""() → a decoder for one thread."""
+close_decoder = external("tjDestroy", _int, _address)
+"""(decoder): free it."""
+_read_header = external("tjDecompressHeader3", _int, _address, _address, _size, *[_address] * 4)
+_decompress = external("tjDecompress2", _int, _address, _address, _size, _address, *[_int] * 5)
+
+_binding = threading.Lock()
+_bound: list[ctypes.CDLL] = []
+
+
+def bind_turbojpeg(*libraries: str) -> ctypes.CDLL:
+    """Give the functions above their addresses, before compiled code calls them.  Later calls change nothing.
+
+    Args:
+        libraries: where to look besides: paths of shared libraries that are linked with libturbojpeg.
+
+    Raises:
+        OSError: there is no libturbojpeg of version 1.4 or newer here.
+    """
+    functions = (open_decoder, close_decoder, _read_header, _decompress)
+    with _binding:
+        for library in () if _bound else (*LIBRARIES, *libraries):
+            try:
+                loaded = ctypes.CDLL(library)
+                addresses = [
+                    ctypes.cast(getattr(loaded, function.symbol), ctypes.c_void_p) for function in functions
+                ]
+            except (OSError, AttributeError):  # not there, or too old
+                continue
+            for function, address in zip(functions, addresses, strict=True):
+                llvmlite.binding.add_symbol(function.symbol, address.value)
+            loaded.tjInitDecompress.restype = ctypes.c_void_p
+            loaded.tjDestroy.argtypes = [ctypes.c_void_p]
+            _bound.append(loaded)
+            break
+        if not _bound:
+            raise OSError(f"no libturbojpeg was found: {INSTALL}")
+        return _bound[0]
+
+
+class Decoder:
+    """libturbojpeg's working memory, for one thread.  OSError: see `bind_turbojpeg`."""
+
+    def __init__(self) -> None:
+        library = bind_turbojpeg()
+        self.address = library.tjInitDecompress()
+        if not self.address:
+            raise MemoryError("libturbojpeg could not make a decoder")
+        weakref.finalize(self, library.tjDestroy, self.address)
+
+
+@njit(nogil=True, cache=True)
+def decode_samples(decoder, data, offsets, sizes, modes, heights, widths, indices, low, high, pixels, starts):
+    """Decode samples `indices[low:high]` one after the other into `pixels`, until one does not fit or is corrupt.
+
+    Args:
+        decoder: address of this thread's Decoder.
+        data: uint8: the file.
+        offsets, sizes, modes, heights, widths: int [N]: a reader's columns, checked by it against `data`.
+        indices: int64 [B].
+        pixels: uint8, flat: is written.
+        starts: int64 [high − low] or more: is written, where in `pixels` each image begins.
+
+    Returns:
+        how many were decoded.  A warning of the decoder (a file cut short, say) counts as corrupt.
+    """
+    end = np.int64(0)
+    for row in range(low, high):
+        sample = indices[row]
+        offset, height, width = np.int64(offsets[sample]), np.int64(heights[sample]), np.int64(widths[sample])
+        begin = end
+        end = begin + 3 * height * width
+        if end > pixels.size:
+            return row - low
+        payload, image = data[offset : offset + np.int64(sizes[sample])], pixels[begin:end]
+        if modes[sample] != JPEG_MODE:
+            image[:] = payload
+        elif not decode_jpeg(decoder, payload, ACCURATE_DCT, image.reshape(height, width, 3)):
+            return row - low
+        starts[row - low] = begin
+    return high - low
+
+
+@njit(nogil=True, cache=True)
+def decode_jpeg(decoder, payload, dct, pixels):
+    """Fill pixels uint8 [h, w, 3]; whether that went without an error or a warning of the decoder."""
+    height, width = pixels.shape[:2]
+    found = np.zeros(4, np.int32)  # width, height, subsampling, color space
+    at = found.ctypes.data
+    failed = _read_header(decoder, payload.ctypes.data, payload.size, at, at + 4, at + 8, at + 12)
+    if failed or found[0] != width or found[1] != height:  # another size would be scaled to ours, unasked
+        return False
+    data, out = payload.ctypes.data, pixels.ctypes.data
+    return not _decompress(decoder, data, payload.size, out, width, 3 * width, height, _RGB, dct)
