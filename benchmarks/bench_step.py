@@ -9,7 +9,8 @@ share of the batch: the step with global batch norm against the same with local 
 synchronisation.
 """
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -95,7 +96,7 @@ def run(options: Options) -> dict[str, Any]:
     }
     settings |= {"file": options.file and options.file.name, "out": None, "device": str(device)}
     report = new_report("step", settings)
-    with process_group(ranks, device):
+    with process_group(ranks, device), _cudnn_search():
         for shape in GPU_SHAPES if on_gpu else CPU_SHAPES:
             if options.only and shape.name not in options.only:
                 continue
@@ -113,6 +114,16 @@ def run(options: Options) -> dict[str, Any]:
             console.print("share of a step: " + ", ".join(found))
     print_targets(console, report)
     return report
+
+
+@contextmanager
+def _cudnn_search() -> Iterator[None]:
+    """cuDNN looks for the fastest convolutions, as it does in training."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _check(options: Options) -> None:

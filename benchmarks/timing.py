@@ -265,7 +265,8 @@ def captured(function: Function) -> Function:
             function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # threads of a loader may allocate meanwhile: what other threads do is none of the capture's business
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
 
     def replay() -> Any:

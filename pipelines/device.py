@@ -36,6 +36,8 @@ class DeviceStage:
         self.device = device
         self.dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
         self._augment = _augmentation(device, num_threads)
+        # one for all epochs: torch keeps the memory that a stream has used for that stream
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(self, crops: Iterator[Crops], spec: ViewSpec, labels: np.ndarray) -> Generator[Batch]:
         """Batches in the order of the crops."""
@@ -58,7 +60,8 @@ class DeviceStage:
         )
 
     def _ahead(self, crops: Iterator[Crops], spec: ViewSpec, labels: np.ndarray) -> Generator[Batch]:
-        stream = torch.cuda.Stream(self.device)
+        stream = self._stream
+        assert stream is not None
         copied = torch.cuda.Event()
         one: Crops | None = None
 

@@ -42,7 +42,7 @@ def interpreted(function: Callable[..., Any], *args: Any, timeout_s: float = 120
     global _worker
     if _worker is None:
         context = multiprocessing.get_context("spawn")
-        _worker = ProcessPoolExecutor(1, mp_context=context, initializer=_start_interpreter)
+        _worker = ProcessPoolExecutor(1, mp_context=context, initializer=start_interpreter)
         atexit.register(_worker.shutdown, wait=False, cancel_futures=True)
     return _worker.submit(_call, function.__code__.co_filename, function.__name__, args).result(timeout_s)
 
@@ -66,7 +66,8 @@ def poisoned_empty() -> Iterator[None]:
         yield
 
 
-def _start_interpreter() -> None:
+def start_interpreter() -> None:
+    """For a process of one's own, before it imports a kernel."""
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
     import triton

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 def check_rows(z: Tensor, group: dist.ProcessGroup | None = None) -> int:
     """Number of pairs n in z [2n, D], the same on every rank.
 
-    Asks the other ranks (one number each, and on a GPU a wait for it), except while a CUDA graph is captured,
-    where nobody can wait and shapes are fixed.
+    Asks the other ranks (one number each), except while a CUDA graph is captured, where nobody can wait and shapes
+    are fixed.  Asks on the host where the group can, so that the host need not wait for the GPU.
 
     Raises:
         ValueError: z that isn't two-dimensional floating point with an even number of rows, 2 at least; or
@@ -30,7 +30,8 @@ def check_rows(z: Tensor, group: dist.ProcessGroup | None = None) -> int:
             " then those of view 1"
         )
     if group is not None and not (z.is_cuda and torch.cuda.is_current_stream_capturing()):
-        rows = torch.tensor([len(z)], device=z.device)
+        on_host = "cpu" in dist.get_backend_config(group)
+        rows = torch.tensor([len(z)], device="cpu" if on_host else z.device)
         counts = gather_rows(rows, group).tolist()
         if len(set(counts)) > 1:
             raise ValueError(

@@ -70,6 +70,9 @@ class CapturedStep:
         """As `EagerStep`; z is valid until the next call."""
         if self._taken == 0:
             self._lr = torch.zeros((), device=views.device)
+            self._side = (
+                torch.cuda.Stream()
+            )  # one: torch keeps the memory of a step for the stream that it ran on
             for group in self._step.optimizer.param_groups:
                 group["lr"] = self._lr
         self._lr.fill_(lr)
@@ -84,7 +87,7 @@ class CapturedStep:
         return loss.clone(), z
 
     def _on_side_stream(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        here, side = torch.cuda.current_stream(), self._side
         side.wait_stream(here)
         with torch.cuda.stream(side):
             results = self._step.compute(views)

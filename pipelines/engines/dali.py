@@ -85,10 +85,11 @@ class DaliEngine:
         from nvidia.dali import Pipeline, fn, types
 
         spec, on_gpu = self.sampler.spec, self.device.type == "cuda"
+        gpu = torch.cuda.current_device() if on_gpu and self.device.index is None else self.device.index
         pipeline = Pipeline(
             batch_size=self.sampler.batch_size,
             num_threads=self.num_threads,
-            device_id=(self.device.index or 0) if on_gpu else None,
+            device_id=gpu if on_gpu else None,
             prefetch_queue_depth=self.prefetch,
             exec_dynamic=True,
         )

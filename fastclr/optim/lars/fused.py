@@ -116,8 +116,12 @@ def _plan(
     last, captured = _plans.get(params[0], (None, []))
     key = [t.data_ptr() for tensors in (params, grads, buffers) for t in tensors] + [*decays, *adapt]
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        # A graph shares its plan with nobody: what is copied now is written at the replay, and the memory is the
-        # graph's.  Not every torch can pin memory here, so it takes over that of the last plan.
+        # A graph shares its plan with nobody.  The last one, if it holds, becomes the graph's.  Of a new one, what
+        # is copied now is written at every replay, and the memory is the graph's.  Not every torch can pin memory
+        # here, so it takes over that of the last plan.
+        if last is not None and last.key == key:
+            _plans[params[0]] = (None, [*captured, last])
+            return last
         plan = _make_plan(key, params, grads, buffers, decays, adapt, spare=last.host if last else [])
         _plans[params[0]] = (None, [*captured, plan])
         return plan

@@ -2,7 +2,6 @@
 
 import importlib.util
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from ranks import run_ranks
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from triton_support import interpreted, on_gpu
+from triton_support import interpreted, on_gpu, start_interpreter
 
 from fastclr.loss import nt_xent
 from fastclr.loss.nt_xent.reference import nt_xent_reference
@@ -245,7 +244,7 @@ def test_ranks_have_the_gradient_of_one_process() -> None:
 
 
 def rank_worker(rank: int, world_size: int, z: list[Tensor]) -> tuple[Tensor, Tensor]:
-    os.environ["TRITON_INTERPRET"] = "1"
+    start_interpreter()
     from fastclr.loss.nt_xent.fused import nt_xent_fused
 
     with poisoned():
