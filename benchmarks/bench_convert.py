@@ -14,6 +14,7 @@ from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.baselines import ffcv_writer
 from benchmarks.isolated import Failed, call
@@ -232,4 +233,4 @@ def _table(report: dict[str, Any]) -> Group:
                 f"{row['pixel_error']:.2f}",
                 f"{row['kept'] / settings['images']:.0%}",
             )
-    return Group(table, *errors)
+    return Group(table, *map(Text, errors))  # 'fastclr[ffcv]' is no markup

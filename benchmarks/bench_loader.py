@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.baselines.dali_graph import DaliGraph
 from benchmarks.baselines.decode_limit import DecodeLimit
@@ -219,4 +220,4 @@ def _table(report: dict[str, Any]) -> Group:
         table.add_row(TITLES[what], style="bold")
         for row in rows:
             add(row)
-    return Group(table, *dict.fromkeys(remarks))
+    return Group(table, *map(Text, dict.fromkeys(remarks)))  # 'fastclr[ffcv]' is no markup

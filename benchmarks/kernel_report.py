@@ -76,7 +76,10 @@ def print_group(console: Console, group: Mapping[str, Any], columns: Sequence[Co
         remarks = [row["note"], f"{NOT_MEASURED}: {row['error']}" if row["error"] else ""]
         if any(remarks):
             console.print(
-                f"  {row['name']}: {'; '.join(filter(None, remarks))}", style="dim", highlight=False
+                f"  {row['name']}: {'; '.join(filter(None, remarks))}",
+                style="dim",
+                highlight=False,
+                markup=False,  # 'fastclr[bench]' is no markup
             )
 
 

@@ -147,6 +147,8 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         raise ValueError(
             f"{path}: {path.suffix or 'no suffix'} names no format of pictures; use .png, .jpg or .webp"
         )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to; create it first")
     content = BytesIO()
     picture.save(content, known[path.suffix.lower()])
     with replacing(path) as descriptor:

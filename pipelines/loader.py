@@ -73,6 +73,8 @@ class TwoViewLoader:
         dtype: torch.dtype | None = None,
         engine_options: dict[str, Any] | None = None,
     ) -> None:
+        if size is not None and size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
         if size is not None and spec is not None:
             raise ValueError("give size or spec, not both: a spec has its own size")
         if engine not in ENGINES:

@@ -13,10 +13,20 @@ BENCHMARKS = {
 }
 
 
+TAKES = {
+    "loader": "FILE.beton",
+    "convert": "FOLDER",
+    "verdict": "RECIPE --train FILE.beton",
+}
+"""What must be given."""
+
+
 def main(argv: list[str]) -> int | None:
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: fastclr bench WHAT [arguments]\n")
-        print("\n".join(f"  {name:<10} {what}" for name, what in BENCHMARKS.items()))
+        print(
+            "\n".join(f"  {name:<10} {TAKES.get(name, ''):<29} {what}" for name, what in BENCHMARKS.items())
+        )
         return 0 if argv else 2
     name, *rest = argv
     if name not in BENCHMARKS:

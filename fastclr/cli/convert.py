@@ -48,8 +48,8 @@ class Arguments:
     """Threads that encode; the file is the same for any number."""
     on_error: Literal["skip", "stop"] = "skip"
     """An image that cannot be read is left out and named in the report, or ends the conversion."""
-    split: Literal["train", "test", "unlabeled"] = "train"
-    """Which part of cifar10, cifar100 or stl10 (which alone has "unlabeled")."""
+    split: Literal["train", "test", "unlabeled"] | None = None
+    """Which part of cifar10, cifar100 or stl10 (which alone has "unlabeled"); None: train."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUT.beton and its .json."""
 
@@ -64,13 +64,21 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    arguments = parse(Arguments, argv, "fastclr convert")
+    try:
+        arguments = parse(Arguments, argv, "fastclr convert")
+    except ValueError as error:
+        if "Unrecognized options" in str(error) and "--" not in str(error).partition(";")[0]:
+            raise ValueError(f"{error}: options go before SOURCE or after OUT.beton") from None
+        raise
     _check(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no half file either
     console = Console(highlight=False)
     source = open_source(arguments.sources, arguments.split)
-    classes = f", {len(source.class_names)} classes" if source.class_names else ", no class names"
+    names = source.class_names
+    classes = f", {len(names)} class{'' if len(names) == 1 else 'es'}" if names else ", no class names"
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
+    for remark in getattr(source, "remarks", ()):
+        console.print(f"  {remark}", markup=False, soft_wrap=True)
     _print_comparison(console, source, arguments)
     start = time.monotonic()
     with _progress_bar(console, len(source.labels)) as progress:
@@ -110,7 +118,7 @@ def _print_comparison(console: Console, source: Source, arguments: Arguments) ->
     num_images = len(source.labels)
     title = f"{min(COMPARED, num_images)} samples stored both ways (raw pixels: --mode raw)"
     table = Table(title=title, title_justify="left", box=None)
-    for name in ("", "KB/image", "whole file", "decoded by one thread"):
+    for name in ("", "KB/image", "all images", "decoded by one thread"):
         table.add_column(name, justify="right" if name else "left")
     chosen = arguments.encoding.jpeg if arguments.encoding.mode == "jpg" else ""
     for row in rows:
@@ -151,7 +159,9 @@ def _print_report(console: Console, report: Report, out: Path, seconds: float) -
         f"{out}: {report.written:,} images, {_size(report.file_bytes)}, {report.found / seconds:,.0f} images/s",
         f"  {report.kept:,} byte for byte, {report.encoded:,} encoded, {len(report.skipped):,} left out",
     ]
-    lines += [f"  not kept: {len(names):,} × {reason}" for reason, names in report.re_encoded.items()][:SHOWN]
+    lines += [f"  encoded anew: {len(names):,} × {reason}" for reason, names in report.re_encoded.items()][
+        :SHOWN
+    ]
     lines += [f"  left out: {name!r}: {reason}" for name, reason in report.skipped.items()][:SHOWN]
     if len(report.skipped) > SHOWN:
         lines.append(f"  … and {len(report.skipped) - SHOWN:,} more, named in {sidecar_path(out)}")

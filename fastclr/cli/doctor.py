@@ -50,15 +50,19 @@ def _print_tables(checks: "Iterable[Check]") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    console, engines, gpus = Console(), [], 0
     for group, rows in groupby(checks, key=lambda check: check.group):
         table = Table(title=group, title_justify="left", title_style="bold", box=None, show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True)
         table.add_column()
         for check in rows:
+            engines += [check.name] if group == "engines" and check.ok else []
+            gpus += check.name.startswith("GPU ") and check.ok
             mark = "[green]✓[/]" if check.ok else "[yellow]–[/]"
             table.add_row(mark, escape(check.name), escape(check.detail))
             if check.fix:
                 table.add_row("", "", f"[cyan]→ {escape(check.fix)}[/]")
         console.print(table)
+    where = f"{gpus} GPU{'' if gpus == 1 else 's'}" if gpus else "the CPU"
+    console.print(f"This machine can train on {where}, with the engines {', '.join(engines)}.")

@@ -98,7 +98,7 @@ def _origin(sidecar: dict[str, Any]) -> list[str]:
     re_encoded = sidecar.get("re_encoded")
     if isinstance(re_encoded, dict):
         found = ((reason, names) for reason, names in re_encoded.items() if isinstance(names, list))
-        lines += [f"  not kept   {len(names):,} × {reason}" for reason, names in found]
+        lines += [f"  encoded    {len(names):,} × {reason}" for reason, names in found]
     skipped = sidecar.get("skipped")
     if isinstance(skipped, dict):
         lines += [

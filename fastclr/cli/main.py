@@ -26,9 +26,16 @@ def _usage() -> str:
 
 def _reason(error: Exception) -> str:
     """One line that says what is wrong."""
+    if isinstance(error, IsADirectoryError) and error.filename:
+        return f"{error.filename} is a folder, where a file is needed; `fastclr convert` makes a .beton file of one"
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
+        makes = (
+            "; `fastclr convert` makes one"
+            if isinstance(error, FileNotFoundError) and ".beton" in where
+            else ""
+        )
+        return f"{error.strerror}{where}{makes}"
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -1,5 +1,6 @@
 """`fastclr train RECIPE --train FILE`: pre-train an encoder by a recipe, on one device or under torchrun."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +42,7 @@ def _train(config: Config, file: Path, folder: Path, resume: bool) -> int:
 
     from fastclr.train.distributed import ranks_from_env
     from fastclr.train.loop import train
+    from fastclr.train.run_folder import CONFIG
 
     ranks = ranks_from_env()
     # recorded: torchrun then shows the error of the rank that failed first
@@ -51,7 +53,10 @@ def _train(config: Config, file: Path, folder: Path, resume: bool) -> int:
         return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
     where = f"step {outcome.step} of {outcome.total_steps}"
     if outcome.stopped_by is not None:
-        print(f"stopped by {outcome.stopped_by.name} at {where}; continue with --resume --out {folder}")
+        again = shlex.join(
+            ["fastclr", "train", f"{folder / CONFIG}", "--train", f"{file}", "--out", f"{folder}", "--resume"]
+        )
+        print(f"stopped by {outcome.stopped_by.name} at {where}; continue with: {again}")
         return 128 + outcome.stopped_by
     print(
         f"done: {where}, {outcome.images_per_s:,.0f} images/s, {outcome.data_wait:.1%} waiting for data; "

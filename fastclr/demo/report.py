@@ -102,6 +102,8 @@ def _header(report: Report) -> str:
     if report.scores:
         before, after = (f"{100 * scores.knn:.0f}" for scores in report.scores)
         title = f'From {before} % to <span class="accent">{after} %</span> without a single label'
+        if report.scores[1].knn <= report.scores[0].knn:
+            title = f"{before} % before training, {after} % after: more images, or more minutes"
     else:
         title = "An encoder trained on your images"
     minutes, seconds = divmod(round(report.train_seconds), 60)

@@ -270,12 +270,15 @@ def _commands(settings: Settings, config: Config, labelled: bool) -> list[tuple[
     epochs = f" --train.epochs {config.train.epochs}"
     source = f"{out}/drawn/train" if settings.data is None else "PHOTOS"
     lines = [
-        ("images in folders, into one file", f"fastclr convert {source} {out}/train.beton"),
-        ("look at the views", f"fastclr preview {out}/train.beton --recipe {recipe} --out views.png"),
-        ("train", f"fastclr train {recipe} --train {out}/train.beton --out {out}/run{epochs}"),
+        ("images in folders, into one file", f"fastclr convert {source} photos.beton"),
+        ("look at the views", f"fastclr preview photos.beton --recipe {recipe} --out views.png"),
+        (
+            "train, on the demo's file",
+            f"fastclr train {recipe} --train {out}/train.beton --out runs/demo{epochs}",
+        ),
     ]
     if labelled:
         files = f"--train {out}/train.beton --test {out}/test.beton"
-        lines.append(("weighted kNN and linear probe", f"fastclr evaluate {out}/run {files}"))
+        lines.append(("weighted kNN and linear probe", f"fastclr evaluate runs/demo {files}"))
     lines.append(("this page, of your own images", "fastclr demo --data PHOTOS"))
     return lines

@@ -8,8 +8,11 @@ own: what two crops of it have in common, which is what contrastive learning kee
 
 import colorsys
 import math
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
 from multiprocessing import get_context
@@ -193,7 +196,26 @@ def draw_folder(
         return
     # spawned, not forked: the parent may have threads, whose locks a fork would copy in whatever state
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        _report(pool.map(draw, chunks), progress)
+        with _deaf_children():
+            drawn = pool.map(draw, chunks)
+        try:
+            _report(drawn, progress)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started meanwhile ignore Ctrl-C, which a terminal sends to all: the one that started them ends them."""
+    if threading.current_thread() is not threading.main_thread():  # another can't change that
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _report(drawn: Iterable[int], progress: Callable[[int], None] | None) -> None:

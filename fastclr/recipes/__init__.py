@@ -61,6 +61,8 @@ def load_recipe(name_or_path: str) -> Config:
             raise ValueError(
                 f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or give the path of a TOML file"
             )
+    if path.suffix == ".beton":
+        raise ValueError(f"{path} is a file of images, where a recipe is needed: {', '.join(recipe_names())}")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

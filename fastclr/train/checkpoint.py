@@ -187,7 +187,9 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut, or no safetensors file ({error})") from None
+        raise ValueError(
+            f"{path} is cut, or no safetensors file ({error}); give the run folder or its encoder.safetensors"
+        ) from None
     try:
         meta = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
     except json.JSONDecodeError:

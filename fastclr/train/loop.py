@@ -18,6 +18,7 @@ from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
 from fastclr.train.checkpoint import differences, export_encoder, restore, run_state, save_checkpoint
 from fastclr.train.collective import agree, data_parallel, from_main, mean_over_ranks
 from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
+from fastclr.train.memory import check_memory
 from fastclr.train.meter import Meter, NotFinite
 from fastclr.train.parts import (
     check_batch,
@@ -28,7 +29,7 @@ from fastclr.train.parts import (
     make_optimizer,
     resolve,
 )
-from fastclr.train.run_folder import CHECKPOINT, ENCODER, new_run, saved_run, write_config
+from fastclr.train.run_folder import CHECKPOINT, CONFIG, ENCODER, new_run, saved_run, write_config
 from fastclr.train.run_log import RunLog
 from fastclr.train.step import CapturedStep, EagerStep
 from fastclr.train.stop import StopRequest
@@ -105,6 +106,8 @@ def _train(
 ) -> Outcome:
     torch.manual_seed(config.train.seed)
     model = make_model(config.model).to(device).to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        check_memory(config, model, ranks.local_world_size, ranks.world_size)
     in_parts = config.train.micro_batch is not None
     forward = data_parallel(model, ranks, compiled=config.train.compile, accumulates=in_parts)
     autocast = partial(torch.autocast, device.type, torch.bfloat16, config.train.precision == "bfloat16")
@@ -136,6 +139,8 @@ def _train(
     else:
         done = restore(saved, model, optimizer, loader)
 
+    if ranks.is_main:
+        print(_opening(config, num_images, total, done), flush=True)
     meter, saved_at, stopped_by = Meter(ranks), time.monotonic(), 0
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -169,6 +174,17 @@ def _train(
                 break
     agree(ranks, 0)  # a rank that left now would have torchrun end rank 0 while it writes
     return Outcome(done, total, Signals(stopped_by) if done < total else None, **meter.overall())
+
+
+def _opening(config: Config, num_images: int, total: int, done: int) -> str:
+    """What is about to happen: the first step may take minutes."""
+    model, train, data = config.model, config.train, config.data
+    return (
+        f"{num_images:,} images, {train.epochs:,} epochs, {total:,} steps of {train.batch_size:,}"
+        + (f", from step {done:,} on" if done else "")
+        + f"; ResNet-{model.depth} at {config.views.size} px in {train.precision} on {train.device}; "
+        f"engine {data.engine}, {data.threads} loader thread{'' if data.threads == 1 else 's'}"
+    )
 
 
 def _endless(batches: Iterable[Item]) -> Iterator[Item]:
@@ -218,7 +234,7 @@ def _check_same_run(folder: Path, saved: dict[str, Any], now: dict[str, Any]) ->
     if changed:
         raise ValueError(
             f"{folder} can't be resumed with other settings: {'; '.join(changed)}; "
-            f"set them back, or start a run in another --out"
+            f"take {folder / CONFIG} as the recipe, or start a run in another --out"
         )
 
 

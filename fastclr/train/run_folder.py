@@ -53,9 +53,22 @@ def saved_run(folder: Path, resume: bool, restarted_job: str | None = None) -> d
         saved = load_checkpoint(folder / CHECKPOINT)
         if saved.get("job") == restarted_job:
             return saved
-    if any((folder / name).exists() for name in FILES):
-        raise FileExistsError(f"{folder} holds a run; continue it with --resume, or choose another --out")
+    if any((folder / name).exists() for name in FILES) and not _never_stepped(folder):
+        raise FileExistsError(
+            f"{folder} holds a run; continue it with --resume, choose another --out, or delete it"
+        )
     return None
+
+
+def _never_stepped(folder: Path) -> bool:
+    """Whether the run here ended before it had anything to lose: no record, and the checkpoint of step 0."""
+    metrics, checkpoint = folder / METRICS, folder / CHECKPOINT
+    if not checkpoint.exists() or (metrics.exists() and metrics.stat().st_size):
+        return False
+    try:
+        return load_checkpoint(checkpoint)["step"] == 0
+    except ValueError:  # damaged: for the user to look at
+        return False
 
 
 @contextmanager

@@ -87,7 +87,9 @@ class BetonReader:
         header = data[: HEADER.itemsize].view(HEADER)[0]
         version, num_fields, page, num, table = (int(header[name]) for name in HEADER.names or ())
         if version != VERSION:
-            raise self._error(f"no .beton file of version {VERSION}: it starts with version {version}")
+            raise self._error(
+                f"no .beton file of version {VERSION}: it starts with version {version}; `fastclr convert` makes one"
+            )
         if not num_fields or not num:
             raise self._error(f"the header names {num_fields} fields and {num} samples; it needs one of each")
         if page & (page - 1) or not page:
@@ -103,7 +105,9 @@ class BetonReader:
         if end > len(data):
             raise self._error(f"cut short: the metadata of {num} samples end at byte {end} of {len(data)}")
         if not end <= table <= len(data):
-            raise self._error(f"cut short: its allocation table is at byte {table} of {len(data)}")
+            raise self._error(
+                f"cut short: its allocation table is at byte {table} of {len(data)}; copy or convert it again"
+            )
         if (len(data) - table) % ALLOCATION.itemsize:
             raise self._error("cut short: the last entry of its allocation table is incomplete")
         self._metadata_end = end

@@ -1,6 +1,7 @@
 """Where images come from: folders, tars (tar.py) and torchvision's data sets, behind one protocol."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -35,13 +36,13 @@ class Source(Protocol):
         ...
 
 
-def open_source(sources: list[str], split: str = "train") -> Source:
+def open_source(sources: list[str], split: str | None = None) -> Source:
     """The source that a user means.
 
     Args:
         sources: a folder with one folder per class, a folder of images, one of `cifar10:DIR`,
             `cifar100:DIR`, `stl10:DIR`, or any number of tar files.
-        split: which part of a torchvision data set.
+        split: which part of a torchvision data set; None: "train".
 
     Raises:
         OSError: it does not exist or cannot be read.
@@ -51,7 +52,11 @@ def open_source(sources: list[str], split: str = "train") -> Source:
 
     names = [_dataset(source) for source in sources]
     if len(sources) == 1 and names[0]:
-        return DatasetSource(names[0], Path(sources[0].partition(":")[2]), split)
+        return DatasetSource(names[0], Path(sources[0].partition(":")[2]), split or "train")
+    if split is not None:
+        raise ValueError(
+            f"a split is a part of {', '.join(DATASETS)}; of other images, give the folder of the part"
+        )
     paths = [Path(source) for source in sources]
     for path in paths:
         if not path.exists():
@@ -80,11 +85,14 @@ class FolderSource:
 
     def __init__(self, root: Path) -> None:
         self.root, self.name = root, root.resolve().name
+        self.remarks: list[str] = []
+        """What the user may want to know of it."""
         with os.scandir(root) as entries:
             visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
         loose = [e.name for e in visible if _is_image(e)]
         folders = [e.name for e in visible if e.is_dir()]
-        found = {folder: sorted(_images_below(root / folder, folder)) for folder in folders}
+        others: Counter[str] = Counter(_suffix(e.name) for e in visible if e.is_file() and not _is_image(e))
+        found = {folder: sorted(_images_below(root / folder, folder, others)) for folder in folders}
         populated = [folder for folder in folders if found[folder]]
         if loose and populated:
             raise ValueError(
@@ -98,11 +106,16 @@ class FolderSource:
         if populated:
             self.kind, self.class_names = "class folders", folders
             self._items = [item for folder in folders for item in found[folder]]
+            if len(folders) == 1 and all(item.count("/") > 1 for item in self._items):
+                self.remarks.append(f"all images lie deeper: did you mean {root / folders[0]}?")
             counts = [len(found[folder]) for folder in folders]
             self.labels = np.repeat(np.arange(len(folders)), counts)
         else:
             self.kind, self._items = "flat folder", loose
             self.labels = np.full(len(loose), -1)
+        if others:
+            counts_by_suffix = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
+            self.remarks.append(f"passed over, as no images by their names: {counts_by_suffix}")
 
     def item(self, index: int) -> str:
         return self._items[index]
@@ -126,8 +139,15 @@ def _is_image(entry: os.DirEntry) -> bool:
     return entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink())
 
 
-def _images_below(folder: Path, prefix: str) -> Iterator[str]:
-    """Images in a folder and its folders, as paths from the folder above; links to folders are followed."""
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower() or "without a suffix"
+
+
+def _images_below(folder: Path, prefix: str, others: Counter[str]) -> Iterator[str]:
+    """Images in a folder and its folders, as paths from the folder above; links to folders are followed.
+
+    Counts other files by their suffix in `others`.
+    """
     pending, seen = [(str(folder), prefix)], set()
     while pending:
         path, prefix = pending.pop()
@@ -143,6 +163,8 @@ def _images_below(folder: Path, prefix: str) -> Iterator[str]:
                     pending.append((entry.path, f"{prefix}/{entry.name}"))
                 elif _is_image(entry):
                     yield f"{prefix}/{entry.name}"
+                else:
+                    others[_suffix(entry.name)] += 1
 
 
 class DatasetSource:

@@ -104,13 +104,13 @@ def test_stock_ffcv(tiny, require_package):
 
 def test_a_missing_peer_gets_a_row_with_its_command(tiny, tmp_path, capsys, monkeypatch):
     (tmp_path / "missing" / "lightly").mkdir(parents=True)
-    (tmp_path / "missing" / "lightly" / "__init__.py").write_text("raise ImportError('not here')")
+    (tmp_path / "missing" / "lightly" / "__init__.py").write_text("raise ImportError('not [here]')")
     monkeypatch.syspath_prepend(tmp_path / "missing")
     found = run(tiny, tmp_path / "x.json", "--only", "full", "--peers", "lightly", "--sizes", "16")
     native, lightly = found["results"]["full"]
     check_row(native)
-    assert lightly["error"] == "needs the package lightly (not here): pip install lightly"
-    assert "pip install lightly" in " ".join(capsys.readouterr().out.split())
+    assert lightly["error"] == "needs the package lightly (not [here]): pip install lightly"
+    assert "(not [here]): pip install lightly" in " ".join(capsys.readouterr().out.split())
     assert "not measured" in loader_table([found])
     assert (tmp_path / "x.svg").exists()
 

@@ -1,11 +1,14 @@
 """`fastclr bench optimizer` on the CPU."""
 
 import importlib.util
+import io
 
 import pytest
 import torch
+from rich.console import Console
 
-from benchmarks.bench_optimizer import Options, random_parameters, resnet_shapes, run
+from benchmarks.bench_optimizer import COLUMNS, Options, random_parameters, resnet_shapes, run
+from benchmarks.kernel_report import print_group
 
 
 def test_resnet50_has_the_parameters_that_the_floor_is_counted_for():
@@ -29,6 +32,11 @@ def test_report_on_a_cpu():
         else:
             assert rows[name]["median_s"] > 0
     assert report["targets"][0]["state"] == "not measured"
+
+    rows["lightly LARS"]["error"] = "lightly is not installed: pip install 'fastclr[bench]'"
+    printed = io.StringIO()
+    print_group(Console(file=printed, width=200), group, COLUMNS)
+    assert "pip install 'fastclr[bench]'" in printed.getvalue()  # brackets are markup to rich
 
 
 def test_parameters_have_gradients_and_are_the_same_each_time():

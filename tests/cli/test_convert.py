@@ -45,6 +45,15 @@ def test_every_option_arrives(tiny_photos, tmp_path):
     assert not BetonReader(out).is_jpeg(0)
 
 
+def test_an_option_between_source_and_out(tiny_photos, tmp_path, capsys):
+    assert main(["convert", str(tiny_photos), "--jpeg", "recompress", str(tmp_path / "out.beton")]) == 2
+    said = capsys.readouterr().err
+    assert "options go before SOURCE or after OUT.beton" in said
+    assert said.count("\n") == 1
+    assert main(["convert", str(tiny_photos), str(tmp_path / "out.beton"), "--jepg", "keep"]) == 2
+    assert "options go before" not in capsys.readouterr().err
+
+
 def test_damaged_images_are_named(tiny_photos, tmp_path, capsys):
     folder = tmp_path / "images"
     shutil.copytree(tiny_photos, folder)
@@ -55,7 +64,7 @@ def test_damaged_images_are_named(tiny_photos, tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "out.beton")]) == 0
     printed = capsys.readouterr().out
     assert "40 byte for byte, 1 encoded, 7 left out" in printed
-    assert "not kept: 1 × longer side over 500 pixels" in printed
+    assert "encoded anew: 1 × longer side over 500 pixels" in printed
     assert printed.count("  left out: ") == 5
     assert "… and 2 more, named in" in printed
     skipped = json.loads((tmp_path / "out.json").read_text())["skipped"]

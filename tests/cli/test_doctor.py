@@ -41,6 +41,7 @@ def test_tables(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
+    assert "This machine can train on " in printed
     for word in ("machine", "packages", "engines", "kernels", "speed", "native", "torch", "images/s"):
         assert word in printed
 

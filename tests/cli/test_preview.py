@@ -63,5 +63,9 @@ def test_settings_out_of_range(tiny_file, tmp_path, capsys, more, message):
 def test_files_that_are_not_there(tiny_file, tmp_path, capsys):
     assert main(["preview", str(tmp_path / "no.beton"), "--out", str(tmp_path / "a.png")]) == 2
     assert "no.beton" in capsys.readouterr().err
+    assert main(["preview", str(tiny_file), "--out", str(tmp_path / "none" / "a.png")]) == 2
+    assert "no such folder to write a.png to" in capsys.readouterr().err
+    assert main(["preview", str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
+    assert "is a folder, where a file is needed" in capsys.readouterr().err
     assert main(["preview", str(tiny_file), "--out", str(tmp_path / "a.txt")]) == 2
     assert "a.txt" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -81,9 +82,10 @@ def test_killed_and_resumed_is_the_same_run(place):
     assert process.returncode == 128 + signal.SIGTERM, err
     stopped_at = load_checkpoint(place / "killed" / "last.pt")["step"]
     assert 12 <= stopped_at < 20
-    assert f"stopped by SIGTERM at step {stopped_at} of 20; continue with --resume" in out
+    assert f"stopped by SIGTERM at step {stopped_at} of 20; continue with: fastclr train " in out
     assert err == ""
-    assert cli.main(arguments(place, "killed", *SLOW, "--resume")) == 0
+    # the command that it printed: the recipe is the run's own, with the options that it was started with
+    assert cli.main(shlex.split(out.split("continue with: fastclr ")[1])) == 0
 
     straight, resumed = (load_checkpoint(place / name / "last.pt") for name in ("straight", "killed"))
     assert straight["step"] == resumed["step"] == 20

@@ -225,6 +225,7 @@ def test_bad_arguments(tiny_beton, tmp_path):
         "batch_size must be": {"batch_size": 0},
         "num_threads": {"num_threads": 0},
         "size or spec": {"spec": ViewSpec()},
+        "size must be": {"size": 0},
         "more than once": {"indices": [1, 1, 2]},
         "must lie in": {"indices": [1, 99999]},
         "seed must be": {"seed": -1},

@@ -1,6 +1,11 @@
 """The drawn pictures: reproducible, and told apart by shape alone."""
 
 import io
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +43,42 @@ def test_the_pictures_depend_on_seed_and_number_alone(tmp_path):
     assert shorter.items() <= first.items()
     draw_folder(tmp_path / "two", 20, seed=4)
     assert not set(content(tmp_path / "two").values()) & set(first.values())
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from fastclr.demo.shapes import draw_folder
+if __name__ == "__main__":
+    print("begun", flush=True)
+    draw_folder(Path(sys.argv[1]), 100_000, seed=0, workers=2)
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 3.0])
+def test_an_interrupt_ends_all_processes(tmp_path, after_s):
+    """Ctrl-C goes to the whole group of processes, at whatever moment of their start."""
+    script = tmp_path / "script.py"
+    script.write_text(INTERRUPTED)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "drawn")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(after_s)
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        _, errors = process.communicate(timeout=30)  # until the last child has closed the pipes
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert "KeyboardInterrupt" in errors
+    assert process.returncode != 0
 
 
 def test_pictures_are_jpegs_of_many_sizes(tmp_path):

@@ -168,6 +168,32 @@ def test_a_folder_with_a_run_is_not_overwritten(finished, tiny_file, tiny_config
     assert (folder / "last.pt").read_bytes() == before
 
 
+def test_a_run_that_never_stepped_is_in_nobodys_way(finished, tmp_path, tiny_file, tiny_config, monkeypatch):
+    """Killed before its first record, as by a system without memory: the same command, mended, starts anew."""
+    folder = tmp_path / "run"
+
+    def killed(*arguments):
+        raise SystemExit("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fastclr.train.step.EagerStep.__call__", killed)
+        with pytest.raises(SystemExit):
+            train(change(tiny_config, "train", batch_size=40), tiny_file, folder)
+    assert load_checkpoint(folder / "last.pt")["step"] == 0
+    assert train(tiny_config, tiny_file, folder).step == 20
+    ours, theirs = (load_encoder(place)[0].state_dict() for place in (folder, finished[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with pytest.raises(FileExistsError, match="holds a run"):
+        train(tiny_config, tiny_file, folder)
+
+
+def test_the_run_says_what_it_will_do(tmp_path, tiny_file, tiny_config, capsys):
+    train(change(tiny_config, "train", precision="float32"), tiny_file, tmp_path / "run")
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "79 images, 5 epochs, 20 steps of 20; ResNet-10 at 16 px in float32 on cpu; engine resident, 1 loader thread"
+    )
+
+
 def test_resume_of_nothing(tmp_path, tiny_file, tiny_config):
     with pytest.raises(FileNotFoundError, match=r"holds no last.pt to resume"):
         train(tiny_config, tiny_file, tmp_path / "run", resume=True)

@@ -239,7 +239,7 @@ def test_four_ranks_two_ranks_one(place, tiny_file, straight, capsys):
     out, err = finish(process)
     first = load_checkpoint(folder / "last.pt")["step"]
     assert 2 <= first < 40
-    assert f"stopped by SIGTERM at step {first} of 40; continue with --resume" in out
+    assert f"stopped by SIGTERM at step {first} of 40; continue with: fastclr train " in out
     assert "fastclr train:" not in err, "no rank lost another"
 
     process = torchrun(2, *arguments(place, tiny_file, "shrinking", "--resume"))

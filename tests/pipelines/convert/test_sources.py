@@ -42,6 +42,23 @@ def test_class_folders(tmp_path):
     ]
 
 
+def test_remarks(tmp_path):
+    root = tree(
+        tmp_path / "a", "cat/1.jpg", "cat/2.heic", "cat/3.HEIC", "dog/1.jpg", "notes.txt", "dog/LICENSE"
+    )
+    (remark,) = FolderSource(root).remarks
+    assert remark == "passed over, as no images by their names: 2 .heic, 1 .txt, 1 without a suffix"
+    assert FolderSource(tree(tmp_path / "b", "cat/1.jpg", "dog/x/1.jpg")).remarks == []
+    (remark,) = FolderSource(tree(tmp_path / "c", "photos/cat/1.jpg", "photos/dog/1.jpg")).remarks
+    assert remark == f"all images lie deeper: did you mean {tmp_path / 'c' / 'photos'}?"
+
+
+def test_a_split_is_of_a_data_set(tmp_path):
+    root = tree(tmp_path / "birds", "owl/a.png")
+    with pytest.raises(ValueError, match=r"a split is a part of cifar10, .* give the folder of the part"):
+        open_source([str(root)], "test")
+
+
 def test_labels_are_those_of_image_folder(tiny_photos):
     source = open_source([str(tiny_photos)])
     theirs = datasets.ImageFolder(str(tiny_photos))

@@ -254,12 +254,12 @@ def test_the_script_of_the_docs(tiny_beton, tmp_path, monkeypatch, capsys):
     (script,) = [
         block.split("```")[0] for block in page.split("```python\n") if block.startswith("import torch")
     ]
-    settings = 'FILE, SIZE, BATCH, WORKERS, EPOCHS = "train.beton", 224, 256, 8, 100'
+    settings = 'FILE, SIZE, BATCH, EPOCHS = "train.beton", 224, 256, 100'
     assert settings in script
     shutil.copy(tiny_beton, tmp_path / "train.beton")
     monkeypatch.chdir(tmp_path)
     names: dict = {"__name__": "script"}
-    exec(script.replace(settings, 'FILE, SIZE, BATCH, WORKERS, EPOCHS = "train.beton", 32, 8, 2, 2'), names)
+    exec(script.replace(settings, 'FILE, SIZE, BATCH, EPOCHS = "train.beton", 32, 8, 2'), names)
     assert capsys.readouterr().out.count("loss") == 2
     assert torch.isfinite(names["loss"])
     assert names["first"].shape == (8, 3, 32, 32)
