@@ -96,8 +96,8 @@ class NativeEngine:
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
         pool: WorkerPool
-        spec, heights, widths = self.sampler.spec, self.reader.heights, self.reader.widths
-        constants = cpu.constants(spec)
+        spec, constants = self.sampler.spec, cpu.constants(self.sampler.spec)
+        sizes = heights, widths = self.reader.heights, self.reader.widths
         areas = heights.astype(np.int64) * widths
         rows_per_claim = max(1, int(CLAIM_PIXELS / (areas.mean() + spec.views * spec.size**2)))
 
@@ -108,27 +108,12 @@ class NativeEngine:
                     images, starts = self._decode_or_replace(pool, job, low, scratch)
                 stop = low + len(starts)
                 plan, params = job.plan, job.plan.params
-                crops, first = (scratch.crops, 0) if self.augment else (job.pixels, low)
+                into = (scratch.crops, 0) if self.augment else (job.pixels, low)
                 boxes, flips = params.box, params.flip
-                crop_rows(
-                    low,
-                    stop,
-                    plan.indices,
-                    heights,
-                    widths,
-                    boxes,
-                    flips,
-                    images,
-                    starts,
-                    crops,
-                    first,
-                    scratch.crop,
-                )
+                crop_rows(low, stop, plan.indices, *sizes, boxes, flips, images, starts, *into, scratch.crop)
                 if self.augment:
                     numbers = cpu.numbers(params)
-                    cpu.augment_rows(
-                        low, stop, crops, first, *numbers, *constants, job.pixels, scratch.augment
-                    )
+                    cpu.augment_rows(low, stop, *into, *numbers, *constants, job.pixels, scratch.augment)
                 low = stop
 
         def make_scratch() -> Scratch:
