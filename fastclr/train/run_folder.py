@@ -6,6 +6,7 @@ last.pt               the last checkpoint
 encoder.safetensors   the encoder of that checkpoint
 """
 
+import fcntl
 import platform
 import shlex
 import subprocess
@@ -63,11 +64,13 @@ def saved_run(folder: Path, resume: bool, restarted_job: str | None = None) -> d
 def _never_stepped(folder: Path) -> bool:
     """Whether the run here ended before it had anything to lose: no record, and the checkpoint of step 0."""
     metrics, checkpoint = folder / METRICS, folder / CHECKPOINT
-    if not checkpoint.exists() or (metrics.exists() and metrics.stat().st_size):
+    if not (checkpoint.exists() and metrics.exists()) or metrics.stat().st_size:
         return False
     try:
+        with open(metrics, "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a run that is alive holds the lock
         return load_checkpoint(checkpoint)["step"] == 0
-    except ValueError:  # damaged: for the user to look at
+    except (OSError, ValueError):  # alive, or damaged: for the user to look at
         return False
 
 

@@ -1,8 +1,10 @@
 """RunLog: the numbers of a run, as `metrics.jsonl`, as TensorBoard events, and as a live line."""
 
+import fcntl
 import json
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ class RunLog:
         path = folder / "metrics.jsonl"
         _keep_until(path, step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed in close()
+        with suppress(OSError):  # some network's file system has no locks
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that the run is alive
         self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self._bar: Progress | None = None
         if sys.stdout.isatty():

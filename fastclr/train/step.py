@@ -70,9 +70,8 @@ class CapturedStep:
         """As `EagerStep`; z is valid until the next call."""
         if self._taken == 0:
             self._lr = torch.zeros((), device=views.device)
-            self._side = (
-                torch.cuda.Stream()
-            )  # one: torch keeps the memory of a step for the stream that it ran on
+            # one for all: torch keeps the memory of a step for the stream that it ran on
+            self._side = torch.cuda.Stream()
             for group in self._step.optimizer.param_groups:
                 group["lr"] = self._lr
         self._lr.fill_(lr)

@@ -16,6 +16,7 @@ from fastclr.recipes import from_table, load_recipe
 from fastclr.train.checkpoint import load_checkpoint, load_encoder, save_checkpoint
 from fastclr.train.loop import train
 from fastclr.train.parts import resolve
+from fastclr.train.run_folder import saved_run
 from fastclr.train.run_log import read_metrics
 from pipelines import BetonReader, TwoViewLoader
 
@@ -173,6 +174,8 @@ def test_a_run_that_never_stepped_is_in_nobodys_way(finished, tmp_path, tiny_fil
     folder = tmp_path / "run"
 
     def killed(*arguments):
+        with pytest.raises(FileExistsError, match="holds a run"):  # alive, it is in the way of a second one
+            saved_run(folder, resume=False)
         raise SystemExit("killed")
 
     with monkeypatch.context() as patch:
