@@ -4,7 +4,7 @@ Legend: w a parameter, g its gradient, v its momentum buffer, μ momentum, λ we
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,10 @@ from torch import Tensor
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 FORMS = ("authors", "popular", "port")
+
+CACHE_BYTES = 1 << 20
+"""On a CPU, parameters that are stepped together: then what is made for one of them is still in the cache, and its
+memory is used again for the next.  All at once, fresh memory would cost as much as the arithmetic."""
 
 
 def foreach_norms(tensors: Tensors) -> Tensor:
@@ -62,17 +66,31 @@ def reference_step(
     for i, (param, decay, adapted) in enumerate(zip(params, weight_decay, adapt, strict=True)):
         alike[decay, adapted, param.dtype].append(i)
     for (decay, adapted, _), members in alike.items():
-        _step_alike(
-            [params[i] for i in members],
-            [grads[i] for i in members],
-            [buffers[i] for i in members],
-            lr,
-            momentum,
-            decay,
-            trust_coefficient if adapted else None,
-            form,
-            norms,
-        )
+        for together in _runs(params, members):
+            _step_alike(
+                [params[i] for i in together],
+                [grads[i] for i in together],
+                [buffers[i] for i in together],
+                lr,
+                momentum,
+                decay,
+                trust_coefficient if adapted else None,
+                form,
+                norms,
+            )
+
+
+def _runs(params: Sequence[Tensor], members: list[int]) -> Iterator[list[int]]:
+    """The members cut into runs of CACHE_BYTES, or of one tensor; on a GPU, where launches count, in one piece."""
+    run: list[int] = []
+    num_bytes = 0
+    for i in members:
+        if run and not params[i].is_cuda and num_bytes + params[i].nbytes > CACHE_BYTES:
+            yield run
+            run, num_bytes = [], 0
+        run.append(i)
+        num_bytes += params[i].nbytes
+    yield run
 
 
 def _step_alike(
@@ -87,22 +105,30 @@ def _step_alike(
     norms: Callable[[Tensors], Tensor],
 ) -> None:
     """The step for tensors that share decay and adaptation; no trust coefficient: no adaptation."""
-    updates: Tensors = torch._foreach_add(grads, params, alpha=decay) if decay else grads
+    # of our own making: without decay too, the gradients stay as they are
+    updates: Tensors = (
+        torch._foreach_add(grads, params, alpha=decay) if decay else torch._foreach_mul(grads, 1)
+    )
     if form == "authors":
-        updates = _scaled(updates, lr, _trust(norms, params, updates, trust_coefficient))
+        _scale(updates, lr, _trust(norms, params, updates, trust_coefficient))
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, updates)
         torch._foreach_sub_(params, buffers)
     elif form == "popular":
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, updates)
-        torch._foreach_sub_(params, _scaled(buffers, lr, _trust(norms, params, buffers, trust_coefficient)))
+        trust = _trust(norms, params, buffers, trust_coefficient)
+        torch._foreach_copy_(updates, buffers)
+        _scale(updates, lr, trust)
+        torch._foreach_sub_(params, updates)
     else:
         assert form == "port", form
-        updates = _scaled(updates, 1.0, _trust(norms, params, grads, trust_coefficient, decay))
+        _scale(updates, 1.0, _trust(norms, params, grads, trust_coefficient, decay))
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, updates)
-        torch._foreach_sub_(params, _scaled(buffers, lr, None))
+        torch._foreach_copy_(updates, buffers)
+        _scale(updates, lr, None)
+        torch._foreach_sub_(params, updates)
 
 
 def _trust(
@@ -120,7 +146,7 @@ def _trust(
     return torch.where((w > 0) & (s > 0), trust_coefficient * w / (s + decay * w), 1.0)
 
 
-def _scaled(tensors: Tensors, lr: float | Tensor, trust: Tensor | None) -> Tensors:
-    """Copies of the tensors, times lr, times the trust ratio of each."""
+def _scale(tensors: Tensors, lr: float | Tensor, trust: Tensor | None) -> None:
+    """Multiply the tensors by lr and by the trust ratio of each."""
     factor: Any = lr if trust is None else (lr * trust).unbind()
-    return torch._foreach_mul(tensors, factor)
+    torch._foreach_mul_(tensors, factor)
