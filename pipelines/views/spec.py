@@ -8,13 +8,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What a view looks like, as distributions.  The drawn numbers themselves are `ViewParams`.
+    """What a view looks like, as distributions.
 
     Order of the operations (SimCLR, arXiv 2002.05709, appendix A): crop and resize, flip, color jitter,
     grayscale, blur, then normalisation.
-
-    >>> ViewSpec.simclr(224).blur_p, ViewSpec.simclr(32).blur_p
-    (0.5, 0.0)
     """
 
     size: int = 224
@@ -73,7 +70,11 @@ class ViewSpec:
 
     @classmethod
     def simclr(cls, size: int = 224, **changes: object) -> "ViewSpec":
-        """The paper's augmentation; at 32 pixels or less its CIFAR variant: strength 0.5, no blur (B.9)."""
+        """The paper's augmentation; at 32 pixels or less its CIFAR variant: strength 0.5, no blur (B.9).
+
+        >>> ViewSpec.simclr(224).blur_p, ViewSpec.simclr(32).blur_p
+        (0.5, 0.0)
+        """
         small: dict = {"jitter_strength": 0.5, "blur_p": 0.0} if size <= 32 else {}
         return cls(**{"size": size, **small, **changes})
 
