@@ -4,6 +4,7 @@ import atexit
 import importlib
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from types import ModuleType
 _numba_cache = tempfile.mkdtemp(prefix="numba-cache-")
 os.environ["NUMBA_CACHE_DIR"] = _numba_cache
 atexit.register(shutil.rmtree, _numba_cache, ignore_errors=True)
+# a job in the background is started deaf to Ctrl-C, and so would be what it starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # tests work on small tensors, some in four processes at once: more threads than cores would only wait
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

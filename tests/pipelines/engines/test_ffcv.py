@@ -252,7 +252,7 @@ def test_decoder_in_a_stock_loader(corrupt_beton, tiny_beton):
 def test_the_script_of_the_docs(tiny_beton, tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[3] / "docs" / "ffcv.md").read_text()
     (script,) = [
-        block.split("```")[0] for block in page.split("```python\n") if block.startswith("import torch")
+        block.split("```")[0] for block in page.split("```python\n") if block.startswith("import os")
     ]
     settings = 'FILE, SIZE, BATCH, EPOCHS = "train.beton", 224, 256, 100'
     assert settings in script
