@@ -29,11 +29,11 @@ class DecodeLimit:
     def epoch(self, loader: Any) -> Generator[int]:
         import numpy as np
 
-        from pipelines.engines.native import CLAIM_PIXELS
+        from pipelines.engines.native import rows_per_claim
 
         areas = loader.heights.astype(np.int64) * loader.widths
         order = np.random.default_rng().permutation(len(loader))
-        rows = max(1, int(CLAIM_PIXELS / areas.mean()))
+        rows = rows_per_claim(areas.mean())
         claims = iter([(low, min(low + rows, len(order))) for low in range(0, len(order), rows)])
         done: SimpleQueue[int] = SimpleQueue()  # numbers of images
 

@@ -31,6 +31,11 @@ SMALL = 64**2
 """Pixels of an image that takes a call from Python as long to decode as to get the lock back."""
 
 
+def rows_per_claim(pixels: float) -> int:
+    """Images that a worker takes at a time, of so many pixels each, decoded and cropped: 1 or more."""
+    return max(1, int(CLAIM_PIXELS / pixels))
+
+
 @dataclass(eq=False)
 class Scratch:
     """What a worker thread keeps for itself."""
@@ -99,7 +104,7 @@ class NativeEngine:
         spec, constants = self.sampler.spec, cpu.constants(self.sampler.spec)
         sizes = heights, widths = self.reader.heights, self.reader.widths
         areas = heights.astype(np.int64) * widths
-        rows_per_claim = max(1, int(CLAIM_PIXELS / (areas.mean() + spec.views * spec.size**2)))
+        rows = rows_per_claim(areas.mean() + spec.views * spec.size**2)
 
         def work(job: Job, low: int, high: int, scratch: Scratch) -> None:
             while low < high:
@@ -119,8 +124,8 @@ class NativeEngine:
         def make_scratch() -> Scratch:
             return Scratch(
                 images=np.empty(3 * max(int(areas.max()), CLAIM_PIXELS), np.uint8),
-                starts=np.empty(rows_per_claim, np.int64),
-                crops=np.empty((spec.views, rows_per_claim, spec.size, spec.size, 3), np.uint8),
+                starts=np.empty(rows, np.int64),
+                crops=np.empty((spec.views, rows, spec.size, spec.size, 3), np.uint8),
                 crop=np.empty(scratch_bytes(heights.max(), widths.max(), spec.size, spec.size), np.uint8),
                 augment=cpu.new_scratch(spec),
                 decoder=Decoder() if self.decodes_with == "libturbojpeg" else None,
@@ -133,7 +138,7 @@ class NativeEngine:
             make_scratch,
             self.num_threads,
             self.prefetch,
-            rows_per_claim,
+            rows,
         )
         return pool.batches()
 
