@@ -202,7 +202,7 @@ def _kernels() -> Iterator[Check]:
         from pipelines.augment import cpu  # noqa: F401
         from pipelines.engines import crop  # noqa: F401
 
-        return f"numba {numba.__version__}, {numba.get_num_threads()} threads"
+        return f"numba {numba.__version__}"
 
     yield _attempt("kernels", "crop and augmentation on the CPU", on_cpu, "pip install fastclr")
     for name, run in (

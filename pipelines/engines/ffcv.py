@@ -40,6 +40,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _import_decoder() -> Any:
+    if numba.config.NUMBA_NUM_THREADS == 1 and numba.config.THREADING_LAYER == "default":
+        # numba's first choice, TBB, hangs at exit on one processor once the process has forked (numba #10556)
+        numba.config.THREADING_LAYER = "omp"
     try:
         with _thread_counts_kept():
             from pipelines.engines import ffcv_decoder

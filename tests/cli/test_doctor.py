@@ -1,6 +1,9 @@
 """`fastclr doctor`: every row says what it is, and one that can't run how to change that."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import simplejpeg
@@ -21,6 +24,18 @@ def _short(monkeypatch):
 def rows(capsys, *arguments: str) -> dict[tuple[str, str], dict]:
     assert main(["doctor", "--json", *arguments]) == 0
     return {(row["group"], row["name"]): row for row in json.loads(capsys.readouterr().out)}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_it_ends_on_one_processor():
+    """With a numba whose threads are TBB's, a process that also forks workers once waited for ever at its exit."""
+    pinned = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+    run = "from fastclr.cli.main import main; main(['doctor', '--json'])"
+    done = subprocess.run(
+        [sys.executable, "-c", pinned + run], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[1]["detail"] == "1"
 
 
 def test_json(capsys):
