@@ -37,7 +37,11 @@ class Arguments:
     of WebDataset pairs.
     """
 
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE... OUT.beton")]
+    paths: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="SOURCE... OUT.beton", help_behavior_hint=""),
+    ]
     """Where the images are, and last the file to write."""
     encoding: Annotated[Encoding, tyro.conf.arg(name="")] = field(default_factory=Encoding)
     order: Literal["shuffled", "source"] = "shuffled"

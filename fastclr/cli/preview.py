@@ -24,7 +24,8 @@ def _preview(
     seed: Annotated[int, tyro.conf.arg(help="Seed of the run.")] = 0,
     epoch: Annotated[int, tyro.conf.arg(help="Epoch of the run.")] = 0,
     indices: Annotated[
-        tuple[int, ...], tyro.conf.arg(metavar="INT …", help="Show these images instead.")
+        tuple[int, ...],
+        tyro.conf.arg(metavar="INT …", help="Show these images instead.", help_behavior_hint=""),
     ] = (),
     recipe: Annotated[
         str | None, tyro.conf.arg(help="Views of this recipe (a name, or a TOML file) instead of SimCLR's.")

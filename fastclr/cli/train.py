@@ -8,7 +8,7 @@ import tyro
 
 from fastclr.arguments import call
 from fastclr.config import Config
-from fastclr.recipes import FOLDER, recipe_names, recipe_of
+from fastclr.recipes import FOLDER, recipe_names, recipe_of, run_folder_of
 
 
 def main(argv: list[str]) -> int:
@@ -18,13 +18,18 @@ def main(argv: list[str]) -> int:
     def train(
         name: Annotated[
             tyro.conf.Positional[str],
-            tyro.conf.arg(metavar="RECIPE", help="Name of a recipe, or path of a TOML file."),
+            tyro.conf.arg(
+                metavar="RECIPE", help="Name of a recipe, or path of a TOML file or of a run folder."
+            ),
         ],
         train: Annotated[
             Path, tyro.conf.arg(metavar="FILE.beton", help="Images; `fastclr convert` makes the file.")
         ],
         out: Annotated[
-            Path | None, tyro.conf.arg(metavar="RUN_DIR", help="The run folder; None: runs/RECIPE.")
+            Path | None,
+            tyro.conf.arg(
+                metavar="RUN_DIR", help="The run folder; None: runs/RECIPE, or the RECIPE that is one."
+            ),
         ] = None,
         resume: Annotated[
             tyro.conf.FlagCreatePairsOff[bool],
@@ -32,7 +37,7 @@ def main(argv: list[str]) -> int:
         ] = False,
         config: Annotated[Config, tyro.conf.arg(name="")] = recipe,
     ) -> int:
-        return _train(config, train, out or Path("runs") / Path(name).stem, resume)
+        return _train(config, train, out or run_folder_of(name), resume)
 
     return call(train, argv, "fastclr train", description=_description())
 
@@ -42,7 +47,6 @@ def _train(config: Config, file: Path, folder: Path, resume: bool) -> int:
 
     from fastclr.train.distributed import ranks_from_env
     from fastclr.train.loop import train
-    from fastclr.train.run_folder import CONFIG
 
     ranks = ranks_from_env()
     # recorded: torchrun then shows the error of the rank that failed first
@@ -53,16 +57,21 @@ def _train(config: Config, file: Path, folder: Path, resume: bool) -> int:
         return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
     where = f"step {outcome.step} of {outcome.total_steps}"
     if outcome.stopped_by is not None:
-        again = shlex.join(
-            ["fastclr", "train", f"{folder / CONFIG}", "--train", f"{file}", "--out", f"{folder}", "--resume"]
-        )
-        print(f"stopped by {outcome.stopped_by.name} at {where}; continue with: {again}")
+        print(f"stopped by {outcome.stopped_by.name} at {where}; continue with: {resuming(folder, file)}")
         return 128 + outcome.stopped_by
     print(
         f"done: {where}, {outcome.images_per_s:,.0f} images/s, {outcome.data_wait:.1%} waiting for data; "
         f"next: fastclr evaluate {folder} --train {file} --test FILE.beton"
     )
     return 0
+
+
+def resuming(folder: Path, file: Path) -> str:
+    """The command that continues the run in this folder."""
+    recipe = (
+        f"./{folder}" if f"{folder}" in recipe_names() else f"{folder}"
+    )  # else it means the package's own
+    return shlex.join(["fastclr", "train", recipe, "--train", f"{file}", "--resume"])
 
 
 def _description() -> str:

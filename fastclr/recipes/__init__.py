@@ -17,6 +17,8 @@ from fastclr.config import Config, flatten
 from pipelines.views import ViewSpec
 
 FOLDER = Path(__file__).parent
+CONFIG = "config.toml"
+"""The recipe that a run leaves in its folder: its settings, those of the command line among them."""
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
@@ -45,7 +47,7 @@ def recipe_of(argv: list[str], command: str) -> Config:
 
 
 def load_recipe(name_or_path: str) -> Config:
-    """Read a recipe: one of the package's by its name, or any TOML file by its path.
+    """Read a recipe: one of the package's by its name, or any TOML file or run folder by its path.
 
     What the file leaves out has the default of its dataclass; `[views]` starts from `ViewSpec.simclr(size)`.
 
@@ -57,6 +59,8 @@ def load_recipe(name_or_path: str) -> Config:
     path = FOLDER / f"{name_or_path}.toml"
     if name_or_path not in recipe_names():
         path = Path(name_or_path)
+        if path.is_dir():
+            path /= CONFIG
         if not path.suffix and not path.exists():
             raise ValueError(
                 f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or give the path of a TOML file"
@@ -71,6 +75,14 @@ def load_recipe(name_or_path: str) -> Config:
         return from_table(table)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def run_folder_of(name_or_path: str) -> Path:
+    """The folder of a run by this recipe, unless the user names one: the recipe's own if it is that of a run."""
+    path = Path(name_or_path)
+    if name_or_path not in recipe_names() and path.is_dir():
+        return path
+    return Path("runs") / path.stem
 
 
 def from_table(table: dict[str, Any]) -> Config:

@@ -29,7 +29,7 @@ from fastclr.train.parts import (
     make_optimizer,
     resolve,
 )
-from fastclr.train.run_folder import CHECKPOINT, CONFIG, ENCODER, new_run, saved_run, write_config
+from fastclr.train.run_folder import CHECKPOINT, ENCODER, new_run, saved_run, write_config
 from fastclr.train.run_log import RunLog
 from fastclr.train.step import CapturedStep, EagerStep
 from fastclr.train.stop import StopRequest
@@ -234,7 +234,7 @@ def _check_same_run(folder: Path, saved: dict[str, Any], now: dict[str, Any]) ->
     if changed:
         raise ValueError(
             f"{folder} can't be resumed with other settings: {'; '.join(changed)}; "
-            f"take {folder / CONFIG} as the recipe, or start a run in another --out"
+            f"take {folder} as the recipe, or start a run in another --out"
         )
 
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from fastclr import __version__
 from fastclr.config import Config
-from fastclr.recipes import to_toml
+from fastclr.recipes import CONFIG, to_toml
 from fastclr.train.checkpoint import atomic_write, load_checkpoint
 
-CHECKPOINT, ENCODER, CONFIG, METRICS = "last.pt", "encoder.safetensors", "config.toml", "metrics.jsonl"
+CHECKPOINT, ENCODER, METRICS = "last.pt", "encoder.safetensors", "metrics.jsonl"
 FILES = (CHECKPOINT, ENCODER, CONFIG, METRICS)
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "simplejpeg", "safetensors")
 

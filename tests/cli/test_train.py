@@ -15,6 +15,8 @@ import torch
 from tiny_run import write_tiny_file, write_tiny_recipe
 
 from fastclr.cli import main as cli
+from fastclr.cli.train import resuming
+from fastclr.recipes import load_recipe, run_folder_of
 from fastclr.train.checkpoint import load_checkpoint, load_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +189,21 @@ def test_help_of_a_recipe_shows_its_settings(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "cifar10-rn18", "--help"])
     assert "(default: 1000)" in capsys.readouterr().out
+
+
+def test_a_run_folder_is_a_recipe(place, monkeypatch, tmp_path):
+    """Of a name that is also a recipe's, the recipe; the command that resumes tells them apart."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("first", "demo"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.toml").write_bytes((place / "tiny.toml").read_bytes())
+        command = shlex.split(resuming(Path(folder), Path("my images.beton")))
+        assert command[:2] + command[3:] == ["fastclr", "train", "--train", "my images.beton", "--resume"]
+        assert run_folder_of(command[2]) == Path(folder)
+        assert load_recipe(command[2]) == load_recipe(str(place / "tiny.toml"))
+    assert run_folder_of("demo") == Path("runs/demo")
+    assert load_recipe("demo") != load_recipe("./demo")
+    assert run_folder_of("recipes/tiny.toml") == Path("runs/tiny")
 
 
 def test_default_run_folder_is_named_for_the_recipe(place, monkeypatch, tmp_path, capsys):
