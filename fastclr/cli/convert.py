@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     names = source.class_names
     classes = f", {len(names)} class{'' if len(names) == 1 else 'es'}" if names else ", no class names"
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
-    for remark in getattr(source, "remarks", ()):
+    for remark in source.remarks:
         console.print(f"  {remark}", markup=False, soft_wrap=True)
     _print_comparison(console, source, arguments)
     start = time.monotonic()

@@ -25,7 +25,11 @@ class Part:
     """int64: which."""
 
     def __post_init__(self) -> None:
-        self.kind, self.class_names = self.whole.kind, self.whole.class_names
+        self.kind, self.class_names, self.remarks = (
+            self.whole.kind,
+            self.whole.class_names,
+            self.whole.remarks,
+        )
         self.name = f"{len(self.numbers)} images of {self.whole.name}"
         self.labels = self.whole.labels[self.numbers]
 

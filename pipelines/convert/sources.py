@@ -26,6 +26,8 @@ class Source(Protocol):
     """int64 [N]: −1 where unknown."""
     class_names: list[str] | None
     """Name of each label, where they are known."""
+    remarks: list[str]
+    """What the user may want to know of it, a line each."""
 
     def item(self, index: int) -> str:
         """The name of an image, for reports."""
@@ -86,12 +88,11 @@ class FolderSource:
     def __init__(self, root: Path) -> None:
         self.root, self.name = root, root.resolve().name
         self.remarks: list[str] = []
-        """What the user may want to know of it."""
         with os.scandir(root) as entries:
             visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
         loose = [e.name for e in visible if _is_image(e)]
         folders = [e.name for e in visible if e.is_dir()]
-        others: Counter[str] = Counter(_suffix(e.name) for e in visible if e.is_file() and not _is_image(e))
+        others = Counter(suffix_of(e.name) for e in visible if e.is_file() and not _is_image(e))
         found = {folder: sorted(_images_below(root / folder, folder, others)) for folder in folders}
         populated = [folder for folder in folders if found[folder]]
         if loose and populated:
@@ -113,9 +114,7 @@ class FolderSource:
         else:
             self.kind, self._items = "flat folder", loose
             self.labels = np.full(len(loose), -1)
-        if others:
-            counts_by_suffix = ", ".join(f"{count:,} {suffix}" for suffix, count in others.most_common(5))
-            self.remarks.append(f"passed over, as no images by their names: {counts_by_suffix}")
+        self.remarks += passed_over(others)
 
     def item(self, index: int) -> str:
         return self._items[index]
@@ -123,6 +122,17 @@ class FolderSource:
     def read(self, index: int) -> bytes:
         with open(f"{self.root}/{self._items[index]}", "rb", buffering=0) as file:
             return file.read()
+
+
+def passed_over(suffixes: Counter[str]) -> list[str]:
+    """A remark on the files that were not taken for images, if there are any; counted by their suffixes."""
+    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5))
+    return [f"passed over, as no images by their names: {counts}"] if counts else []
+
+
+def suffix_of(name: str) -> str:
+    """For `passed_over`."""
+    return Path(name).suffix.lower() or "without a suffix"
 
 
 def refuse_parts(root: str, classes: list[str]) -> None:
@@ -137,10 +147,6 @@ def refuse_parts(root: str, classes: list[str]) -> None:
 def _is_image(entry: os.DirEntry) -> bool:
     """By its name; a broken link counts, so that it is reported, a named pipe, which would hang us, does not."""
     return entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink())
-
-
-def _suffix(name: str) -> str:
-    return Path(name).suffix.lower() or "without a suffix"
 
 
 def _images_below(folder: Path, prefix: str, others: Counter[str]) -> Iterator[str]:
@@ -164,7 +170,7 @@ def _images_below(folder: Path, prefix: str, others: Counter[str]) -> Iterator[s
                 elif _is_image(entry):
                     yield f"{prefix}/{entry.name}"
                 else:
-                    others[_suffix(entry.name)] += 1
+                    others[suffix_of(entry.name)] += 1
 
 
 class DatasetSource:
@@ -191,6 +197,7 @@ class DatasetSource:
             ) from error
         self.labels = np.asarray(labels, np.int64)
         self.class_names: list[str] | None = list(data.classes)
+        self.remarks: list[str] = []
 
     def item(self, index: int) -> str:
         return f"{self.name} {index}"

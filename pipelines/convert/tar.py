@@ -2,12 +2,13 @@
 
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipelines.convert.sources import SUFFIXES, refuse_parts
+from pipelines.convert.sources import SUFFIXES, passed_over, refuse_parts, suffix_of
 
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -37,6 +38,7 @@ class TarSource:
         self._items: list[str] = []
         places: list[tuple[int, int, int]] = []
         labels: dict[tuple[int, str], int] = {}
+        others: Counter[str] = Counter()
         for number, path in enumerate(paths):
             for member in self._members(path):
                 if _hidden(member.name):
@@ -49,8 +51,11 @@ class TarSource:
                     if not text.strip().isdigit() or len(text) > 10:
                         raise ValueError(f"{path}: {member.name} holds {text!r}, no class number")
                     labels[number, _key(member.name)] = int(text)
+                else:
+                    others[suffix_of(member.name)] += 1
         if not places:
             raise ValueError(f"{self.name}: no image in it (looked for {', '.join(SUFFIXES)})")
+        self.remarks = passed_over(others)
         self._places = np.array(places)
         self.labels = self._paired(labels) if labels else self._from_folders()
 

@@ -32,6 +32,7 @@ def test_class_folders(tmp_path):
         source = open_source([make_tar(tmp_path / "birds.tar", *members)])
         assert (source.kind, source.name, source.class_names) == ("tar", "birds.tar", ["auk", "owl"])
         assert content(source) == [(members[0], 1), (members[2], 0)]
+        assert source.remarks == ["passed over, as no images by their names: 1 without a suffix"]
 
 
 def test_a_name_may_be_long(tmp_path):
@@ -43,7 +44,7 @@ def test_a_name_may_be_long(tmp_path):
 
 def test_flat(tmp_path):
     source = open_source([make_tar(tmp_path / "a.tar", "all/1.jpg", "all/2.jpg")])
-    assert source.class_names is None
+    assert (source.class_names, source.remarks) == (None, [])
     assert content(source) == [("all/1.jpg", -1), ("all/2.jpg", -1)]
 
 
@@ -55,6 +56,7 @@ def test_webdataset_pairs(tmp_path):
     second = make_tar(tmp_path / "1.tar", ("a/k.cls", b"0"), "a/k.jpg")
     source = open_source([first, second])
     assert (source.name, source.class_names) == ("0.tar and 1 more", None)
+    assert source.remarks == ["passed over, as no images by their names: 1 .json"]
     assert content(source) == [("0.tar/a/k.jpg", 3), ("0.tar/a/l.jpg", 12), ("1.tar/a/k.jpg", 0)]
 
 
