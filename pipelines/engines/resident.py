@@ -16,6 +16,8 @@ from pipelines.order import Sampler
 
 MEMORY_SHARE = 0.5
 """Share of the memory available at construction that the decoded set may take."""
+IMAGES_PER_TASK = 256
+"""Of a thread at construction: few enough for Ctrl-C to be heard soon."""
 
 
 class ResidentEngine(NativeEngine):
@@ -48,19 +50,19 @@ class ResidentEngine(NativeEngine):
         """int64 [N]: first byte of each image in `pixels`."""
         self.pixels = np.empty(ends[-1], np.uint8)
         """uint8: all images, one after the other."""
-        self.broken = np.zeros(len(reader), np.bool_)
-        """bool [N]: samples that could not be decoded."""
+        self.broken: dict[int, str] = {}
+        """Samples that could not be decoded, with the reason."""
         chosen = np.arange(len(reader)) if sampler.subset is None else sampler.subset
 
         def decode(samples: np.ndarray) -> None:
             for index in samples.tolist():
                 try:
                     reader.decode(index, self.pixels[self.starts[index] : ends[index]])
-                except ValueError:
-                    self.broken[index] = True  # the reason is for when it is asked for
+                except ValueError as error:
+                    self.broken[index] = str(error)
 
         with ThreadPoolExecutor(num_threads) as threads:
-            list(threads.map(decode, np.array_split(chosen, num_threads)))
+            list(threads.map(decode, np.array_split(chosen, -(-len(chosen) // IMAGES_PER_TASK))))
 
     def close(self) -> None:
         """Free the decoded set, and the memory kept for the next batches."""
@@ -72,8 +74,10 @@ class ResidentEngine(NativeEngine):
 
     def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
         indices = job.plan.indices[low:high]
-        broken = np.flatnonzero(self.broken[indices])
-        return self.pixels, self.starts[indices[: broken[0]] if len(broken) else indices]
+        if self.broken:
+            sound = [index not in self.broken for index in indices.tolist()]
+            indices = indices[: (*sound, False).index(False)]
+        return self.pixels, self.starts[indices]
 
 
 def resident(

@@ -73,14 +73,14 @@ class ResidentGpuEngine:
         self._set = torch.empty(0, dtype=torch.uint8)
 
     def _replace_broken(self, plan: BatchPlan) -> BatchPlan:
-        rows = [row for row, index in enumerate(plan.indices.tolist()) if index in self.broken]
-        if not rows:
+        if not self.broken:
             return plan
+        rows = [row for row, index in enumerate(plan.indices.tolist()) if index in self.broken]
         plan = plan.copy()
         for row in rows:
             index = int(plan.indices[row])
             while index in self.broken:
-                self.corrupt.add(index, str(self.broken[index]))
+                self.corrupt.add(index, self.broken[index])
                 index = self.sampler.successor(index)
             plan.put(row, index, self.sampler.draw(plan.epoch, np.array([index])))
         return plan

@@ -86,15 +86,16 @@ def contents(file, **options):
         return engine.decodes_with, [(b.indices.numpy(), b.labels.numpy(), b.views.numpy()) for b in loader]
 
 
+@pytest.mark.parametrize("engine", ["native", "resident"])
 @pytest.mark.parametrize("which", ["corrupt_beton", "cifar_beton_small"])
-def test_the_engine_with_and_without(request, which, monkeypatch):
+def test_the_engine_with_and_without(request, which, engine):
     """The same batches, replaced samples and warnings, whoever decodes: for images larger and smaller than SMALL."""
     file = request.getfixturevalue(which)
     found = {}
     for name in ("libturbojpeg", "simplejpeg"):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            decodes_with, batches = contents(file)
+            decodes_with, batches = contents(file, engine=engine)
         assert decodes_with == name
         found[name] = [str(w.message) for w in said], batches
         request.getfixturevalue("only_simplejpeg")
