@@ -65,10 +65,12 @@ class DaliEngine:
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
         underway: deque[tuple[BatchPlan, list[Any]]] = deque()  # a plan, and what DALI still reads
         pipeline = self._build(self._inputs(plans, underway))
+        # outputs are bound to torch's stream: DALI reuses their memory only behind what torch queues there
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         pipeline.schedule_run()  # the first call fills the queue: `prefetch` batches
         while True:
             try:
-                outputs = pipeline.share_outputs()
+                outputs = pipeline.share_outputs(cuda_stream=stream)
             except StopIteration:
                 return
             except RuntimeError as error:
