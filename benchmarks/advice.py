@@ -7,10 +7,10 @@ from statistics import median
 import numpy as np
 import psutil
 
-from benchmarks.machine import cores
 from fastclr.config import Config
 from pipelines import BetonReader
 from pipelines.beton.sidecar import read_sidecar
+from pipelines.cores import cores
 
 
 @dataclass(frozen=True)

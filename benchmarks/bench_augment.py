@@ -16,8 +16,9 @@ from torch import Tensor
 
 from benchmarks.floors import augment_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
-from benchmarks.timing import Function, Variant, measure, need, need_cuda, pick_device
+from benchmarks.timing import Function, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
+from fastclr.train.distributed import Ranks, pick_device
 from pipelines.augment import reference
 from pipelines.batch import BatchPlan, Crops
 from pipelines.views import ViewSpec, draw_views
@@ -61,7 +62,7 @@ def run(options: Options) -> dict[str, Any]:
         ValueError, OSError: an option that does not fit; the message says which.
     """
     _check(options)
-    device, console = pick_device(options.device), Console()
+    device, console = pick_device(options.device, Ranks(), "--device"), Console()
     on_gpu = device.type == "cuda"
     batch_size, dtype = (
         options.batch_size or (256 if on_gpu else 8),

@@ -18,11 +18,12 @@ from rich.text import Text
 
 from benchmarks.baselines import ffcv_writer
 from benchmarks.isolated import Failed, call
-from benchmarks.machine import cores, describe
+from benchmarks.machine import describe
 from benchmarks.report import save
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.convert import Encoding, FolderSource, convert
+from pipelines.cores import cores
 
 COMPARED = 100
 """Images whose pixels are compared with the source."""

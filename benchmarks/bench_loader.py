@@ -19,7 +19,7 @@ from benchmarks.baselines.ffcv_loader import FfcvLoader
 from benchmarks.baselines.lightly_loader import LightlyLoader
 from benchmarks.baselines.torchvision_loader import TorchvisionLoader
 from benchmarks.harness import LAST_BATCHES, WARM_BATCHES, Case, measure
-from benchmarks.machine import cores, describe
+from benchmarks.machine import describe
 from benchmarks.our_loader import OurLoader
 from benchmarks.plot import plot_loader, plot_scaling
 from benchmarks.report import save
@@ -27,6 +27,7 @@ from benchmarks.scaling import measure_scaling, scaling_table
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.beton.sidecar import read_sidecar
+from pipelines.cores import cores
 from pipelines.engines import ENGINES
 
 What = Literal["crops", "full"]

@@ -18,9 +18,10 @@ from torch import Tensor
 from benchmarks.floors import nt_xent_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
 from benchmarks.targets import LOSS
-from benchmarks.timing import Function, Variant, measure, need, need_cuda, pick_device
+from benchmarks.timing import Function, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
 from fastclr.loss import nt_xent
+from fastclr.train.distributed import Ranks, pick_device
 
 COLUMNS: tuple[Column, ...] = (
     ("MiB", "peak_bytes", "bytes"),
@@ -65,7 +66,7 @@ def run(options: Options) -> dict[str, Any]:
         ValueError, OSError: an option that does not fit; the message says which.
     """
     _check(options)
-    device, console = pick_device(options.device), Console()
+    device, console = pick_device(options.device, Ranks(), "--device"), Console()
     # the sizes with a goal first: a run that is cut short has them
     sizes = options.rows or ((*LOSS, 1024, 4096, 32768) if device.type == "cuda" else (256, 512, 1024))
     report = new_report("loss", {**asdict(options), "rows": sizes, "out": None, "device": str(device)})

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from benchmarks.floors import lars_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
-from benchmarks.timing import Function, NotMeasured, Variant, measure, need, need_cuda, pick_device
+from benchmarks.timing import Function, NotMeasured, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
 from fastclr.optim import LARS
+from fastclr.train.distributed import Ranks, pick_device
 
 COLUMNS: tuple[Column, ...] = (("MiB", "peak_bytes", "bytes"), ("of floor", "floor_share", "share"))
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
@@ -46,7 +47,7 @@ def run(options: Options) -> dict[str, Any]:
         ValueError, OSError: an option that does not fit; the message says which.
     """
     _check(options)
-    device, console = pick_device(options.device), Console()
+    device, console = pick_device(options.device, Ranks(), "--device"), Console()
     model = options.model or ("resnet50" if device.type == "cuda" else "resnet18")
     shapes = resnet_shapes(model)
     num_params = sum(shape.numel() for shape in shapes)

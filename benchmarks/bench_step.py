@@ -23,9 +23,9 @@ from rich.console import Console
 from benchmarks.floors import augment_s, flops_s, lars_s, nt_xent_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
 from benchmarks.step_parts import Z_WIDTH, FedStep, Shape, Step, flops_per_image, need_capture
-from benchmarks.timing import Function, Timing, Variant, measure, pick_device
+from benchmarks.timing import Function, Timing, Variant, measure
 from fastclr.arguments import parse
-from fastclr.train.distributed import Ranks, process_group, ranks_from_env
+from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
 
 COLUMNS: tuple[Column, ...] = (
     ("images/s", "images_per_s", "count"),
@@ -82,10 +82,9 @@ def run(options: Options) -> dict[str, Any]:
         ValueError, OSError: an option that does not fit; the message says which.
     """
     _check(options)
-    ranks, device = ranks_from_env(), pick_device(options.device)
+    ranks = ranks_from_env()
+    device = pick_device(options.device, ranks, "--device")
     on_gpu = device.type == "cuda"
-    if on_gpu and device.index is None:
-        device = torch.device("cuda", ranks.local_rank)
     console = Console(quiet=not ranks.is_main)
     bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and on_gpu)
     dtype = torch.bfloat16 if bfloat16 else torch.float32

@@ -1,6 +1,5 @@
 """The pieces of a SimCLR training step as functions to time, and a loader for it."""
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from benchmarks.timing import NotMeasured, need
 from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, convert_batchnorm, projector, resnet
 from fastclr.optim import LARS
+from pipelines.cores import cores
 from pipelines.errors import EngineUnavailable
 from pipelines.views import ViewSpec
 
@@ -153,7 +153,7 @@ class Step:
             loader = stack.enter_context(
                 TwoViewLoader(
                     file, self.shape.batch_size, spec=self.spec, engine=engine, rank=rank, world_size=world_size,
-                    num_threads=threads or num_cores(), device=self.device, dtype=self.dtype,
+                    num_threads=threads or cores(), device=self.device, dtype=self.dtype,
                 )
             )  # fmt: skip
             while True:
@@ -218,10 +218,6 @@ class FedStep:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_drawn_file(path: Path, shape: Shape, world_size: int) -> Path:

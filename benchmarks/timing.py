@@ -97,21 +97,6 @@ class Timing:
         }
 
 
-def pick_device(name: str) -> torch.device:
-    """The device to measure: "auto" is a GPU where there is one.
-
-    Raises:
-        ValueError: a device that this machine does not have.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"--device is {name!r}; it must be auto, cpu, cuda or cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"--device is {name!r}, but torch sees no GPU here; use --device cpu")
-    return torch.device(name)
-
-
 def device_name(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
 

@@ -13,7 +13,7 @@ training thread: the difference is what a loader costs on top of the cores that 
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -25,7 +25,8 @@ from benchmarks.advice import Speeds
 from fastclr.config import Config
 from fastclr.optim import scaled_lr
 from fastclr.train.distributed import Ranks
-from fastclr.train.parts import check_batch, loss_function, make_loader, make_model, make_optimizer
+from fastclr.train.parts import check_batch, check_graph, make_loader, make_model, make_optimizer, make_step
+from fastclr.train.step import CapturedStep
 from pipelines import Batch, BetonReader
 
 LOADER_SECONDS = 1.0
@@ -38,12 +39,11 @@ def measure_run(config: Config, reader: BetonReader, device: torch.device, round
     """Measure a resolved config on a file: `rounds` times in turn, `steps` training steps each.
 
     Raises:
-        ValueError: the file is too small for a batch.
+        ValueError: the file is too small for a batch; train.graph can't be had.
         EngineUnavailable: the engine's library is missing.
     """
     check_batch(config.train, reader, Ranks())
-    if config.train.micro_batch is not None:
-        raise ValueError("bench verdict measures steps on whole batches; leave --train.micro-batch out")
+    check_graph(config, device, Ranks())
     images = config.train.batch_size
     with (
         _threads(config.train.threads),
@@ -53,7 +53,9 @@ def measure_run(config: Config, reader: BetonReader, device: torch.device, round
         batches = _endless(loader)
         canned = next(batches)
         step = training_step(config, device)
-        for _ in range(2):  # memory, compiled kernels, cuDNN's choices
+        for _ in range(
+            CapturedStep.WARM_UP + 1
+        ):  # memory, compiled kernels, cuDNN's choices; a graph's capture
             step(canned)
         loader_s, alone, beside, together, waits = [], [], [], [], []
         for number in range(rounds):
@@ -83,21 +85,15 @@ def measure_run(config: Config, reader: BetonReader, device: torch.device, round
 
 
 def training_step(config: Config, device: torch.device) -> Callable[[Batch], None]:
-    """Forward, loss, backward and update of the config's model with fresh weights."""
+    """A step of the config's training, with fresh weights."""
     torch.manual_seed(config.train.seed)
     model = make_model(config.model).to(device).to(memory_format=torch.channels_last)
-    forward = torch.compile(model) if config.train.compile else model
-    loss_of = loss_function(config.loss)
-    lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
-    optimizer = make_optimizer(config.optim, model, lr / 1000)  # few steps, with no warm-up before them
-    bfloat16 = config.train.precision == "bfloat16"
+    peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
+    lr = peak_lr / 1000  # few steps, with no warm-up before them
+    take_step = make_step(config, model, make_optimizer(config.optim, model, lr), Ranks(), device)
 
     def step(batch: Batch) -> None:
-        with torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext():
-            _, z = forward(batch.views.flatten(0, 1))
-        optimizer.zero_grad(set_to_none=True)
-        loss_of(z).backward()
-        optimizer.step()
+        take_step(batch.views, lr)
 
     return step
 

@@ -19,6 +19,7 @@ import torch
 
 from fastclr.speeds import decode_rate, disk_speed, drawn_jpeg
 from pipelines import BetonReader, BetonWriter, ViewSpec
+from pipelines.cores import cores
 from pipelines.engines import ENGINES, ffcv, turbojpeg
 from pipelines.order import Sampler
 
@@ -67,7 +68,7 @@ def _checks(reader: BetonReader | None) -> Iterator[Check]:
 
 def _machine() -> Iterator[Check]:
     yield Check("machine", "python", True, f"{platform.python_version()}, {platform.system()}")
-    yield Check("machine", "processors", True, f"{_cores()}")
+    yield Check("machine", "processors", True, f"{cores()}")
     driver = _driver()
     yield Check(
         "machine",
@@ -266,7 +267,7 @@ def _attempt(group: str, name: str, run: Callable[[], str], fix: str) -> Check:
 def _speeds(reader: BetonReader | None) -> Iterator[Check]:
     jpegs = _jpegs(reader)
     what = "a drawn image, 500×375" if reader is None else f"{len(jpegs)} images of {reader.path.name}"
-    for threads in dict.fromkeys((1, _cores())):
+    for threads in dict.fromkeys((1, cores())):
         rate = decode_rate(jpegs, threads)
         per = f"{rate / threads:,.0f} per thread" if threads > 1 else what
         yield Check(
@@ -296,7 +297,3 @@ def _jpegs(reader: BetonReader | None) -> list[bytes]:
         if found:
             return found
     return [drawn_jpeg()]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,7 @@ from pipelines.augment import cpu
 from pipelines.batch import BatchPlan
 from pipelines.beton.atomic import replacing, write_at
 from pipelines.engines.native import NativeEngine
-from pipelines.order import Sampler, epoch_order
+from pipelines.order import Order, Sampler, epoch_order
 
 CELL = 224
 """Height and width of a picture on the sheet, pixels."""
@@ -62,19 +62,20 @@ def draw_samples(
     rows: int = 6,
     seed: int = 0,
     epoch: int = 0,
+    order: Order = "random",
     indices: Sequence[int] | None = None,
 ) -> list[Sample]:
     """The images of some rows, through the engine and the augmentation that training uses.
 
     Args:
-        rows: number of images: the first of the epoch in a run with this seed.
+        rows: number of images: the first of the epoch in a run with this seed and order.
         indices: these images instead.
 
     Raises:
         ValueError: an index that the file does not have.
     """
     if indices is None:
-        chosen = epoch_order(len(reader), seed, epoch)[:rows]
+        chosen = epoch_order(len(reader), seed, epoch, order)[:rows]
     else:
         chosen = np.asarray(indices, np.int64)
         wrong = chosen[(chosen < 0) | (chosen >= len(reader))]
@@ -83,7 +84,7 @@ def draw_samples(
     sampler = Sampler(reader.heights, reader.widths, spec, batch_size=len(chosen), seed=seed)
     plan = BatchPlan(epoch, 0, chosen, sampler.draw(epoch, chosen))
     engine = NativeEngine(reader, sampler, num_threads=1, augment=False)
-    with closing(engine.run(iter([plan]))) as batches:
+    with closing(engine), closing(engine.run(iter([plan]))) as batches:
         crops = next(batches)
     plan = crops.plan  # a corrupt image has been replaced, and the plan says by which
     normalised = cpu.augment(crops, spec).permute(0, 1, 3, 4, 2)

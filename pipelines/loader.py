@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from pipelines.batch import Batch
 from pipelines.beton import BetonReader
+from pipelines.cores import cores
 from pipelines.device import DeviceStage
 from pipelines.engines import ENGINES
 from pipelines.order import Order, Sampler
@@ -79,6 +81,12 @@ class TwoViewLoader:
             raise ValueError("give size or spec, not both: a spec has its own size")
         if engine not in ENGINES:
             raise ValueError(f"no engine {engine!r}; there are {', '.join(ENGINES)}")
+        options = engine_options or {}
+        known = list(signature(ENGINES[engine]).parameters)[4:]  # behind those that all have
+        if unknown := [name for name in options if name not in known]:
+            raise ValueError(
+                f"engine {engine} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+            )
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"num_threads must be at least 1, got {num_threads}")
         self._owns_reader = not isinstance(file, BetonReader)
@@ -104,14 +112,14 @@ class TwoViewLoader:
                     f"{batch_size * world_size}; lower batch_size (or pass drop_last=False)"
                 )
             self.device = torch.device(device)
-            num_threads = num_threads or len(os.sched_getaffinity(0))
+            num_threads = num_threads or cores()
             self._stage = DeviceStage(self.device, dtype, num_threads)
             self._engine = ENGINES[engine](
                 self.reader,
                 self.sampler,
                 num_threads=num_threads,
                 device=self.device,
-                **(engine_options or {}),
+                **options,
             )
         except BaseException:
             if self._owns_reader:
@@ -151,7 +159,13 @@ class TwoViewLoader:
             crops.close()
 
     def set_epoch(self, epoch: int, spec: ViewSpec | None = None) -> None:
-        """The next iteration is this epoch; with `spec`, from then on with other views (progressive size)."""
+        """The next iteration is this epoch; with `spec`, from then on with other views (progressive size).
+
+        Raises:
+            ValueError: an epoch that has no numbers to draw: they are for 0 ≤ epoch < 2³².
+        """
+        if not 0 <= epoch < 1 << 32:
+            raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
         self._epoch, self._consumed = epoch, 0
         if spec is not None:
             self.sampler = replace(self.sampler, spec=spec)

@@ -1,6 +1,5 @@
 """`fastclr convert SOURCE OUT.beton`: images into one file."""
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,13 +18,10 @@ from fastclr.arguments import parse
 from pipelines.beton import sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.run import COMPARED, compare
+from pipelines.cores import cores
 
 SHOWN = 5
 """Left-out images that are named on the screen; the side-car names all."""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Arguments:
     """Order of the file: mixed by the seed, or as the source has it."""
     seed: int = 0
     """Of the shuffle."""
-    workers: int = field(default_factory=_cores)
+    workers: int = field(default_factory=cores)
     """Threads that encode; the file is the same for any number."""
     on_error: Literal["skip", "stop"] = "skip"
     """An image that cannot be read is left out and named in the report, or ends the conversion."""

@@ -62,7 +62,7 @@ def _evaluate(
     out = (run if run.is_dir() else run.parent) / RESULT
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out} can't be written: no permission for this folder")
-    where = pick_device(device, Ranks())
+    where = pick_device(device, Ranks(), "--device")
     half = precision == "bfloat16" or (precision == "auto" and has_bfloat16(where))
     start = time.perf_counter()
     with BetonReader(train) as train_reader, BetonReader(test) as test_reader:

@@ -21,14 +21,15 @@ def _preview(
     ],
     rows: Annotated[int, tyro.conf.arg(help="Images: the first of the epoch in a run with this seed.")] = 6,
     size: Annotated[int | None, tyro.conf.arg(help="Pixels of a view; None: the recipe's, else 224.")] = None,
-    seed: Annotated[int, tyro.conf.arg(help="Seed of the run.")] = 0,
+    seed: Annotated[int | None, tyro.conf.arg(help="Seed of the run; None: the recipe's, else 0.")] = None,
     epoch: Annotated[int, tyro.conf.arg(help="Epoch of the run.")] = 0,
     indices: Annotated[
         tuple[int, ...],
         tyro.conf.arg(metavar="INT …", help="Show these images instead.", help_behavior_hint=""),
     ] = (),
     recipe: Annotated[
-        str | None, tyro.conf.arg(help="Views of this recipe (a name, or a TOML file) instead of SimCLR's.")
+        str | None,
+        tyro.conf.arg(help="What a run of this recipe sees (a name, a TOML file or a run folder)."),
     ] = None,
 ) -> None:
     """A contact sheet of the augmented views of a file.
@@ -36,6 +37,7 @@ def _preview(
     Per row: the source image with its two crop boxes, the two crops, the two augmented views, and the drawn
     numbers under them. Seed and epoch as in a training run show what that run sees.
     """
+    from fastclr.config import Config
     from fastclr.preview import contact_sheet, draw_samples, save_picture
     from fastclr.recipes import load_recipe
     from pipelines import BetonReader, ViewSpec
@@ -44,13 +46,20 @@ def _preview(
         if value is not None and value < least:
             raise ValueError(f"--{name} is {value}; it must be at least {least}")
     if recipe is None:
-        spec = ViewSpec.simclr(size or 224)
+        config = Config(views=ViewSpec.simclr(size or 224))
     else:
-        spec = load_recipe(recipe).views
-        spec = dataclasses.replace(spec, size=size or spec.size)
+        config = load_recipe(recipe)
+    spec = dataclasses.replace(config.views, size=size or config.views.size)
+    seed = config.train.seed if seed is None else seed
     with BetonReader(file) as reader:
         samples = draw_samples(
-            reader, spec, rows=min(rows, len(reader)), seed=seed, epoch=epoch, indices=indices or None
+            reader,
+            spec,
+            rows=min(rows, len(reader)),
+            seed=seed,
+            epoch=epoch,
+            order=config.data.order,
+            indices=indices or None,
         )
     sheet = contact_sheet(samples, f"{file.name}: views of {spec.size} px, seed {seed}, epoch {epoch}")
     save_picture(sheet, out)

@@ -8,7 +8,6 @@ OUT/report.html          the report
 """
 
 import dataclasses
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -38,6 +37,7 @@ from fastclr.train.run_folder import FILES
 from fastclr.train.run_log import read_metrics
 from pipelines import BetonReader
 from pipelines.convert import Source, convert, open_source
+from pipelines.cores import cores
 
 DRAWN = 4000
 """Training pictures that are drawn, and that the recipe's epochs are meant for."""
@@ -113,7 +113,7 @@ def run_demo(settings: Settings, console: Console) -> Done:
     with clock.stage("convert") as notes:
         start = time.perf_counter()
         reports = [
-            convert(source, file, workers=_cores(), seed=settings.seed)
+            convert(source, file, workers=cores(), seed=settings.seed)
             for source, file in zip(sources, files, strict=True)
         ]
         written = sum(report.written for report in reports)
@@ -205,7 +205,7 @@ def _sources(settings: Settings, clock: Clock) -> tuple[str, Source, Source]:
     counts = settings.images, max(len(SHAPES), settings.images // 4)
     with clock.stage("draw") as notes:
         for number, (folder, count) in enumerate(zip(folders, counts, strict=True)):
-            draw_folder(folder, count, seed=2 * settings.seed + number, workers=_cores())
+            draw_folder(folder, count, seed=2 * settings.seed + number, workers=cores())
         notes.append(f"{sum(counts):,} pictures of {len(SHAPES)} shapes")
     title = f"{counts[0]:,} drawn pictures of {len(SHAPES)} shapes"
     return title, open_source([str(folders[0])]), open_source([str(folders[1])])
@@ -230,10 +230,6 @@ def _clear_run(run: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _hardware(config: Config) -> str:
     if config.train.device.startswith("cuda"):
         return torch.cuda.get_device_name(config.train.device)
@@ -254,7 +250,7 @@ def _environment(config: Config) -> list[tuple[str, str]]:
         processor = names[0].strip() if names else processor
     packages = ("torch", "numpy", "numba", "simplejpeg")
     return [
-        ("processor", f"{processor}, {_plural(_cores(), 'core')}"),
+        ("processor", f"{processor}, {_plural(cores(), 'core')}"),
         ("trained on", f"{_hardware(config)}, {config.train.precision}"),
         ("system", f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
         (

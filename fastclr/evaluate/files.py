@@ -54,7 +54,7 @@ class Frozen:
             "spec": spec,
             "order": "sequential",
             "drop_last": False,
-            "num_threads": self.num_threads or (1 if self.device.type == "cpu" else None),
+            "num_threads": 1 if self.num_threads is None and self.device.type == "cpu" else self.num_threads,
             "device": self.device,
             "dtype": torch.float32 if self.autocast is None else None,
             **changes,

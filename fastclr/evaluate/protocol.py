@@ -52,6 +52,11 @@ class Protocol:
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be positive")
 
+    @property
+    def passes_made(self) -> int:
+        """Of fewer epochs than passes, one each."""
+        return min(self.passes, self.epochs)
+
 
 def evaluate_files(
     model: Frozen,
@@ -113,7 +118,9 @@ def evaluate_files(
             probe = _probe_new_views if protocol.new_views else _probe_passes
             results["linear"] = {
                 "top1": probe(model, train, protocol, test_features, test_labels, num_classes),
-                "views": "new in every epoch" if protocol.new_views else f"{protocol.passes} passes in turn",
+                "views": "new in every epoch"
+                if protocol.new_views
+                else f"{protocol.passes_made} passes in turn",
                 "epochs": protocol.epochs,
                 "batch_size": protocol.batch_size,
                 "base_lr": protocol.base_lr,
@@ -143,9 +150,9 @@ def _probe_passes(
     labelled = labelled_samples(train)
     passes = [
         model.features(
-            train, model.crop_flip(), epoch, labelled, f"augmented pass {epoch + 1} of {protocol.passes}"
+            train, model.crop_flip(), epoch, labelled, f"augmented pass {epoch + 1} of {protocol.passes_made}"
         )
-        for epoch in range(min(protocol.passes, protocol.epochs))
+        for epoch in range(protocol.passes_made)
     ]
     return linear_probe(
         torch.stack([features for features, _ in passes]),

@@ -4,7 +4,6 @@ Both are written to a hidden file that is synced and renamed, so whatever happen
 is a whole file.
 """
 
-import errno
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -181,7 +180,7 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     if path.is_dir():
         path = path / "encoder.safetensors"
     if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, "no encoder here; `fastclr train` writes one", str(path))
+        raise FileNotFoundError(f"{path}: no encoder here; `fastclr train` writes one")
     try:
         with safe_open(path, framework="pt") as file:
             weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

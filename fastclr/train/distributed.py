@@ -82,8 +82,13 @@ def ranks_from_env() -> Ranks:
     return Ranks(rank, world_size, local_rank, local_world_size, job, restarts)
 
 
-def pick_device(name: str, ranks: Ranks) -> torch.device:
-    """The device of this rank: `name` is "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
+def pick_device(name: str, ranks: Ranks, option: str = "--train.device") -> torch.device:
+    """The device of this rank.
+
+    Args:
+        name: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
+        ranks: of the run.
+        option: what the user calls the setting, for messages.
 
     Raises:
         ValueError: a GPU that this machine does not have; one GPU for several ranks.
@@ -95,15 +100,15 @@ def pick_device(name: str, ranks: Ranks) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"train.device is {name!r}; it must be auto, cpu, cuda or cuda:N")
+        raise ValueError(f"{option} is {name!r}; it must be auto, cpu, cuda or cuda:N")
     if device.type == "cpu":
         return device
     if not torch.cuda.is_available():
-        raise ValueError(f"train.device is {name!r}, but torch sees no GPU here; use --train.device cpu")
+        raise ValueError(f"{option} is {name!r}, but torch sees no GPU here; use {option} cpu")
     if device.index is not None and ranks.local_world_size > 1:
         raise ValueError(
-            f"train.device is {name!r}, one GPU, and torchrun started {ranks.local_world_size} ranks here; "
-            f"use --train.device cuda: each takes its own"
+            f"{option} is {name!r}, one GPU, and torchrun started {ranks.local_world_size} ranks here; "
+            f"use {option} cuda: each takes its own"
         )
     index = ranks.local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():

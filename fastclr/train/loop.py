@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any, TypeVar
@@ -16,22 +15,21 @@ from fastclr.config import Config, flatten
 from fastclr.loss import contrastive_metrics
 from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
 from fastclr.train.checkpoint import differences, export_encoder, restore, run_state, save_checkpoint
-from fastclr.train.collective import agree, data_parallel, from_main, mean_over_ranks
+from fastclr.train.collective import agree, from_main, mean_over_ranks
 from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
 from fastclr.train.memory import check_memory
 from fastclr.train.meter import Meter, NotFinite
 from fastclr.train.parts import (
     check_batch,
     check_graph,
-    loss_function,
     make_loader,
     make_model,
     make_optimizer,
+    make_step,
     resolve,
 )
 from fastclr.train.run_folder import CHECKPOINT, ENCODER, new_run, saved_run, write_config
 from fastclr.train.run_log import RunLog
-from fastclr.train.step import CapturedStep, EagerStep
 from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
 
@@ -108,18 +106,13 @@ def _train(
     model = make_model(config.model).to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
         check_memory(config, model, ranks.local_world_size, ranks.world_size)
-    in_parts = config.train.micro_batch is not None
-    forward = data_parallel(model, ranks, compiled=config.train.compile, accumulates=in_parts)
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, config.train.precision == "bfloat16")
 
     num_images, batch_size = len(loader.reader), config.train.batch_size
     total = num_steps(num_images, config.train.epochs, batch_size)
     warmup = num_warmup_steps(num_images, config.optim.warmup_epochs, batch_size)
     peak_lr = scaled_lr(config.optim.base_lr, batch_size, config.optim.scaling)
     optimizer = make_optimizer(config.optim, model, peak_lr)
-    loss_of = loss_function(config.loss, ranks.group)
-    eager = EagerStep(forward, loss_of, optimizer, autocast, config.train.micro_batch)
-    take_step = CapturedStep(eager) if config.train.graph else eager
+    take_step = make_step(config, model, optimizer, ranks, device)
 
     def save(step: int) -> None:
         _check_finite(model, step)

@@ -1,8 +1,8 @@
 """From a config to the parts of a run: what `auto` means here, model, loss and optimizer."""
 
 import dataclasses
-import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -12,8 +12,11 @@ from fastclr.config import Config, LossConfig, ModelConfig, OptimConfig, TrainCo
 from fastclr.loss import margin_triplet, nt_logistic, nt_xent
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.optim import LARS
+from fastclr.train.collective import data_parallel
 from fastclr.train.distributed import Ranks
+from fastclr.train.step import CapturedStep, EagerStep
 from pipelines import BetonReader, TwoViewLoader
+from pipelines.cores import cores
 
 RESIDENT_BYTES = 1 << 30
 """Up to this size a decoded data set is held in memory."""
@@ -28,8 +31,7 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
         config, reader, device: of the run.
         local_ranks: processes of the run on this machine, which share its cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // local_ranks)
+    own_cores = max(1, cores() // local_ranks)
     on_cpu = device.type == "cpu"
     engine, stem, precision = config.data.engine, config.model.stem, config.train.precision
     if engine == "auto":
@@ -40,9 +42,11 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
     # a CPU's training step takes far longer than its views: one thread keeps up, more would disturb it
-    loader_threads = config.data.threads or (1 if on_cpu else cores)
+    loader_threads = config.data.threads or (1 if on_cpu else own_cores)
     # a step's threads wait for each other: one that shares its core with the loader would hold all of them up
-    step_threads = config.train.threads or (cores - loader_threads if on_cpu and cores > 2 else cores)
+    step_threads = config.train.threads or (
+        own_cores - loader_threads if on_cpu and own_cores > 2 else own_cores
+    )
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, engine=engine, threads=loader_threads),
@@ -122,6 +126,21 @@ def make_model(config: ModelConfig) -> SimCLR:
         encoder.feature_width, config.head, config.head_layers, config.head_hidden, config.head_out
     )
     return SimCLR(encoder, head)
+
+
+def make_step(
+    config: Config, model: SimCLR, optimizer: torch.optim.Optimizer, ranks: Ranks, device: torch.device
+) -> EagerStep | CapturedStep:
+    """What a training step calls, (views, lr) → (loss, z); the config must be resolved.
+
+    The model's batch norms become global ones where there are several ranks; its parameters stay the same.
+    """
+    train = config.train
+    forward = data_parallel(model, ranks, compiled=train.compile, accumulates=train.micro_batch is not None)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, train.precision == "bfloat16")
+    loss_of = loss_function(config.loss, ranks.group)
+    eager = EagerStep(forward, loss_of, optimizer, autocast, train.micro_batch)
+    return CapturedStep(eager) if train.graph else eager
 
 
 def loss_function(config: LossConfig, group: dist.ProcessGroup | None = None) -> Callable[[Tensor], Tensor]:

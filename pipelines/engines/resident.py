@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import psutil
@@ -85,11 +84,15 @@ def resident(
     sampler: Sampler,
     num_threads: int,
     device: torch.device | str = "cpu",
-    **options: Any,
+    augment: bool | None = None,
+    prefetch: int = 2,
 ) -> Engine:
-    """The set in the memory of the device that the views are wanted on."""
+    """The set in the memory of the device that the views are wanted on.
+
+    On a GPU a batch is cropped when it is asked for, so nothing is prefetched, and augmented by the stage behind.
+    """
     if torch.device(device).type == "cpu":
-        return ResidentEngine(reader, sampler, num_threads, device, **options)
+        return ResidentEngine(reader, sampler, num_threads, device, augment, prefetch)
     from pipelines.engines.resident_gpu import ResidentGpuEngine  # needs Triton
 
-    return ResidentGpuEngine(reader, sampler, num_threads, device, **options)
+    return ResidentGpuEngine(reader, sampler, num_threads, device)

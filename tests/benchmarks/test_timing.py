@@ -7,7 +7,7 @@ import pytest
 import torch
 from triton_support import on_gpu
 
-from benchmarks.timing import NotMeasured, Variant, captured, measure, need, pick_device
+from benchmarks.timing import NotMeasured, Variant, captured, measure, need
 
 CPU = torch.device("cpu")
 
@@ -90,16 +90,6 @@ def test_missing_packages_are_named_with_what_installs_them():
     need("torch")
     with pytest.raises(NotMeasured, match=r"nosuchpeer is not installed: pip install 'fastclr\[bench\]'"):
         need("nosuchpeer")
-
-
-def test_devices():
-    assert pick_device("cpu") == CPU
-    with pytest.raises(ValueError, match="must be auto, cpu, cuda"):
-        pick_device("tpu")
-    if not torch.cuda.is_available():
-        assert pick_device("auto") == CPU
-        with pytest.raises(ValueError, match="torch sees no GPU here"):
-            pick_device("cuda")
 
 
 @on_gpu

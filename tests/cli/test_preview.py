@@ -37,6 +37,20 @@ def test_the_views_can_be_a_recipes(tiny_file, tmp_path, capsys):
     out = tmp_path / "views.png"
     assert main(["preview", str(tiny_file), "--out", str(out), "--recipe", str(recipe), "--rows", "1"]) == 0
     assert out.exists()
+    capsys.readouterr()
+
+    def sheet(*more: str) -> np.ndarray:
+        assert main(["preview", str(tiny_file), "--out", str(out), "--rows", "3", *more]) == 0
+        return np.asarray(Image.open(out))
+
+    views = sheet("--recipe", str(recipe))
+    recipe.write_text(recipe.read_text().replace("[train]", "[train]\nseed = 7"))
+    other = sheet("--recipe", str(recipe))
+    assert (views != other).any()
+    assert (views == sheet("--recipe", str(recipe), "--seed", "0")).all()
+    recipe.write_text(recipe.read_text() + '\n[data]\norder = "sequential"\n')
+    in_order = sheet("--recipe", str(recipe))
+    assert (in_order == sheet("--recipe", str(recipe), "--indices", "0", "1", "2")).all()
     assert main(["preview", str(tiny_file), "--out", str(out), "--recipe", "no-such"]) == 2
     assert "no recipe 'no-such'" in capsys.readouterr().err
 

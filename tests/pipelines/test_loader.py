@@ -1,6 +1,7 @@
 """TwoViewLoader: the same indices, numbers and pixels whatever the threads, the ranks and the interruptions."""
 
 import gc
+import os
 import threading
 import time
 from dataclasses import replace
@@ -32,6 +33,31 @@ def assert_same(ours: list[tuple], theirs: list[tuple]) -> None:
     assert [batch[:4] for batch in ours] == [batch[:4] for batch in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one[4], other[4])
+
+
+def test_options_of_the_engine(tiny_beton):
+    with loader(tiny_beton, engine_options={"prefetch": 5}) as ours:
+        assert ours._engine.prefetch == 5
+    with pytest.raises(ValueError, match="engine native has no option 'prefecth'; it has augment, prefetch"):
+        loader(tiny_beton, engine_options={"prefecth": 5})
+    with pytest.raises(ValueError, match="engine torchvision has no option 'prefetch'; it has none"):
+        loader(tiny_beton, engine="torchvision", engine_options={"prefetch": 5})
+
+
+def test_a_system_that_does_not_say_where_a_process_may_run(tiny_beton, monkeypatch):
+    """macOS, for one."""
+    monkeypatch.delattr("os.sched_getaffinity")
+    with loader(tiny_beton, num_threads=None) as ours:
+        assert ours._engine.num_threads == os.cpu_count()
+
+
+def test_epochs_that_have_no_numbers(tiny_beton):
+    with loader(tiny_beton) as ours:
+        for epoch in (-1, 1 << 32):
+            with pytest.raises(ValueError, match="epoch must be in"):
+                ours.set_epoch(epoch)
+        ours.set_epoch((1 << 32) - 1)
+        assert next(iter(ours)).epoch == (1 << 32) - 1
 
 
 @pytest.mark.parametrize("engine", HOST_ENGINES)

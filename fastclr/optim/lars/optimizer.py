@@ -150,7 +150,7 @@ def _why_not_fused(params: list[Tensor]) -> str | None:
         return "triton is not installed"
     for p in params:
         if not p.is_cuda or p.dtype != torch.float32:
-            return f"it needs float32 parameters on a CUDA device, and got {p.dtype} on {p.device}; take impl auto"
+            return f"the parameters are {p.dtype} on {p.device}, and it needs float32 on a CUDA device"
     return None
 
 

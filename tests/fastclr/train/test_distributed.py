@@ -79,11 +79,13 @@ def test_device_names():
     assert pick_device("cpu", Ranks()) == cpu
     assert pick_device("auto", Ranks()) == (torch.device("cuda", 0) if torch.cuda.is_available() else cpu)
     for name in ("tpu", "meta", "mps"):
-        with pytest.raises(ValueError, match=f"train.device is '{name}'; it must be auto, cpu, cuda"):
+        with pytest.raises(ValueError, match=f"--train.device is '{name}'; it must be auto, cpu, cuda"):
             pick_device(name, Ranks())
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"torch sees no GPU here; use --train.device cpu"):
             pick_device("cuda", Ranks())
+        with pytest.raises(ValueError, match=r"--device is 'cuda:1', but .*; use --device cpu"):
+            pick_device("cuda:1", Ranks(), "--device")
     else:
         with pytest.raises(ValueError, match="there is no GPU 99"):
             pick_device("cuda:99", Ranks())
