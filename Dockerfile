@@ -1,5 +1,5 @@
 # docker build -t fastclr .
-# docker run --gpus all --ipc=host -v /data:/data -v "$PWD/runs:/runs" fastclr train imagenet-rn50-100ep --train /data/train.beton --out /runs/rn50
+# docker run --gpus all --ipc=host -v /data:/data -v "$PWD/runs:/runs" fastclr train …: see deploy/docker.md
 #
 # torch's wheels bring their own CUDA libraries, so the base image needs none; the driver is the host's.
 FROM python:3.11-slim-bookworm

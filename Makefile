@@ -38,4 +38,4 @@ gpu-check: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.gpu_check $(if $(OUT),--out '$(OUT)')
 
 clean:
-	rm -rf $(VENV) build dist demo runs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

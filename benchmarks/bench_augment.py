@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from benchmarks.floors import augment_s
+from benchmarks.inputs import drawn_crops
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
 from benchmarks.timing import Function, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
 from fastclr.train.distributed import Ranks, pick_device
 from pipelines.augment import reference
-from pipelines.batch import BatchPlan, Crops
-from pipelines.views import ViewSpec, draw_views
+from pipelines.batch import Crops
+from pipelines.views import ViewSpec
 
 COLUMNS: tuple[Column, ...] = (
     ("images/s", "images_per_s", "count"),
@@ -115,21 +115,6 @@ def _group(
             timing.figures["views_per_s"] = num_views / timing.median_s
         rows.append(row_of(timing, floor, target))
     return rows
-
-
-def drawn_crops(spec: ViewSpec, batch_size: int, device: torch.device, seed: int = 0) -> Crops:
-    """Smooth pictures with some noise, uint8 [V, B, S, S, 3] on the device, and their drawn numbers."""
-    generator = torch.Generator(device).manual_seed(seed)
-    shape = (spec.views, batch_size, 3)
-    coarse = torch.rand(spec.views * batch_size, 3, 7, 7, generator=generator, device=device)
-    pixels = torch.nn.functional.interpolate(coarse, (spec.size, spec.size), mode="bicubic") * 255
-    pixels += 4 * torch.randn(pixels.shape, generator=generator, device=device)
-    pixels = (
-        pixels.clamp(0, 255).byte().view(*shape, spec.size, spec.size).permute(0, 1, 3, 4, 2).contiguous()
-    )
-    indices, sides = np.arange(batch_size), np.full(batch_size, 2 * spec.size)
-    plan = BatchPlan(0, 0, indices, draw_views(spec, seed, 0, indices, sides, sides))
-    return Crops(plan, pixels if device.type == "cuda" else pixels.numpy())
 
 
 def _variants(crops: Crops, spec: ViewSpec, dtype: torch.dtype, device: torch.device) -> list[Variant]:

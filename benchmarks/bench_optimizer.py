@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.floors import lars_s
+from benchmarks.inputs import random_parameters
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
 from benchmarks.timing import Function, NotMeasured, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
@@ -144,14 +145,3 @@ def _need_apex() -> None:
         raise NotMeasured(
             "NVIDIA apex is not here: docker run --gpus all nvcr.io/nvidia/pytorch:25.06-py3 has it, no package index"
         ) from None
-
-
-def random_parameters(shapes: list[torch.Size], device: torch.device) -> list[Tensor]:
-    """Weights of the size that initialisation gives, each with a gradient."""
-    generator = torch.Generator(device).manual_seed(0)
-    params = []
-    for shape in shapes:
-        p = (0.05 * torch.randn(shape, generator=generator, device=device)).requires_grad_()
-        p.grad = 0.01 * torch.randn(shape, generator=generator, device=device)
-        params.append(p)
-    return params

@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks.bench_augment import drawn_crops
-from benchmarks.bench_optimizer import random_parameters
+from benchmarks.inputs import drawn_crops, random_parameters
 from benchmarks.timing import NotMeasured, need
 from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, convert_batchnorm, projector, resnet

@@ -120,7 +120,6 @@ def measure(
     rounds: int = 5,
     turn_s: float = 0.1,
     calls: int | None = None,
-    flush: bool = True,
     together: bool = False,
 ) -> list[Timing]:
     """Time each variant in turns.  One that fails keeps its reason, and the others go on.
@@ -131,13 +130,12 @@ def measure(
         rounds: turns of each variant.
         turn_s: seconds that a turn takes, about; at least three calls.
         calls: calls of a turn, instead of `turn_s`: ranks that wait for each other must agree on them.
-        flush: on a GPU, empty the L2 cache of a call's inputs before it.
         together: time a turn's calls as one, as a loop runs them, and divide: what happens only now and then
-            (waiting for data) counts then too, and nothing is flushed.
+            (waiting for data) counts then too.  Otherwise a GPU's L2 cache is emptied of a call's inputs before it.
     """
     timings = [Timing(v.name, device_name(device), _method(v, device), v.note) for v in variants]
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        cleaner = _Cleaner(device) if flush and device.type == "cuda" else None
+        cleaner = _Cleaner(device) if device.type == "cuda" else None
         functions: list[tuple[Function, int] | None] = []
         for variant, timing in zip(variants, timings, strict=True):
             functions.append(_attempt(timing, partial(_prepare, variant, timing, device, turn_s, calls)))

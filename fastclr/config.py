@@ -1,6 +1,6 @@
 """Config: everything that decides what a training run computes, as dataclasses that a TOML recipe fills.
 
-Only `fastclr.cli` and `fastclr.train.loop` read it; library functions take plain keyword values.  The section
+Commands and `fastclr.train` read it; model, loss, optimizer and evaluation take plain keyword values.  The section
 `views` is `pipelines.ViewSpec` itself.
 """
 
@@ -20,7 +20,7 @@ def _need(condition: bool, name: str, value: object, what: str) -> None:
 class DataConfig:
     """How the file is read."""
 
-    engine: str = "auto"
+    engine: Literal["auto", "native", "resident", "ffcv", "dali", "torchvision"] = "auto"
     """Engine that decodes and crops; auto: resident where the decoded images take at most 1 GiB, else native."""
     order: Literal["random", "sequential", "blocks"] = "random"
     """Order of the samples in an epoch; blocks is for files larger than memory."""
@@ -78,6 +78,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _need(self.temperature > 0, "loss.temperature", self.temperature, "positive")
+        _need(0 < self.margin < 2, "loss.margin", self.margin, "above 0 and below 2")
         _need(self.scale > 0, "loss.scale", self.scale, "positive")
 
 
@@ -87,8 +88,8 @@ class OptimConfig:
 
     name: Literal["lars", "sgd", "adamw"] = "lars"
     """LARS; or SGD with Nesterov momentum or AdamW for small batches."""
-    impl: str = "auto"
-    """Implementation of LARS."""
+    impl: Literal["auto", "reference", "fused", "apex"] = "auto"
+    """Implementation of LARS; auto: fused on a GPU, else the reference."""
     form: Literal["authors", "popular", "port"] = "authors"
     """LARS as in the authors' code, or as the common PyTorch ports have it."""
     base_lr: float = 0.3
@@ -109,6 +110,7 @@ class OptimConfig:
         _need(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
         _need(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to 1, less than 1")
         _need(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        _need(self.trust_coefficient > 0, "optim.trust_coefficient", self.trust_coefficient, "positive")
 
 
 @dataclass(frozen=True)

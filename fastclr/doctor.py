@@ -165,7 +165,7 @@ def _version(package: str) -> str | None:
 
 
 def _engines() -> Iterator[Check]:
-    """Every engine makes one batch; FFCV, which compiles for half a minute first, is only made."""
+    """Every engine makes one batch; FFCV, which compiles for some seconds first, is only made."""
     fixes = {"ffcv": ffcv.INSTALL, "dali": _dali_fix()}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     with tempfile.TemporaryDirectory(prefix="fastclr-doctor-") as folder:
@@ -187,7 +187,7 @@ def _one_batch(name: str, reader: BetonReader, sampler: Sampler, device: str) ->
     engine = ENGINES[name](reader, sampler, num_threads=1, device=torch.device(device))
     try:
         if name == "ffcv":
-            return "installed; not run, it compiles for half a minute"
+            return "installed; not run, it compiles for some seconds"
         count = sum(len(crops.plan.indices) for crops in engine.run(sampler.plans(0)))
     finally:
         engine.close()

@@ -1,4 +1,4 @@
-"""Images for all tests: drawn here, or from the archives in ../shared/data, where those are present."""
+"""Images for all tests: drawn here, or from archives of photos, where those are present."""
 
 import atexit
 import importlib
@@ -26,13 +26,13 @@ import simplejpeg  # noqa: E402
 
 from pipelines.convert import Encoding, FolderSource, convert, open_source  # noqa: E402
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+TEST_DATA = Path(os.environ.get("FASTCLR_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 def _unpack(archive: str, folder: Path) -> Path:
-    path = SHARED_DATA / archive
+    path = TEST_DATA / archive
     if not path.exists():
-        pytest.skip(f"needs {archive} in ../shared/data")
+        pytest.skip(f"needs {archive} in {TEST_DATA}: FASTCLR_TEST_DATA names another folder")
     with tarfile.open(path) as tar:
         tar.extractall(folder, filter="data")
     return folder

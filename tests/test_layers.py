@@ -42,6 +42,12 @@ def test_layers(layer):
                 assert name != forbidden and not name.startswith(forbidden + "."), f"{path} imports {name}"
 
 
+def test_only_commands_import_commands():
+    for path in (ROOT / "fastclr").rglob("*.py"):
+        if path.parent.name != "cli":
+            assert not [name for name in imports(path) if name.startswith("fastclr.cli")], path
+
+
 def test_files_are_short():
     """One concept a file: past 400 lines it is split."""
     for package in ("pipelines", "fastclr", "benchmarks"):

@@ -17,7 +17,7 @@ from rich.text import Text
 from fastclr.arguments import parse
 from pipelines.beton import sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
-from pipelines.convert.run import COMPARED, compare
+from pipelines.convert.compare import COMPARED, compare
 from pipelines.cores import cores
 
 SHOWN = 5

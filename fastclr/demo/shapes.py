@@ -10,11 +10,10 @@ import colorsys
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -168,9 +167,7 @@ def _texture(color: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator
     return color + np.clip(2 * wave + 0.5, 0, 1)[..., None].astype(np.float32) * (shade - color)
 
 
-def draw_folder(
-    folder: Path, count: int, seed: int, workers: int = 1, progress: Callable[[int], None] | None = None
-) -> None:
+def draw_folder(folder: Path, count: int, seed: int, workers: int = 1) -> None:
     """Draw `count` JPEGs into class folders, the classes in turn: folder/<shape>/00000.jpg, …
 
     A picture depends on the seed and its number alone.
@@ -180,7 +177,6 @@ def draw_folder(
         count: pictures.
         seed: another one draws another set, e.g. one for training and one for testing.
         workers: processes; 1 draws in this one, and so do fewer than 100 pictures.
-        progress: called with the number of pictures drawn so far.
 
     Raises:
         OSError: a picture can't be written.
@@ -192,14 +188,15 @@ def draw_folder(
     chunks = [range(low, min(low + 100, count)) for low in range(0, count, 100)]
     draw = partial(_draw_chunk, folder, seed)
     if workers == 1 or len(chunks) == 1:
-        _report(map(draw, chunks), progress)
+        for chunk in chunks:
+            draw(chunk)
         return
     # spawned, not forked: the parent may have threads, whose locks a fork would copy in whatever state
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         with _deaf_children():
             drawn = pool.map(draw, chunks)
         try:
-            _report(drawn, progress)
+            list(drawn)  # raises what a process has raised
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -218,16 +215,9 @@ def _deaf_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _report(drawn: Iterable[int], progress: Callable[[int], None] | None) -> None:
-    for done in accumulate(drawn):
-        if progress:
-            progress(done)
-
-
-def _draw_chunk(folder: Path, seed: int, numbers: range) -> int:
+def _draw_chunk(folder: Path, seed: int, numbers: range) -> None:
     names = list(SHAPES)
     for number in numbers:
         name = names[number % len(names)]
         picture = draw_image(SHAPES[name], np.random.default_rng((seed, number)))
         picture.save(folder / name / f"{number // len(names):05d}.jpg", quality=90)
-    return len(numbers)

@@ -20,6 +20,8 @@ from pipelines import TwoViewLoader
 from pipelines.beton.atomic import replacing
 
 FORMAT = "fastclr checkpoint 1"
+ENCODER = "encoder.safetensors"
+"""In a run folder."""
 STATE_KEYS = {"step", "identity", "model", "optimizer", "loader", "random"}
 ENCODER_KEYS = ("depth", "width", "stem", "sk_ratio", "size", "mean", "std")
 """What the metadata of an encoder file must hold for it to be rebuilt and fed."""
@@ -178,7 +180,7 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "encoder.safetensors"
+        path = path / ENCODER
     if not path.exists():
         raise FileNotFoundError(f"{path}: no encoder here; `fastclr train` writes one")
     try:

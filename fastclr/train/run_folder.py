@@ -20,9 +20,9 @@ from typing import Any
 from fastclr import __version__
 from fastclr.config import Config
 from fastclr.recipes import CONFIG, to_toml
-from fastclr.train.checkpoint import atomic_write, load_checkpoint
+from fastclr.train.checkpoint import ENCODER, atomic_write, load_checkpoint
 
-CHECKPOINT, ENCODER, METRICS = "last.pt", "encoder.safetensors", "metrics.jsonl"
+CHECKPOINT, METRICS = "last.pt", "metrics.jsonl"
 FILES = (CHECKPOINT, ENCODER, CONFIG, METRICS)
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "simplejpeg", "safetensors")
 

@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from torch.utils.tensorboard import SummaryWriter
 
+from fastclr.train.run_folder import METRICS
+
 PLAIN_EVERY_S = 10.0
 """Where stdout is no terminal, seconds between two printed lines."""
 
@@ -21,7 +23,7 @@ class RunLog:
     """Writes each record to the run folder and shows it to the user.
 
     Args:
-        folder: the run folder, which exists; None: neither files nor a line (ranks that are not the first).
+        folder: the run folder, which exists.
         step: steps done before; later records of an earlier life of the run are dropped.
         total_steps: steps of the whole run.
     """
@@ -30,7 +32,7 @@ class RunLog:
         self._total_steps = total_steps
         self._first_step, self._since = step, time.perf_counter()
         self._printed = -PLAIN_EVERY_S
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         _keep_until(path, step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed in close()
         with suppress(OSError):  # some network's file system has no locks
@@ -88,7 +90,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: the folder holds no run.
     """
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -5,20 +5,18 @@ threads keep the cores as busy, start at once, and leave no orphan when the job 
 """
 
 import platform
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from pipelines.beton import BetonWriter
@@ -26,9 +24,6 @@ from pipelines.beton.sidecar import FORMAT, write_sidecar
 from pipelines.convert.encode import Encoding, Stored, encode
 from pipelines.convert.sources import Source
 from pipelines.views.philox import philox4x32, split_seed
-
-COMPARED = 64
-"""Samples that `compare` encodes and decodes."""
 
 _ORDER_STREAM = (1 << 31) + 2
 """First counter word of the keys of the file's order; an epoch's order has others."""
@@ -91,7 +86,7 @@ def convert(
     written = np.zeros(report.found, bool)
     numbers = file_order(report.found, seed) if order == "shuffled" else np.arange(report.found)
     with BetonWriter(out, report.found, encoding.max_side) as writer:
-        with _without_warnings(), closing(_encoded(source, numbers, encoding, workers)) as stream:
+        with without_warnings(), closing(encoded(source, numbers, encoding, workers)) as stream:
             for done, (number, result) in enumerate(stream, 1):
                 if isinstance(result, Exception):
                     _leave_out(report, source.item(number), result, on_error)
@@ -121,7 +116,7 @@ def file_order(num_images: int, seed: int) -> np.ndarray:
     return np.argsort(high << np.uint64(32) | low, kind="stable")
 
 
-def _encoded(
+def encoded(
     source: Source, numbers: np.ndarray, encoding: Encoding, workers: int
 ) -> Generator[tuple[int, Stored | Exception], None, None]:
     """Every image's number, and what is to be stored of it or why it cannot be, in the order of `numbers`."""
@@ -144,7 +139,7 @@ def _encoded(
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Pillow's, about tags and sizes that do not matter here; set in one thread, they hold for all."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -215,55 +210,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         return "not installed"
-
-
-_WAYS: tuple[Literal["keep", "recompress"], ...] = ("keep", "recompress")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One way to store the compared samples."""
-
-    name: str
-    mean_bytes: float
-    """Per image."""
-    images_per_s: float
-    """Decoded by one thread."""
-
-
-def compare(source: Source, encoding: Encoding, seed: int = 0, workers: int = 1) -> list[Comparison]:
-    """What `keep` and `recompress` would cost: size and decoding speed of up to 64 random samples.
-
-    Returns:
-        One row for "keep" and one for "recompress"; none where no sample could be read.
-    """
-    keep, new = (replace(encoding, jpeg=way, mode="jpg", verify="full") for way in _WAYS)
-    stored: dict[str, list[bytes]] = {way: [] for way in _WAYS}
-    numbers = file_order(len(source.labels), seed)[:COMPARED]
-    with _without_warnings(), closing(_encoded(source, numbers, keep, workers)) as stream:
-        for _, result in stream:
-            if isinstance(result, Stored) and isinstance(result.image, bytes):
-                stored["keep"].append(result.image)
-                # what cannot be kept is stored in the same way either time
-                again = encode(result.image, new).image if result.kept else result.image
-                assert isinstance(again, bytes)
-                stored["recompress"].append(again)
-    if not stored["keep"]:
-        return []
-    rate = dict.fromkeys(stored, 0.0)
-    for _ in range(3):  # in turns, the best of each: other programs disturb both alike
-        for jpeg, images in stored.items():
-            rate[jpeg] = max(rate[jpeg], _decode_rate(images))
-    return [
-        Comparison(jpeg, sum(map(len, images)) / len(images), rate[jpeg]) for jpeg, images in stored.items()
-    ]
-
-
-def _decode_rate(images: list[bytes], seconds: float = 0.05) -> float:
-    """Images per second, over at least one pass and `seconds`."""
-    count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds or not count:
-        for image in images:
-            simplejpeg.decode_jpeg(image)
-        count += len(images)
-    return count / elapsed

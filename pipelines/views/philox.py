@@ -13,13 +13,12 @@ _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 
-def philox4x32(counter: tuple, key: tuple[int, int], rounds: int = 10) -> tuple[np.ndarray, ...]:
+def philox4x32(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
     """Four 32-bit words per counter.
 
     Args:
         counter: four arrays or integers in [0, 2³²), broadcast against each other: c0, c1, c2, c3.
         key: two integers in [0, 2³²).
-        rounds: 10 as published; fewer rounds are not tested for quality.
 
     Returns:
         Four uint64 arrays of the broadcast shape, each value in [0, 2³²).
@@ -29,7 +28,7 @@ def philox4x32(counter: tuple, key: tuple[int, int], rounds: int = 10) -> tuple[
     """
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word, np.uint64) for word in counter))
     k0, k1 = key
-    for _ in range(rounds):
+    for _ in range(10):
         product0 = c0 * _MULTIPLIER[0]
         product1 = c2 * _MULTIPLIER[1]
         c0, c1, c2, c3 = (

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bench_augment import Options, drawn_crops, kornia_simclr, run, torchvision_simclr
+from benchmarks.bench_augment import Options, kornia_simclr, run, torchvision_simclr
+from benchmarks.inputs import drawn_crops
 from pipelines.augment import reference
 from pipelines.views import ViewSpec
 

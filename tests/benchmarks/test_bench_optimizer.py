@@ -7,7 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks.bench_optimizer import COLUMNS, Options, random_parameters, resnet_shapes, run
+from benchmarks.bench_optimizer import COLUMNS, Options, resnet_shapes, run
+from benchmarks.inputs import random_parameters
 from benchmarks.kernel_report import print_group
 
 

@@ -8,7 +8,8 @@ import simplejpeg
 
 from pipelines.beton import BetonReader, read_sidecar
 from pipelines.convert import Encoding, FolderSource, convert, open_source
-from pipelines.convert.run import compare, file_order
+from pipelines.convert.compare import compare
+from pipelines.convert.run import file_order
 
 
 class Listed:
