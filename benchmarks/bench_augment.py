@@ -7,9 +7,10 @@ has its numbers drawn beforehand, kornia draws within the call, torchvision draw
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from rich.console import Console
 from torch import Tensor
 
@@ -37,8 +38,8 @@ class Options:
 
     sizes: tuple[int, ...] = (32, 96, 224)
     """Heights and widths of a view, pixels."""
-    batch_size: int = 0
-    """Images, with two views each; default: 256 on a GPU, 8 on a CPU."""
+    batch_size: int | None = None
+    """Images, with two views each; None: 256 on a GPU, 8 on a CPU."""
     threads: int = 1
     """Threads of torch's own operations on a CPU; ours is one thread, of which the loader runs many."""
     rounds: int = 5
@@ -47,8 +48,12 @@ class Options:
     """Seconds of a turn, about."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Path | None = None
-    """Where to write the result: a .json file."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result."""
+
+    def __post_init__(self) -> None:
+        if min(self.rounds, self.threads, self.batch_size or 1) < 1 or self.batch_size == 0:
+            raise ValueError("--rounds, --threads and --batch-size must be at least 1")
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +66,6 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError, OSError: an option that does not fit; the message says which.
     """
-    _check(options)
     device, console = pick_device(options.device, Ranks(), "--device"), Console()
     on_gpu = device.type == "cuda"
     batch_size, dtype = (
@@ -90,11 +94,6 @@ def run(options: Options) -> dict[str, Any]:
         torch.set_num_threads(threads)
     print_targets(console, report)
     return report
-
-
-def _check(options: Options) -> None:
-    if options.rounds < 1 or options.threads < 1 or options.batch_size < 0:
-        raise ValueError("--rounds and --threads must be at least 1, --batch-size not negative")
 
 
 def _group(

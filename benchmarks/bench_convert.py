@@ -35,7 +35,7 @@ Writer = Literal["fastclr", "ffcv"]
 class Options:
     """Measure the conversion of a folder of images, ours and FFCV's."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A folder with one folder of images per class."""
     writers: tuple[Writer, ...] = ("fastclr", "ffcv")
     """Whose writer to measure."""
@@ -44,18 +44,17 @@ class Options:
     max_side: int = 500
     """Longer side of a stored image, pixels."""
     quality: int = 90
-    """Of what is encoded."""
+    """JPEG quality of what is encoded."""
     rounds: int = 3
     """Rounds; every way is taken once in each."""
     workers: int = field(default_factory=cores)
     """Threads of ours, processes of FFCV's."""
     timeout_s: float = 600.0
     """A conversion that takes longer is given up, seconds."""
-    out: Path | None = None
-    """Where to write the result: a .json file."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result."""
 
-    def check(self) -> None:
-        """Raise a ValueError or OSError for what can't be measured."""
+    def __post_init__(self) -> None:
         if min(self.rounds, self.workers, self.images) < 1:
             raise ValueError("--rounds, --workers and --images must be at least 1")
         Encoding(max_side=self.max_side, quality=self.quality)
@@ -103,7 +102,6 @@ class RepeatedFolder(FolderSource):
 def main(argv: list[str]) -> None:
     """Run the command."""
     options = parse(Options, argv, "fastclr bench convert")
-    options.check()
     console = Console()
     ways = [
         Way("fastclr", stores) for stores in ("keep", "recompress", "raw") if "fastclr" in options.writers

@@ -28,7 +28,6 @@ from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.beton.sidecar import read_sidecar
 from pipelines.cores import cores
-from pipelines.engines import ENGINES
 
 What = Literal["crops", "full"]
 CROPS: What = "crops"
@@ -43,13 +42,13 @@ TITLES = {
 class Options:
     """Measure loaders side by side on a file."""
 
-    file: Annotated[Path, tyro.conf.Positional]
-    """A .beton file."""
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]
+    """Images; `fastclr convert` makes the file."""
     folder: Path | None = None
     """The image folder that it was made from: adds torchvision's ImageFolder on the original files."""
     sizes: tuple[int, ...] = (224,)
     """Heights and widths of a view, pixels: one report each, with the size in its name if there are several."""
-    engines: tuple[str, ...] = ("native",)
+    engines: tuple[Literal["native", "resident", "ffcv", "dali", "torchvision"], ...] = ("native",)
     """Our engines to measure."""
     peers: tuple[Literal["torchvision", "ffcv", "dali", "lightly"], ...] = ("torchvision",)
     """What else to measure; a peer whose package is missing gets a row that says how to install it."""
@@ -62,16 +61,11 @@ class Options:
     threads: int = field(default_factory=cores)
     """Threads, or worker processes, of every case."""
     batch_size: int | None = None
-    """Images a batch; default: 64, or less where an epoch would be too short."""
-    out: Path | None = None
-    """Where to write the result: a .json file; the plot goes beside it."""
+    """Images a batch; None: 64, or less where an epoch would be too short."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result; the plot goes beside it."""
 
-    def check(self) -> None:
-        """Raise a ValueError or OSError for what can't be measured."""
-        if unknown := set(self.engines) - set(ENGINES):
-            raise ValueError(
-                f"no engine {', '.join(sorted(unknown))}; --engines takes any of {', '.join(ENGINES)}"
-            )
+    def __post_init__(self) -> None:
         if self.rounds < 1 or self.threads < 1 or (self.batch_size is not None and self.batch_size < 1):
             raise ValueError("--rounds, --threads and --batch-size must be at least 1")
         if not self.sizes or min(self.sizes) < 8:
@@ -85,7 +79,6 @@ class Options:
 def main(argv: list[str]) -> None:
     """Run the command."""
     options = parse(Options, argv, "fastclr bench loader")
-    options.check()
     console = Console()
     with BetonReader(options.file) as reader:
         batch_size = options.batch_size or _batch_size(len(reader))

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+import tyro
 from rich.console import Console
 from torch import Tensor
 
@@ -35,14 +36,17 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Options:
     """NT-Xent forward and backward: ours, lightly's and plain torch's, in turns."""
 
-    rows: tuple[int, ...] = ()
-    """Rows M of z, both views; default: 1024 to 65536 on a GPU, 256 to 1024 on a CPU."""
+    rows: Annotated[
+        tuple[int, ...],
+        tyro.conf.arg(help_behavior_hint="(default: 1024 to 65536 on a GPU, 256 to 1024 on a CPU)"),
+    ] = ()
+    """Rows M of z, both views."""
     width: int = 128
     """Width D of z."""
     temperature: float = 0.1
-    """τ."""
-    dtype: str = "float32"
-    """Of z: float32, float16 or bfloat16."""
+    """τ, which divides the similarities."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of z."""
     compile: bool = True
     """Measure plain torch under torch.compile too, which takes a while to compile."""
     rounds: int = 5
@@ -51,8 +55,14 @@ class Options:
     """Seconds of a turn, about."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Path | None = None
-    """Where to write the result: a .json file."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result."""
+
+    def __post_init__(self) -> None:
+        if any(rows < 4 or rows % 2 for rows in self.rows):
+            raise ValueError(f"--rows are both views of n images: even, and 4 or more; got {self.rows}")
+        if self.rounds < 1 or self.width < 1:
+            raise ValueError("--rounds and --width must be at least 1")
 
 
 def main(argv: list[str]) -> None:
@@ -65,7 +75,6 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError, OSError: an option that does not fit; the message says which.
     """
-    _check(options)
     device, console = pick_device(options.device, Ranks(), "--device"), Console()
     # the sizes with a goal first: a run that is cut short has them
     sizes = options.rows or ((*LOSS, 1024, 4096, 32768) if device.type == "cuda" else (256, 512, 1024))
@@ -78,15 +87,6 @@ def run(options: Options) -> dict[str, Any]:
         print_group(console, report["groups"][-1], COLUMNS)
     print_targets(console, report)
     return report
-
-
-def _check(options: Options) -> None:
-    if options.dtype not in DTYPES:
-        raise ValueError(f"--dtype is {options.dtype!r}; it must be one of {', '.join(DTYPES)}")
-    if any(rows < 4 or rows % 2 for rows in options.rows):
-        raise ValueError(f"--rows are both views of n images: even, and 4 or more; got {options.rows}")
-    if options.rounds < 1 or options.width < 1:
-        raise ValueError("--rounds and --width must be at least 1")
 
 
 def _group(options: Options, num_rows: int, device: torch.device) -> list[dict[str, Any]]:

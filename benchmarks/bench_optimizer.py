@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from rich.console import Console
 from torch import Tensor
 
@@ -25,16 +26,20 @@ SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
 class Options:
     """One LARS step on a ResNet's parameters: ours, lightly's and timm's, in turns."""
 
-    model: str = ""
-    """A torchvision ResNet, whose parameters are taken; default: resnet50 on a GPU, resnet18 on a CPU."""
+    model: str | None = None
+    """A torchvision ResNet, whose parameters are taken; None: resnet50 on a GPU, resnet18 on a CPU."""
     rounds: int = 5
     """Turns of each variant."""
     turn_s: float = 0.1
     """Seconds of a turn, about."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Path | None = None
-    """Where to write the result: a .json file."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError("--rounds must be at least 1")
 
 
 def main(argv: list[str]) -> None:
@@ -47,7 +52,6 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError, OSError: an option that does not fit; the message says which.
     """
-    _check(options)
     device, console = pick_device(options.device, Ranks(), "--device"), Console()
     model = options.model or ("resnet50" if device.type == "cuda" else "resnet18")
     shapes = resnet_shapes(model)
@@ -71,11 +75,6 @@ def run(options: Options) -> dict[str, Any]:
     print_group(console, report["groups"][0], COLUMNS)
     print_targets(console, report)
     return report
-
-
-def _check(options: Options) -> None:
-    if options.rounds < 1:
-        raise ValueError("--rounds must be at least 1")
 
 
 def resnet_shapes(name: str) -> list[torch.Size]:

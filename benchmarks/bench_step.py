@@ -14,10 +14,11 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
+import tyro
 from rich.console import Console
 
 from benchmarks.floors import augment_s, flops_s, lars_s, nt_xent_s
@@ -43,32 +44,44 @@ CPU_SHAPES = (Shape("resnet50-224", 50, 0.25, 64, 2), Shape("resnet18-32", 18, 0
 class Options:
     """One training step of SimCLR, in its pieces and as a whole."""
 
-    only: tuple[str, ...] = ()
-    """resnet50-224, resnet18-32; default: both."""
-    batch_size: int = 0
-    """Source images of a step on each rank; default: 256 and 512 on a GPU, 2 and 8 on a CPU."""
-    size: int = 0
-    """Height and width of a view, pixels; default: 224 and 32, on a CPU 64 and 32."""
-    precision: str = "auto"
-    """float32, bfloat16, or auto: bfloat16 on a GPU."""
-    compile: bool = False
+    only: tuple[Literal["resnet50-224", "resnet18-32"], ...] = ("resnet50-224", "resnet18-32")
+    """Encoder and size of the views."""
+    batch_size: int | None = None
+    """Source images of a step on each rank; None: 256 and 512 on a GPU, 2 and 8 on a CPU."""
+    size: int | None = None
+    """Height and width of a view, pixels; None: 224 and 32, on a CPU 64 and 32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of convolutions and matrix products; auto: bfloat16 on a GPU."""
+    compile: tyro.conf.FlagCreatePairsOff[bool] = False
     """Compile encoder and head with torch.compile."""
     channels_last: bool = True
     """Memory format of weights and views."""
     file: Path | None = None
-    """A .beton file for the step with a loader; default: drawn images, held decoded."""
+    """A .beton file for the step with a loader; None: drawn images, held decoded."""
     engine: str = "auto"
     """Engine of the loader; auto: native for a file, resident for drawn images."""
     threads: int | None = None
-    """Threads of the loader; default: one per core."""
+    """Threads of the loader; None: one per core."""
     rounds: int = 5
     """Turns of each variant."""
-    calls: int = 0
-    """Steps of a turn; default: 20 on a GPU, 3 on a CPU."""
+    calls: int | None = None
+    """Steps of a turn; None: 20 on a GPU, 3 on a CPU."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Path | None = None
-    """Where to write the result: a .json file."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result."""
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "calls", "size", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise ValueError(
+                f"--batch-size is {self.batch_size}; negatives come from the batch, it must be at least 2"
+            )
+        if self.file is not None and not self.file.is_file():
+            raise FileNotFoundError(f"--file {self.file}: no such file")
 
 
 def main(argv: list[str]) -> None:
@@ -81,7 +94,6 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError, OSError: an option that does not fit; the message says which.
     """
-    _check(options)
     ranks = ranks_from_env()
     device = pick_device(options.device, ranks, "--device")
     on_gpu = device.type == "cuda"
@@ -97,7 +109,7 @@ def run(options: Options) -> dict[str, Any]:
     report = new_report("step", settings)
     with process_group(ranks, device), _cudnn_search():
         for shape in GPU_SHAPES if on_gpu else CPU_SHAPES:
-            if options.only and shape.name not in options.only:
+            if shape.name not in options.only:
                 continue
             shape = shape.changed(options.batch_size, options.size)
             rows = _group(options, shape, dtype, ranks, device)
@@ -123,20 +135,6 @@ def _cudnn_search() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def _check(options: Options) -> None:
-    names = [shape.name for shape in GPU_SHAPES]
-    if unknown := set(options.only) - set(names):
-        raise ValueError(f"--only takes {' and '.join(names)}, got {', '.join(sorted(unknown))}")
-    if options.precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"--precision is {options.precision!r}; it must be auto, float32 or bfloat16")
-    if options.rounds < 1 or options.calls < 0 or options.batch_size < 0 or options.size < 0:
-        raise ValueError("--rounds must be at least 1; --calls, --batch-size and --size not negative")
-    if options.file is not None and not options.file.is_file():
-        raise FileNotFoundError(f"--file {options.file}: no such file")
-    if options.batch_size == 1:
-        raise ValueError("--batch-size is 1; negatives come from the batch, it must be at least 2")
 
 
 def _group(

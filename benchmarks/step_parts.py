@@ -42,8 +42,8 @@ class Shape:
     batch_size: int
     """Source images of a step on each rank."""
 
-    def changed(self, batch_size: int, size: int) -> "Shape":
-        """With another batch or size where they are not 0."""
+    def changed(self, batch_size: int | None, size: int | None) -> "Shape":
+        """With another batch or size where they are given."""
         return replace(self, batch_size=batch_size or self.batch_size, size=size or self.size)
 
     def title(self) -> str:

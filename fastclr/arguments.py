@@ -30,7 +30,7 @@ def parse(kind: Callable[..., Any], argv: list[str], prog: str, **options: Any) 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(f"{_one_line(said.getvalue())}; {prog} --help") from None
+        raise ValueError(f"{_one_line(said.getvalue())}; see {prog} --help") from None
 
 
 def call(function: Callable[..., Any], argv: list[str], prog: str, **options: Any) -> Any:
@@ -46,13 +46,21 @@ def call(function: Callable[..., Any], argv: list[str], prog: str, **options: An
 
 def _one_line(box: str) -> str:
     """The text in one of tyro's boxes: its parts, which rules divide, without its title and the hint at --help."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line)[1:-1].strip() for line in box.strip().splitlines()]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box).strip("\n").splitlines()
+    # a border and a space on the left; on the right a border, or nothing where the terminal can't draw one
+    lines = [line[2:].rstrip().removesuffix("│").rstrip() for line in plain]
     parts, part = [], []
     for line in [*lines[1:], ""]:
         if line.strip("─-"):
             part.append(line)
         elif part:
-            parts.append(" ".join(part))
+            parts.append(_text(part))
             part = []
     text = "; ".join(part for part in parts if not part.startswith("For full helptext"))
     return re.sub(r"Error parsing [\w.-]+: ", "", text) or " ".join(box.split())
+
+
+def _text(part: list[str]) -> str:
+    if part[0].startswith("Missing from"):  # then the arguments, and further indented what each is for
+        return "missing " + ", ".join(line.strip() for line in part[1:] if not line.startswith(" " * 8))
+    return " ".join(line.strip() for line in part)

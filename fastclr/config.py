@@ -42,8 +42,7 @@ class ModelConfig:
     width: float = 1.0
     """Multiplier of the channels: 1, 2 or 4 in the paper, less for CPUs."""
     stem: Literal["auto", "imagenet", "cifar", "stride2"] = "auto"
-    """First layers; cifar (3×3, stride 1, no max-pool) is what auto takes for views of at most 32 px; stride2 is the
-    same with stride 2, a quarter of the work, for CPUs."""
+    """First layers; auto: cifar (3×3, stride 1, no pool) up to 32 px; stride2: that with stride 2, for CPUs."""
     sk_ratio: float = 0.0
     """Ratio of SimCLR v2's selective kernels, 0.0625 there, for depth 50 and more; 0: none."""
     head: Literal["none", "linear", "nonlinear"] = "nonlinear"
@@ -122,8 +121,7 @@ class TrainConfig:
     batch_size: int = 4096
     """Images of a step, over all ranks; twice as many views."""
     micro_batch: int | None = None
-    """Images that a rank has in memory at once (GradCache): a large batch on a small GPU, for one forward pass more.
-    Batch norm then sees a micro-batch; None: the whole batch at once."""
+    """Images of a rank in memory at once (GradCache), for one forward pass more; None: the whole batch."""
     seed: int = 0
     """Of the initial weights, the order and the views."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int | None:
         print(
             "\n".join(f"  {name:<10} {TAKES.get(name, ''):<29} {what}" for name, what in BENCHMARKS.items())
         )
+        print("\n`fastclr bench WHAT --help` lists its options.")
         return 0 if argv else 2
     name, *rest = argv
     if name not in BENCHMARKS:

@@ -43,7 +43,7 @@ class Arguments:
     order: Literal["shuffled", "source"] = "shuffled"
     """Order of the file: mixed by the seed, or as the source has it."""
     seed: int = 0
-    """Of the shuffle."""
+    """Seed of the shuffle."""
     workers: int = field(default_factory=cores)
     """Threads that encode; the file is the same for any number."""
     on_error: Literal["skip", "stop"] = "skip"

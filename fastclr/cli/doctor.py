@@ -26,9 +26,8 @@ def doctor(
     """Say what is installed, which engines and kernels can run here, and how fast the disk and the decoder are.
 
     Args:
-        file: measure the decoder on this file's images, and the disk on the file itself; otherwise on a drawn
-            image and a temporary file.
-        json: print one JSON list instead of tables.
+        file: Measure the decoder and the disk on this file, not on a drawn image and a temporary file.
+        json: Print one JSON list instead of tables.
     """
     from fastclr.doctor import examine
 

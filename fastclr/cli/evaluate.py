@@ -37,7 +37,7 @@ def _evaluate(
     ] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        tyro.conf.arg(help="Of the encoder; auto: bfloat16 where the hardware has it."),
+        tyro.conf.arg(help="Precision of the encoder; auto: bfloat16 where the hardware has it."),
     ] = "auto",
     threads: Annotated[
         int | None, tyro.conf.arg(help="Loader threads; None: one on a CPU, one per core beside a GPU.")

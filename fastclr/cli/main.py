@@ -21,7 +21,9 @@ def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     hint = "`fastclr COMMAND --help` lists a command's arguments."
-    return "\n".join(["usage: fastclr COMMAND [arguments] [--debug]", "", *lines, "", hint])
+    return "\n".join(
+        ["usage: fastclr COMMAND [arguments] [--debug]\n       fastclr --version", "", *lines, "", hint]
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,10 @@ def main(argv: list[str]) -> None:
 
 
 def _preview(
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE", help="A .beton file.")],
+    file: Annotated[
+        tyro.conf.Positional[Path],
+        tyro.conf.arg(metavar="FILE.beton", help="Images; `fastclr convert` makes the file."),
+    ],
     out: Annotated[
         Path, tyro.conf.arg(help="Picture to write; its suffix is its format: .png, .jpg, .webp.")
     ],

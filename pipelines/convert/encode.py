@@ -23,16 +23,15 @@ class Encoding:
     """
 
     jpeg: Literal["keep", "recompress"] = "keep"
-    """"keep": a baseline 8-bit gray or YCbCr JPEG within `max_side` is stored byte for byte; "recompress":
-    every image is encoded anew, in the convention of FFCV's ImageNet files."""
+    """"keep": store a baseline JPEG of up to --max-side byte for byte; "recompress": encode all anew, as FFCV does."""
     mode: Literal["jpg", "raw"] = "jpg"
     """"jpg": JPEG files; "raw": decoded pixels, about ten times as large and without a decoder's cost."""
     max_side: int = 500
     """Longer side of a stored image, pixels; larger ones are resized to it (Lanczos, antialiased)."""
     quality: int = 90
-    """Of what is encoded here, 1 to 100; chroma is always 4:2:0."""
+    """JPEG quality of images that are encoded anew, 1 to 100; chroma is always 4:2:0."""
     verify: Literal["full", "header"] = "full"
-    """"full": every JPEG that is stored was decoded, strictly; "header": only its header was read."""
+    """"full": decode every JPEG, strictly, before it is stored; "header": read its header only."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_side <= MAX_SIDE:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import tomllib
+from typing import get_args, get_type_hints
 
 import pytest
 
-from fastclr.config import Config, flatten
+from fastclr.config import Config, DataConfig, OptimConfig, flatten
 from fastclr.optim import scaled_lr
 from fastclr.recipes import FOLDER, from_table, load_recipe, recipe_names, to_toml
 from pipelines.views import ViewSpec
@@ -106,3 +107,15 @@ def test_every_setting_says_what_it_means():
                 n for n, text in enumerate(source.splitlines()) if text.startswith(f"    {key.name}:")
             )
             assert '"""' in source.splitlines()[line + 1], f"{section.name}.{key.name} has no explanation"
+
+
+def test_names_that_stand_for_things_elsewhere():
+    """They are written out in the config and in a benchmark's options, for `--help` to list them at once."""
+    from benchmarks.bench_loader import Options
+    from fastclr.optim.lars.optimizer import IMPLS
+    from pipelines.engines import ENGINES
+
+    engines, impls = get_type_hints(DataConfig)["engine"], get_type_hints(OptimConfig)["impl"]
+    assert get_args(engines) == ("auto", *ENGINES)
+    assert get_args(get_args(get_type_hints(Options)["engines"])[0]) == tuple(ENGINES)
+    assert get_args(impls) == IMPLS
