@@ -10,7 +10,7 @@ import psutil
 from fastclr.config import Config
 from pipelines import BetonReader
 from pipelines.beton.sidecar import read_sidecar
-from pipelines.cores import cores
+from pipelines.host import cores
 
 
 @dataclass(frozen=True)

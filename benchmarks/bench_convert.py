@@ -23,7 +23,7 @@ from benchmarks.report import save
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.convert import Encoding, FolderSource, convert
-from pipelines.cores import cores
+from pipelines.host import cores
 
 COMPARED = 100
 """Images whose pixels are compared with the source."""

@@ -27,7 +27,7 @@ from benchmarks.scaling import measure_scaling, scaling_table
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.beton.sidecar import read_sidecar
-from pipelines.cores import cores
+from pipelines.host import cores
 
 What = Literal["crops", "full"]
 CROPS: What = "crops"

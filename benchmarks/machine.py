@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from pipelines.cores import cores
+from pipelines.host import cores
 
 PACKAGES = (
     "torch",

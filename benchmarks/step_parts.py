@@ -18,8 +18,8 @@ from benchmarks.timing import NotMeasured, need
 from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, convert_batchnorm, projector, resnet
 from fastclr.optim import LARS
-from pipelines.cores import cores
 from pipelines.errors import EngineUnavailable
+from pipelines.host import cores
 from pipelines.views import ViewSpec
 
 TEMPERATURE = 0.1

@@ -19,8 +19,8 @@ import torch
 
 from fastclr.speeds import decode_rate, disk_speed, drawn_jpeg
 from pipelines import BetonReader, BetonWriter, ViewSpec
-from pipelines.cores import cores
 from pipelines.engines import ENGINES, ffcv, turbojpeg
+from pipelines.host import cores
 from pipelines.order import Sampler
 
 NVIDIA_VENDOR = "0x10de"

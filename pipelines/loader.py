@@ -16,9 +16,9 @@ import torch
 
 from pipelines.batch import Batch
 from pipelines.beton import BetonReader
-from pipelines.cores import cores
 from pipelines.device import DeviceStage
 from pipelines.engines import ENGINES
+from pipelines.host import cores
 from pipelines.order import Order, Sampler
 from pipelines.views import ViewSpec
 

@@ -37,7 +37,7 @@ from fastclr.train.run_folder import FILES
 from fastclr.train.run_log import read_metrics
 from pipelines import BetonReader
 from pipelines.convert import Source, convert, open_source
-from pipelines.cores import cores
+from pipelines.host import cores
 
 DRAWN = 4000
 """Training pictures that are drawn, and that the recipe's epochs are meant for."""

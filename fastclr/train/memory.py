@@ -5,11 +5,11 @@ Where memory runs out there, the system kills the process, without a word and pe
 
 import copy
 
-import psutil
 import torch
 from torch import nn
 
 from fastclr.config import Config
+from pipelines.host import available_memory
 
 BATCHES = 4
 """Batches of views in memory at a time: the one being trained on, one in the making, two that wait."""
@@ -32,7 +32,7 @@ def check_memory(config: Config, model: nn.Module, local_ranks: int = 1, world_s
     weights = sum(p.nbytes for p in model.parameters())
     views = 2 * batch_size * 3 * size**2 * 4
     needed = 2 * at_once * kept + BATCHES * views + COPIES * weights
-    available = psutil.virtual_memory().available // local_ranks
+    available = available_memory() // local_ranks
     if needed > available:
         raise ValueError(
             f"a step of {batch_size} images of {size} px needs about {needed / 2**30:.0f} GiB of memory, "

@@ -16,7 +16,7 @@ from fastclr.train.collective import data_parallel
 from fastclr.train.distributed import Ranks
 from fastclr.train.step import CapturedStep, EagerStep
 from pipelines import BetonReader, TwoViewLoader
-from pipelines.cores import cores
+from pipelines.host import cores
 
 RESIDENT_BYTES = 1 << 30
 """Up to this size a decoded data set is held in memory."""

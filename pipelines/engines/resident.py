@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import psutil
 import torch
 
 from pipelines.batch import BatchPlan, Engine
 from pipelines.beton import BetonReader
 from pipelines.engines.native import NativeEngine, Scratch
 from pipelines.engines.pool import Job
+from pipelines.host import available_memory
 from pipelines.order import Sampler
 
 MEMORY_SHARE = 0.5
@@ -39,7 +39,7 @@ class ResidentEngine(NativeEngine):
     ) -> None:
         super().__init__(reader, sampler, num_threads, device, augment, prefetch)
         ends = np.cumsum(3 * reader.heights.astype(np.int64) * reader.widths)
-        available = psutil.virtual_memory().available
+        available = available_memory()
         if ends[-1] > MEMORY_SHARE * available:
             raise ValueError(
                 f"{reader.path}: decoded it takes {ends[-1] / 2**30:.1f} GiB, more than half of the "
