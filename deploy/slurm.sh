@@ -44,14 +44,12 @@ srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     --no-python fastclr train "$recipe" --train "$file" --out "$run" "$@" &
 srun_pid=$!
 
-# srun hands SIGTERM on to torchrun, and that to the ranks: they agree on a step, and rank 0 saves
+# The ranks save on SIGTERM, and agree on a step for it.  srun can't hand it on (it ends the step with SIGKILL), so
+# Slurm is asked to send it to the step.  On scancel and preemption Slurm does so by itself: nothing to do then but
+# to wait.
 requeue='' signalled=''
-stop() {
-    signalled=1
-    kill -TERM "$srun_pid" 2>/dev/null || true
-}
-trap 'requeue=1; stop' USR1
-trap stop TERM INT
+trap 'requeue=1; signalled=1; scancel --signal=TERM "$SLURM_JOB_ID.0"' USR1
+trap 'signalled=1' TERM INT
 
 # a trapped signal ends `wait`, not srun
 while true; do

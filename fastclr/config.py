@@ -5,6 +5,7 @@ Commands and `fastclr.train` read it; model, loss, optimizer and evaluation take
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -175,6 +176,10 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        for name, value in flatten(self).items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+            _need(finite, name, value, "finite")
         _need(
             self.views.views == 2, "views.views", self.views.views, "2: SimCLR contrasts two views per image"
         )

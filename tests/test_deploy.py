@@ -37,9 +37,9 @@ def parse(words: list[str], monkeypatch) -> dict:
 
     monkeypatch.setattr(train_cli, "_train", capture)
     recipe, *options = words[starts[-1] + 2 :]
-    if recipe.endswith("/config.toml"):  # the one that a run has written, which is not here
-        assert recipe == f"{options[options.index('--out') + 1]}/config.toml"
+    if recipe.startswith("runs/"):  # the folder of a run, which is not here
         assert "--resume" in options
+        assert "--out" not in options
         recipe = "cifar10-rn18"
     assert train_cli.main([recipe, *options]) == 0
     assert recipe in recipe_names()
@@ -128,13 +128,18 @@ def fake(path: Path, script: str) -> None:
 
 @pytest.fixture
 def slurm(tmp_path):
-    """Starts the script with an srun and an scontrol that write down what they were given."""
+    """Starts the script with an srun, an scancel and an scontrol that write down what they were given."""
     fake(
         tmp_path / "srun",
         f'echo "$TORCH_DISABLE_SHARE_RDZV_TCP_STORE" >{tmp_path}/srun.environment; '
         f'printf "%s\\n" "$@" >{tmp_path}/srun.new; mv {tmp_path}/srun.new {tmp_path}/srun.args\n'
-        f'trap "echo TERM >{tmp_path}/srun.signal; exit 143" TERM\n'
-        f'while [ -n "$SRUN_STAYS" ]; do sleep 0.05; done',
+        # what the real one does on SIGTERM, to the step's processes too; Slurm's signals reach those past srun
+        f'trap "echo KILL >{tmp_path}/srun.signal; exit 137" TERM\n'
+        f'while [ -n "$SRUN_STAYS" ]; do [ -e {tmp_path}/step.TERM ] && exit 143; sleep 0.05; done',
+    )
+    fake(
+        tmp_path / "scancel",
+        f'echo "$@" >>{tmp_path}/scancel.args; [ "$*" = "--signal=TERM 123456.0" ] && touch {tmp_path}/step.TERM',
     )
     fake(
         tmp_path / "scontrol",
@@ -176,21 +181,38 @@ def test_slurm_starts_torchrun_on_each_node(slurm, tmp_path, monkeypatch):
     assert not (tmp_path / "scontrol.args").exists(), "a run that is complete is not queued again"
 
 
-@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_slurm_saves_and_requeues(slurm, tmp_path, number, requeued):
-    """USR1 comes before the time is up; TERM from scancel, and the user wants no requeue then."""
+def started(slurm, tmp_path) -> subprocess.Popen:
     process = slurm("imagenet-rn50-100ep", "/data/train.beton", str(tmp_path / "run"), SRUN_STAYS="1")
     deadline = time.monotonic() + 30
     while not (tmp_path / "srun.args").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(0.3)  # until the traps of both scripts are set
-    process.send_signal(number)
+    return process
+
+
+def test_slurm_saves_and_requeues(slurm, tmp_path):
+    """USR1 comes before the time is up: the ranks are told, past srun, which would kill them."""
+    process = started(slurm, tmp_path)
+    process.send_signal(signal.SIGUSR1)
     process.communicate(timeout=30)
     assert process.returncode == 143
-    assert (tmp_path / "srun.signal").read_text() == "TERM\n", "srun is told, and it tells the ranks"
-    asked = (tmp_path / "scontrol.args").read_text() if (tmp_path / "scontrol.args").exists() else ""
-    assert asked == ("requeue 123456\n" if requeued else "")
+    assert (tmp_path / "scancel.args").read_text() == "--signal=TERM 123456.0\n"
+    assert (tmp_path / "scontrol.args").read_text() == "requeue 123456\n"
+    assert not (tmp_path / "srun.signal").exists()
+
+
+def test_slurm_waits_for_the_ranks(slurm, tmp_path):
+    """TERM comes from scancel, and reaches the ranks as well: the user wants no requeue then."""
+    process = started(slurm, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    (tmp_path / "step.TERM").touch()
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    for name in ("scancel.args", "scontrol.args", "srun.signal"):
+        assert not (tmp_path / name).exists(), name
 
 
 def test_slurm_says_how_it_is_called(slurm):

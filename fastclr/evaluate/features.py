@@ -34,7 +34,7 @@ def extract_features(
         Features, float32 [N, D], and labels, int64 [N], both on the CPU.
 
     Raises:
-        ValueError: batches of more than one view, or no batch at all.
+        ValueError: batches of more than one view, no batch at all, or features that are not finite.
 
     >>> from pipelines.batch import Batch
     >>> batch = Batch(torch.ones(1, 2, 3, 4, 4), torch.tensor([0, 1]), torch.tensor([0, 1]), epoch=0, step=0)
@@ -49,7 +49,12 @@ def extract_features(
         labels.append(label)
     if not features:
         raise ValueError("no features: the loader gave no batch (drop_last=True with a batch > data set?)")
-    return torch.cat(features), torch.cat(labels)
+    found = torch.cat(features)
+    if not found.isfinite().all():
+        raise ValueError(
+            "the encoder gives features that are not finite (NaN or infinite): its training failed"
+        )
+    return found, torch.cat(labels)
 
 
 def feature_batches(

@@ -40,7 +40,7 @@ def linear_probe(
     """Train a linear head on extracted features and measure it.
 
     Args:
-        train_features: float [N, D], or [P, N, D]: P augmented passes over the same images, of which
+        train_features: floating point, [N, D], or [P, N, D]: P augmented passes over the same images, of which
             epoch e takes pass e mod P.
         train_labels: int64 [N], classes 0, 1, …
         test_features: float [M, D].
@@ -65,13 +65,15 @@ def linear_probe(
     passes = train_features if train_features.ndim == 3 else train_features[None]
     if not len(passes):
         raise ValueError("the linear probe needs at least one pass of training features")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     num_classes = need_labelled_pair(passes[0], train_labels, test_features, test_labels)
     generator = torch.Generator().manual_seed(seed)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         features = passes[epoch % len(passes)]
         for rows in torch.randperm(len(train_labels), generator=generator).split(batch_size):
-            yield features[rows], train_labels[rows]
+            yield features[rows].float(), train_labels[rows]
 
     head = train_head(
         batches,

@@ -5,13 +5,26 @@ average of the ranks' losses is the mean over all rows: so the gradient that a r
 that of the *sum* of the ranks' losses, of which its own is only one.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward that says so when a graph of it is wanted, for which it has no derivative: it would be wrong."""
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("this loss has no second derivative: leave out create_graph=True")
+        return backward(ctx, *grads)
+
+    return checked
 
 
 def check_rows(z: Tensor, group: dist.ProcessGroup | None = None) -> int:
@@ -69,7 +82,7 @@ class _GatherRows(torch.autograd.Function):
         return gather_rows(x, group)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # an all-reduce of which one slice is kept: gloo has no reduce-scatter
         total = grads[0].contiguous().clone()

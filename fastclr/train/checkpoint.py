@@ -5,6 +5,7 @@ is a whole file.
 """
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +84,6 @@ def run_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: TwoViewLoader,
-    job: str | None = None,
 ) -> dict[str, Any]:
     """All that a run needs to go on as if it had not been interrupted.
 
@@ -91,12 +91,11 @@ def run_state(
         step: steps done.
         identity: the settings that must be the same when the run is resumed.
         model, optimizer, loader: as they are after that step.
-        job: torchrun's name of the job, whose next attempt continues this one.
     """
     return {
         "step": step,
         "identity": dict(identity),
-        "job": job,
+        "time": time.time(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "loader": loader.state_dict(),

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -43,8 +44,8 @@ class Ranks:
     """Number of this process on its node; the device it owns."""
     local_world_size: int = 1
     """Processes of the run on this node; they share its cores."""
-    job: str | None = None
-    """torchrun's name of the job."""
+    launched: float = 0.0
+    """When torchrun began on this node, seconds since the epoch."""
     restarts: int = 0
     """How often torchrun has started the processes of this node again."""
 
@@ -78,8 +79,19 @@ def ranks_from_env() -> Ranks:
         ) from None
     if not 0 <= rank < world_size:
         raise ValueError(f"RANK is {rank} of WORLD_SIZE {world_size}; it must be 0 to {world_size - 1}")
-    job = os.environ.get("TORCHELASTIC_RUN_ID")
-    return Ranks(rank, world_size, local_rank, local_world_size, job, restarts)
+    return Ranks(rank, world_size, local_rank, local_world_size, _launched(), restarts)
+
+
+def _launched() -> float:
+    """When torchrun began: the nearest process above this one that was not itself started by it."""
+    for process in psutil.Process().parents():
+        try:
+            if "TORCHELASTIC_RUN_ID" in process.environ():  # a script between torchrun and us
+                continue
+        except psutil.AccessDenied:  # somebody else's: not a script of this job
+            pass
+        return process.create_time()
+    return 0.0
 
 
 def pick_device(name: str, ranks: Ranks, option: str = "--train.device") -> torch.device:

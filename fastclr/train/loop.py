@@ -28,7 +28,7 @@ from fastclr.train.parts import (
     make_step,
     resolve,
 )
-from fastclr.train.run_folder import CHECKPOINT, ENCODER, new_run, saved_run, write_config
+from fastclr.train.run_folder import CHECKPOINT, ENCODER, RunLock, new_run, saved_run, write_config
 from fastclr.train.run_log import RunLog
 from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
@@ -79,18 +79,23 @@ def train(config: Config, file: Path, folder: Path, *, resume: bool = False) -> 
     ranks = ranks_from_env()
     device = pick_device(config.train.device, ranks)
     check_graph(config, device, ranks)
-    with process_group(ranks, device), BetonReader(file) as reader:
+    with process_group(ranks, device), BetonReader(file) as reader, RunLock() as lock:
         config = resolve(config, reader, device, ranks.local_world_size)
-        (restarts,) = agree(ranks, ranks.restarts)  # the nodes count their own
-        restarted_job = ranks.job if restarts else None
-        saved = from_main(ranks, lambda: _prepare(config, reader, ranks, folder, resume, restarted_job))
+        restarts, launched = agree(ranks, ranks.restarts, -int(ranks.launched))  # the nodes count their own
+        since = -launched if restarts else None
+        saved = from_main(ranks, lambda: _prepare(config, reader, ranks, folder, lock, resume, since))
         with _machine_settings(config), make_loader(config, reader, ranks, device) as loader:
             try:
-                return _train(config, loader, ranks, device, folder, saved)
+                return _train(config, loader, ranks, device, folder, lock, saved)
             except NotFinite as error:
                 raise ValueError(
                     f"{error}; {folder / CHECKPOINT} keeps the last good state: try a lower optim.base_lr, a "
                     f"longer warm-up, or train.precision float32"
+                ) from error
+            except torch.OutOfMemoryError as error:
+                raise ValueError(
+                    f"{device} has too little memory for a step of {config.train.batch_size // ranks.world_size} "
+                    "images; lower --train.batch-size, or set --train.micro-batch to a part of it"
                 ) from error
 
 
@@ -100,6 +105,7 @@ def _train(
     ranks: Ranks,
     device: torch.device,
     folder: Path,
+    lock: RunLock,
     saved: dict[str, Any] | None,
 ) -> Outcome:
     torch.manual_seed(config.train.seed)
@@ -118,11 +124,12 @@ def _train(
         _check_finite(model, step)
         if ranks.is_main:
             export_encoder(folder / ENCODER, model.encoder, _encoder_meta(config, step))
-            state = run_state(step, _identity(config, loader.reader), model, optimizer, loader, ranks.job)
+            identity = _identity(config, loader.reader, ranks)
+            state = run_state(step, identity, model, optimizer, loader)
             save_checkpoint(folder / CHECKPOINT, state)
 
     def start() -> None:
-        with new_run(folder):
+        with new_run(folder, lock):
             write_config(folder, config, loader.reader.path)
             save(0)
 
@@ -191,14 +198,15 @@ def _prepare(
     reader: BetonReader,
     ranks: Ranks,
     folder: Path,
+    lock: RunLock,
     resume: bool,
-    restarted_job: str | None,
+    restarted_since: float | None,
 ) -> dict[str, Any] | None:
     """Check what can be checked before anything is written; returns the checkpoint to continue, if there is."""
     check_batch(config.train, reader, ranks)
-    saved = saved_run(folder, resume, restarted_job)
+    saved = saved_run(folder, lock, resume, restarted_since)
     if saved is not None:
-        _check_same_run(folder, saved["identity"], _identity(config, reader))
+        _check_same_run(folder, saved["identity"], _identity(config, reader, ranks))
     return saved
 
 
@@ -216,9 +224,12 @@ def _machine_settings(config: Config) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _identity(config: Config, reader: BetonReader) -> dict[str, Any]:
+def _identity(config: Config, reader: BetonReader, ranks: Ranks) -> dict[str, Any]:
     """What must be the same for a resumed run to be the same run."""
     settings = {name: value for name, value in flatten(config).items() if name not in MAY_CHANGE}
+    micro_batch = settings.pop("train.micro_batch")
+    if micro_batch is not None:  # what batch norm sees at a time
+        settings["train.micro_batch times the ranks"] = micro_batch * ranks.world_size
     return {**settings, "the data's fingerprint": reader.fingerprint}
 
 
@@ -233,7 +244,8 @@ def _check_same_run(folder: Path, saved: dict[str, Any], now: dict[str, Any]) ->
 
 def _check_finite(model: nn.Module, step: int) -> None:
     """A finite loss says nothing of the weights that its own step has just made."""
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
+    state = [*model.parameters(), *model.buffers()]
+    if not all(bool(tensor.isfinite().all()) for tensor in state):
         raise NotFinite(step, "the weights", "not finite")
 
 

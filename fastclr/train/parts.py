@@ -156,7 +156,7 @@ def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.op
     """The optimizer that the config names; biases and batch norm have no weight decay in any of them."""
     params = [p for p in model.parameters() if p.requires_grad]
     if config.name == "lars":
-        return LARS(
+        lars = LARS(
             params,
             lr,
             momentum=config.momentum,
@@ -165,6 +165,8 @@ def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.op
             form=config.form,
             impl=config.impl,
         )
+        lars.check()  # now, not in the first step, when the run folder is written
+        return lars
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},

@@ -11,11 +11,12 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastclr import __version__
 from fastclr.config import Config
@@ -24,61 +25,114 @@ from fastclr.train.checkpoint import ENCODER, atomic_write, load_checkpoint
 
 CHECKPOINT, METRICS = "last.pt", "metrics.jsonl"
 FILES = (CHECKPOINT, ENCODER, CONFIG, METRICS)
+PATIENCE_S = 5.0
+"""How long a run waits for another in its folder to end: torchrun may still be ending the one before."""
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "simplejpeg", "safetensors")
 
 
-def saved_run(folder: Path, resume: bool, restarted_job: str | None = None) -> dict[str, Any] | None:
-    """The checkpoint that a run in this folder continues, or None for a run that starts anew.
+class RunLock:
+    """The mark of a run that is alive: a lock on its metrics.jsonl, held until the block or the process ends."""
 
-    Looks only; writes nothing.
+    def __init__(self) -> None:
+        self._file: BinaryIO | None = None
+
+    def take(self, folder: Path) -> None:
+        """Take the lock, and remove what a run that was killed while it wrote has left behind.
+
+        Raises:
+            FileExistsError: another run holds it.
+        """
+        if self._file is not None:
+            return
+        file, start = open(folder / METRICS, "ab"), time.monotonic()  # noqa: SIM115 closed at the end of the block
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - start > PATIENCE_S:
+                    file.close()
+                    raise FileExistsError(
+                        f"{folder}: another process is training there; stop it first, or choose another --out"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:  # some network's file system has no locks
+                break
+        self._file = file
+        for name in FILES:
+            for partial in folder.glob(f".{name}.*.partial"):
+                partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def saved_run(
+    folder: Path, lock: RunLock, resume: bool, restarted_since: float | None = None
+) -> dict[str, Any] | None:
+    """The checkpoint that a run in this folder continues, or None for a run that starts anew.
 
     Args:
         folder: the run folder.
+        lock: taken, where the folder holds a run that goes on or never began.
         resume: the user wants to continue it.
-        restarted_job: torchrun's name of the job, if it has started it again: then a checkpoint that the same job
-            wrote is continued, unasked.
+        restarted_since: when torchrun began (seconds since the epoch), if it has started the ranks again: then a
+            checkpoint that was written since is continued, unasked.
 
     Raises:
-        OSError: the folder holds a run and `resume` is not set; or it is, and there is none.
+        OSError: the folder holds a run and `resume` is not set; or it is, and there is none; or the run is alive.
         ValueError: the checkpoint is cut or damaged.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; --out needs a folder")
+    checkpoint = folder / CHECKPOINT
     if resume:
-        if not (folder / CHECKPOINT).exists():
+        if not checkpoint.exists():
             raise FileNotFoundError(
                 f"{folder} holds no {CHECKPOINT} to resume; leave out --resume to start a run"
             )
-        return load_checkpoint(folder / CHECKPOINT)
-    if restarted_job is not None and (folder / CHECKPOINT).exists():
-        saved = load_checkpoint(folder / CHECKPOINT)
-        if saved.get("job") == restarted_job:
-            return saved
-    if any((folder / name).exists() for name in FILES) and not _never_stepped(folder):
-        raise FileExistsError(
-            f"{folder} holds a run; continue it with --resume, choose another --out, or delete it"
-        )
+        lock.take(folder)
+        return load_checkpoint(checkpoint)
+    if restarted_since is not None and checkpoint.exists():
+        saved = load_checkpoint(checkpoint)
+        if saved.get("time", 0.0) >= restarted_since:
+            lock.take(folder)
+            return load_checkpoint(checkpoint)
+    if any((folder / name).exists() for name in FILES):
+        if not _never_stepped(folder):
+            raise FileExistsError(
+                f"{folder} holds a run; continue it with --resume, choose another --out, or delete it"
+            )
+        lock.take(folder)
     return None
 
 
 def _never_stepped(folder: Path) -> bool:
-    """Whether the run here ended before it had anything to lose: no record, and the checkpoint of step 0."""
+    """Whether the run here has nothing to lose: it has made no record, and no checkpoint but that of step 0."""
     metrics, checkpoint = folder / METRICS, folder / CHECKPOINT
-    if not (checkpoint.exists() and metrics.exists()) or metrics.stat().st_size:
+    if not metrics.exists() or metrics.stat().st_size:
         return False
     try:
-        with open(metrics, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a run that is alive holds the lock
-        return load_checkpoint(checkpoint)["step"] == 0
-    except (OSError, ValueError):  # alive, or damaged: for the user to look at
+        return not checkpoint.exists() or load_checkpoint(checkpoint)["step"] == 0
+    except ValueError:  # damaged: for the user to look at
         return False
 
 
 @contextmanager
-def new_run(folder: Path) -> Iterator[None]:
-    """Make the folder; if the `with` block that writes its first files fails, none of them stays."""
+def new_run(folder: Path, lock: RunLock) -> Iterator[None]:
+    """Make the folder and take its lock; if the `with` block that writes its first files fails, none of them stays.
+
+    Raises:
+        FileExistsError: another run has begun there meanwhile.
+    """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    lock.take(folder)
     try:
         yield
     except BaseException:

@@ -1,10 +1,9 @@
 """RunLog: the numbers of a run, as `metrics.jsonl`, as TensorBoard events, and as a live line."""
 
-import fcntl
 import json
+import os
 import sys
 import time
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,6 @@ class RunLog:
         path = folder / METRICS
         _keep_until(path, step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed in close()
-        with suppress(OSError):  # some network's file system has no locks
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that the run is alive
         self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self._bar: Progress | None = None
         if sys.stdout.isatty():
@@ -97,12 +94,12 @@ def _keep_until(path: Path, step: int) -> None:
     """Drop the records after `step`, and a line that a crash cut off: the run is about to write them again."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
+    kept = 0
+    for line in path.read_bytes().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] > step:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                 break
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, KeyError, TypeError):
             break
-        kept.append(line + "\n")
-    path.write_text("".join(kept), "utf-8")
+        kept += len(line)
+    os.truncate(path, kept)  # in place: nothing that is kept can be lost, and the run's lock is on this file

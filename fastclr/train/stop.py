@@ -8,8 +8,9 @@ from types import FrameType
 class StopRequest:
     """While its `with` block runs, the first SIGINT or SIGTERM only sets `signal`.
 
-    The second one acts as it would without this class, for the user who does not want to wait.  Outside the
-    main thread, where Python allows no handlers, the flag is never set.
+    After it Ctrl-C acts as it would without this class, for the user who does not want to wait.  SIGTERM does not:
+    a cluster sends it to torchrun and to the ranks alike, and torchrun sends it to the ranks once more.  Outside
+    the main thread, where Python allows no handlers, the flag is never set.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -24,13 +25,10 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])

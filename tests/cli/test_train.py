@@ -130,7 +130,7 @@ def test_no_space_left_leaves_nothing(place):
         (["--train", "missing.beton"], "No such file or directory: missing.beton"),
         (["--train", "tiny.toml"], "tiny.toml"),
         (["--train.batch-size", "100"], "79 images, fewer than a batch of 100; lower --train.batch-size"),
-        (["--data.engine", "warp"], "no engine 'warp'; there are native, "),
+        (["--data.engine", "warp"], "invalid choice 'warp' for argument '--data.engine'"),
         (["--model.depth", "19"], "there is no ResNet of depth 19; there are 10, 18, 34"),
         (["--out", "tiny.beton"], "tiny.beton is a file; --out needs a folder"),
         (["--out", "tiny.beton/run"], "tiny.beton"),

@@ -119,3 +119,14 @@ def test_names_that_stand_for_things_elsewhere():
     assert get_args(engines) == ("auto", *ENGINES)
     assert get_args(get_args(get_type_hints(Options)["engines"])[0]) == tuple(ENGINES)
     assert get_args(impls) == IMPLS
+
+
+@pytest.mark.parametrize("setting", ["train.checkpoint_minutes", "loss.temperature", "optim.base_lr"])
+def test_numbers_are_finite(setting):
+    """TOML knows inf and nan, but no run that could be written down and taken up again."""
+    section, key = setting.split(".")
+    for value in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"{setting} is (inf|nan)"):
+            from_table({section: {key: value}})
+    with pytest.raises(ValueError, match=r"views.mean is \(nan, 0.0, 0.0\); it must be finite"):
+        from_table({"views": {"mean": [float("nan"), 0.0, 0.0]}})

@@ -164,7 +164,7 @@ def _nt_xent_backward(
         kernels.dh_kernel[(triton.cdiv(own_rows, rows),)](
             partials, z, inv_norms, misses, grad.contiguous(), dh, row0, n, stride, splits,
             1.0 / (temperature * own_rows * WEIGHT_SCALE),
-            WEIGHT_SCALE=WEIGHT_SCALE, WIDTH=width, D=padded_width, ROWS=rows, num_warps=4, **LAUNCH,
+            WEIGHT_SCALE=WEIGHT_SCALE, EPS=EPS, WIDTH=width, D=padded_width, ROWS=rows, num_warps=4, **LAUNCH,
         )  # fmt: skip
     return dh
 

@@ -196,7 +196,7 @@ def dz_kernel(
 @triton.jit(do_not_specialize=["row0", "n", "stride", "num_splits"])
 def dh_kernel(
     p_partials, p_z, p_inv_norms, p_misses, p_grad, p_dh, row0, n, stride, num_splits, factor,
-    WEIGHT_SCALE: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
+    WEIGHT_SCALE: tl.constexpr, EPS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """dz = (Σ partials + w z_positive)·factor·grad, and through the normalisation: dh = (dz − (dz·z) z)/‖h‖.
 
@@ -220,7 +220,10 @@ def dh_kernel(
     b_dz *= factor * tl.load(p_grad)
     o_z = (row0 + o_row)[:, None] * D + o_d[None, :]
     b_z = tl.load(p_z + o_z, mask=m_row[:, None], other=0.0).to(tl.float32)
-    b_dz -= tl.sum(b_dz * b_z, axis=1)[:, None] * b_z
-    b_dz *= tl.load(p_inv_norms + o_row, mask=m_row, other=0.0)[:, None]
+    b_inv = tl.load(p_inv_norms + o_row, mask=m_row, other=0.0)
+    # a norm that is kept at EPS does not depend on h: z = h/EPS, and dh = dz/EPS
+    b_along = tl.where(b_inv < 1.0 / EPS, tl.sum(b_dz * b_z, axis=1), 0.0)
+    b_dz -= b_along[:, None] * b_z
+    b_dz *= b_inv[:, None]
     o_h = o_row.to(tl.int64)[:, None] * WIDTH + o_d[None, :]
     tl.store(p_dh + o_h, b_dz.to(p_dh.dtype.element_ty), mask=m_row[:, None] & (o_d < WIDTH)[None, :])

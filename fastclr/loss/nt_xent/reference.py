@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastclr.loss.rows import check_rows, gather_rows, normalize_rows
+from fastclr.loss.rows import check_rows, first_order, gather_rows, normalize_rows
 
 BLOCK = 1 << 24
 """Similarities held at once: 64 MB of float32.  Memory is O(M·D), not O(M²)."""
@@ -54,7 +53,7 @@ class _NTXent(torch.autograd.Function):
         return (lse - positives).mean()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         z, z_all, lse, lse_all = ctx.saved_tensors
         dz = torch.empty_like(z)

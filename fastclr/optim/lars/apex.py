@@ -25,7 +25,7 @@ def apex_step(
     Raises:
         ValueError: where apex is missing, or was installed without its CUDA extensions.
     """
-    multi_tensor_l2norm = _multi_tensor_l2norm()
+    multi_tensor_l2norm = find_l2norm()
 
     def norms(tensors: Tensors) -> Tensor:
         overflow = torch.zeros(1, dtype=torch.int32, device=tensors[0].device)  # a flag that nobody asks for
@@ -34,7 +34,8 @@ def apex_step(
     reference_step(params, grads, buffers, norms=norms, **settings)
 
 
-def _multi_tensor_l2norm() -> Any:
+def find_l2norm() -> Any:
+    """apex's norms of many tensors.  ValueError: they are not here."""
     try:
         import amp_C
     except ImportError as error:

@@ -99,6 +99,11 @@ class LARS(Optimizer):
                 )
         super().load_state_dict(state_dict)
 
+    def check(self) -> None:
+        """Raise now what the first step would: a ValueError, if `impl` can't run on these parameters."""
+        for group in self.param_groups:
+            _step_function(self.impl, group["params"])
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns the closure's value, if there is one."""
@@ -131,8 +136,9 @@ class LARS(Optimizer):
 def _step_function(impl: str, params: list[Tensor]) -> Callable[..., None]:
     """The step that `impl` names, for these parameters."""
     if impl == "apex":
-        from fastclr.optim.lars.apex import apex_step
+        from fastclr.optim.lars.apex import apex_step, find_l2norm
 
+        find_l2norm()  # says what is missing
         return apex_step
     if impl == "fused" or (impl == "auto" and params[0].is_cuda):
         reason = _why_not_fused(params)

@@ -80,3 +80,9 @@ def test_two_views_and_empty_loaders_are_refused():
         extract_features(nn.Flatten(), [batch_of(torch.zeros(2, 4, 3, 2, 2))])
     with pytest.raises(ValueError, match="no batch"):
         extract_features(nn.Flatten(), [])
+
+
+def test_features_that_are_not_finite_are_refused():
+    """Of NaN every neighbour is as near, and an accuracy would come out."""
+    with pytest.raises(ValueError, match="features that are not finite"):
+        extract_features(nn.Flatten(), [batch_of(torch.full((1, 2, 3, 4, 4), float("nan")))])

@@ -60,6 +60,14 @@ def test_separable_classes_are_learned_and_shuffled_labels_are_not():
     assert linear_probe(train[0], shuffled, *test, epochs=20, batch_size=32) < 0.6
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_features_of_any_type(dtype):
+    x, y = clusters(40, seed=0)
+    assert linear_probe(x.to(dtype), y, x.to(dtype), y, epochs=5) == linear_probe(
+        x.to(dtype).float(), y, x.to(dtype).float(), y, epochs=5
+    )
+
+
 def test_epoch_e_takes_pass_e_mod_p():
     x, y = clusters(30, seed=1)
     poisoned = torch.stack([x, x * math.nan])
@@ -93,6 +101,8 @@ def test_what_does_not_fit_is_refused():
         linear_probe(x, y - 1, x, y)
     with pytest.raises(ValueError, match="at least 1 epoch, got 0"):
         linear_probe(x, y, x, y, epochs=0)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        linear_probe(x, y, x, y, batch_size=0)
     with pytest.raises(ValueError, match="at least one pass"):
         linear_probe(x[None][:0], y, x, y)
 

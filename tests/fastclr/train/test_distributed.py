@@ -27,7 +27,8 @@ def test_one_process_is_the_trivial_case(no_torchrun):
 def test_torchrun_says_who_we_are(no_torchrun):
     for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
         no_torchrun.setenv(name, value)
-    assert ranks_from_env() == Ranks(rank=5, world_size=8, local_rank=1)
+    no_torchrun.setattr("fastclr.train.distributed._launched", lambda: 1000.5)
+    assert ranks_from_env() == Ranks(rank=5, world_size=8, local_rank=1, launched=1000.5)
     assert not ranks_from_env().is_main
 
 

@@ -153,7 +153,9 @@ def test_the_setting_reaches_the_run(tmp_path, tiny_file, tiny_config):
     one, whole, parts = ([r["loss"] for r in read_metrics(tmp_path / n)] for n in ("one", "whole", "parts"))
     assert whole == pytest.approx(one, rel=1e-4)  # the same step, by another way
     assert parts != pytest.approx(one, rel=1e-4)
-    assert load_checkpoint(tmp_path / "parts" / "last.pt")["identity"]["train.micro_batch"] == 5
+    assert (
+        load_checkpoint(tmp_path / "parts" / "last.pt")["identity"]["train.micro_batch times the ranks"] == 5
+    )
     with pytest.raises(
         ValueError, match=r"train.micro_batch is 6; it must divide a rank's batch, which is 20"
     ):

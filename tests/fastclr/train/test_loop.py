@@ -16,7 +16,7 @@ from fastclr.recipes import from_table, load_recipe
 from fastclr.train.checkpoint import load_checkpoint, load_encoder, save_checkpoint
 from fastclr.train.loop import train
 from fastclr.train.parts import resolve
-from fastclr.train.run_folder import saved_run
+from fastclr.train.run_folder import RunLock, saved_run
 from fastclr.train.run_log import read_metrics
 from pipelines import BetonReader, TwoViewLoader
 
@@ -174,8 +174,9 @@ def test_a_run_that_never_stepped_is_in_nobodys_way(finished, tmp_path, tiny_fil
     folder = tmp_path / "run"
 
     def killed(*arguments):
-        with pytest.raises(FileExistsError, match="holds a run"):  # alive, it is in the way of a second one
-            saved_run(folder, resume=False)
+        patch.setattr("fastclr.train.run_folder.PATIENCE_S", 0.1)
+        with RunLock() as lock, pytest.raises(FileExistsError, match="another process is training there"):
+            saved_run(folder, lock, resume=False)
         raise SystemExit("killed")
 
     with monkeypatch.context() as patch:
@@ -188,6 +189,24 @@ def test_a_run_that_never_stepped_is_in_nobodys_way(finished, tmp_path, tiny_fil
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(FileExistsError, match="holds a run"):
         train(tiny_config, tiny_file, folder)
+
+
+def test_too_little_gpu_memory_is_the_users_business(tmp_path, tiny_file, tiny_config, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
+
+    monkeypatch.setattr("fastclr.train.step.EagerStep.__call__", full)
+    with pytest.raises(
+        ValueError, match=r"a step of 20 images; lower --train.batch-size, or set --train.micro"
+    ):
+        train(tiny_config, tiny_file, tmp_path / "run")
+
+
+def test_what_a_machine_cannot_run_is_said_before_the_folder_is_made(tmp_path, tiny_file, tiny_config):
+    for impl, reason in (("fused", "can't run here"), ("apex", "needs NVIDIA apex")):
+        with pytest.raises(ValueError, match=reason):
+            train(change(tiny_config, "optim", impl=impl), tiny_file, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_run_says_what_it_will_do(tmp_path, tiny_file, tiny_config, capsys):

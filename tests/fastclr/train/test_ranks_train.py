@@ -3,8 +3,10 @@
 The first part compares one step in float64; the rest are real jobs of torchrun, over gloo.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -228,6 +230,40 @@ def test_a_killed_rank_is_restarted(place, tiny_file, straight):
         assert torch.equal(state["momentum_buffer"], killed["optimizer"]["state"][number]["momentum_buffer"])
     assert killed["loader"] == whole["loader"]
     assert numbers(place / "killed") == numbers(straight)
+
+
+def test_a_signal_to_all_processes(place, tiny_file):
+    """As clusters send it: to torchrun, which sends it on, and to the ranks.  They save all the same."""
+    rarely = [word.replace("1e-9", "100") for word in arguments(place, tiny_file, "swept")]
+    process = torchrun(2, *rarely)
+    wait_for_step(process, place / "swept", 5)
+    for each in (process, *psutil.Process(process.pid).children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.send_signal(signal.SIGTERM)
+    finish(process)
+    assert load_checkpoint(place / "swept" / "last.pt")["step"] == records(place / "swept")[-1]["step"] >= 5
+
+
+def test_a_restart_does_not_take_up_somebody_elses_run(place, tiny_file, straight):
+    before = (straight / "last.pt").read_bytes()
+    process = torchrun(2, *arguments(place, tiny_file, "straight"), restarts=1)
+    _, err = finish(process)
+    assert process.returncode != 0
+    refusal = f"fastclr train: rank 0 of 2: {straight} holds a run; continue it with --resume"
+    assert err.count(refusal) == 2, "the first time and when it was started again"
+    assert (straight / "last.pt").read_bytes() == before
+
+
+def test_micro_batches_are_as_large_on_other_ranks(place, tiny_file, capsys):
+    """Batch norm spans the ranks: it sees 2 × 5 images at a time, which is 10 on one rank."""
+    folder, short = "micro", ("--train.epochs", "1", "--optim.warmup-epochs", "0")
+    process = torchrun(2, *arguments(place, tiny_file, folder, *short, "--train.micro-batch", "5"))
+    _, err = finish(process)
+    assert process.returncode == 0, err
+    again = arguments(place, tiny_file, folder, *short, "--resume", "--train.micro-batch")
+    assert cli.main([*again, "5"]) == 2
+    assert "train.micro_batch times the ranks was 10, is now 5" in capsys.readouterr().err
+    assert cli.main([*again, "10"]) == 0
 
 
 def test_four_ranks_two_ranks_one(place, tiny_file, straight, capsys):

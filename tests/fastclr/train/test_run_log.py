@@ -53,3 +53,16 @@ def test_a_resumed_run_writes_no_record_twice(tmp_path):
     assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(2, 2.0), (4, 1.0), (6, 1.0)]
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\xfe\x00\n", b"[1]\n", b'{"step": 6}']
+)  # the last: its line end was lost
+def test_damaged_records_are_dropped_in_place(tmp_path, damage):
+    """In place: a lock is on the file, and a kill meanwhile must not cost the records before."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 2}\n{"step": 4}\n' + damage)
+    number = path.stat().st_ino
+    with RunLog(tmp_path, step=8, total_steps=10):
+        pass
+    assert (path.read_bytes(), path.stat().st_ino) == (b'{"step": 2}\n{"step": 4}\n', number)

@@ -25,6 +25,17 @@ def test_the_second_ctrl_c_is_not():
     assert stop.signal == signal.SIGINT
 
 
+def test_the_second_sigterm_is_ignored():
+    """From torchrun, a moment after a cluster has sent the first to all processes."""
+    with StopRequest() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert stop.signal == signal.SIGTERM
+
+
 def test_another_thread_trains_without_handlers():
     """Python lets only the main thread set them."""
     before, seen = signal.getsignal(signal.SIGTERM), []

@@ -200,6 +200,16 @@ def test_zero_rows_stay_finite() -> None:
     assert error(gradient, true_gradient) < TOLERANCE
 
 
+@pytest.mark.parametrize("norm", [4.6e-7, 9.3e-7, 1.1e-6])
+def test_rows_as_short_as_the_smallest_norm(norm: float) -> None:
+    """Below it z is h/1e-6, which has a gradient along h as well."""
+    z = pairs(5, 20)
+    z[2] *= norm / z[2].norm()
+    _, gradient = interpreted(run_fused, z, 0.1)
+    _, true_gradient = oracle(z, 0.1)
+    assert error(gradient[2], true_gradient[2]) < TOLERANCE
+
+
 def test_not_a_number_reaches_the_loss() -> None:
     z = pairs(70, 20)
     z[3, 4] = float("nan")

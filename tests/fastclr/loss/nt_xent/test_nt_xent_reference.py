@@ -199,3 +199,10 @@ def test_fused_names_the_limit_that_is_passed(
         z = torch.empty(shape, dtype=dtype, device="cuda")
         with pytest.raises(ValueError, match=f"impl='fused' can't run here: {reason}"):
             nt_xent(z, temperature, impl="fused")
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """It would be that of the normalisation alone, and silently wrong."""
+    z = torch.randn(6, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no second derivative: leave out create_graph"):
+        torch.autograd.grad(nt_xent(z, 0.5, impl="reference"), z, create_graph=True)

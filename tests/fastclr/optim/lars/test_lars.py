@@ -313,7 +313,9 @@ def test_half_precision_weights_are_refused() -> None:
 def test_fused_names_what_it_lacks() -> None:
     w = nn.Parameter(torch.ones(2, 2))
     w.grad = torch.ones(2, 2)
-    with pytest.raises(ValueError, match="it needs float32 parameters on a CUDA device"):
+    with pytest.raises(
+        ValueError, match=r"torch.float32 on cpu, and it needs float32 on a CUDA device; use impl='auto'"
+    ):
         LARS([w], lr=1.0, impl="fused").step()
 
 
