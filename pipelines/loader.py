@@ -37,7 +37,8 @@ class TwoViewLoader:
     Args:
         file: a `.beton` file, or an open BetonReader (which then stays open when the loader closes).
         batch_size: images per batch on this rank; each gives `spec.views` views.
-        size: height and width of a view in pixels, with SimCLR's augmentation; or give `spec`.
+        size: height and width of a view in pixels, with SimCLR's augmentation (`ViewSpec.simclr`: at most 32
+            pixels without blur and with half the color jitter, as for CIFAR-10); or give `spec`.
         spec: what a view looks like.
         engine: who decodes: a key of `pipelines.engines.ENGINES`.
         seed: 64-bit seed of order and views.
@@ -46,7 +47,7 @@ class TwoViewLoader:
         device: where the views arrive: "cpu" (float32), "cuda" or "cuda:N" (bfloat16).
         order: "random"; "sequential"; or "blocks", for files larger than memory.
         drop_last: leave out the incomplete last batch; otherwise split it contiguously over the ranks.
-        indices: use these samples only; None means all.
+        indices: use these samples only: their numbers, or a mask with a boolean per sample; None means all.
         dtype: of the views; None means float32 on the CPU and bfloat16 on a GPU.
         engine_options: further keyword arguments of the engine's constructor.
 
@@ -75,8 +76,9 @@ class TwoViewLoader:
         dtype: torch.dtype | None = None,
         engine_options: dict[str, Any] | None = None,
     ) -> None:
-        if size is not None and size < 1:
-            raise ValueError(f"size must be at least 1, got {size}")
+        batch_size = _whole("batch_size", batch_size)
+        if size is not None:
+            size = _whole("size", size)
         if size is not None and spec is not None:
             raise ValueError("give size or spec, not both: a spec has its own size")
         if engine not in ENGINES:
@@ -87,8 +89,12 @@ class TwoViewLoader:
             raise ValueError(
                 f"engine {engine} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}"
             )
-        if num_threads is not None and num_threads < 1:
-            raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+        if "prefetch" in options:
+            _whole("prefetch", options["prefetch"])
+        if num_threads is not None:
+            num_threads = _whole("num_threads", num_threads)
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be floating point, got {dtype}: views are normalised numbers")
         self._owns_reader = not isinstance(file, BetonReader)
         self.reader = file if isinstance(file, BetonReader) else BetonReader(Path(file))
         try:
@@ -111,7 +117,7 @@ class TwoViewLoader:
                     f"{self.reader.path}: {self.sampler.num_samples} samples do not fill one batch of "
                     f"{batch_size * world_size}; lower batch_size (or pass drop_last=False)"
                 )
-            self.device = torch.device(device)
+            self.device = _device(device)
             num_threads = num_threads or cores()
             self._stage = DeviceStage(self.device, dtype, num_threads)
             self._engine = ENGINES[engine](
@@ -125,6 +131,7 @@ class TwoViewLoader:
             if self._owns_reader:
                 self.reader.close()
             raise
+        self._closed = False
         self._epoch, self._consumed = 0, 0  # where the next __iter__ starts
         self._yielded = (0, 0)  # epoch and samples (over all ranks) after the batch last yielded
 
@@ -142,6 +149,7 @@ class TwoViewLoader:
         return self._batches(epoch, consumed)
 
     def _batches(self, epoch: int, consumed: int) -> Iterator[Batch]:
+        self._check_open()
         sampler = self._engine.sampler = self.sampler
         global_batch = sampler.batch_size * sampler.world_size
         crops = self._engine.run(sampler.plans(epoch, consumed))
@@ -154,9 +162,14 @@ class TwoViewLoader:
                 )
                 self._yielded = (epoch + 1, 0) if over else (epoch, consumed)
                 yield batch
+                self._check_open()
         finally:
             batches.close()
             crops.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the loader was closed")
 
     def set_epoch(self, epoch: int, spec: ViewSpec | None = None) -> None:
         """The next iteration is this epoch; with `spec`, from then on with other views (progressive size).
@@ -179,8 +192,15 @@ class TwoViewLoader:
         """Continue there at the next iteration; another world size or batch size is fine.
 
         Raises:
-            ValueError: the state is of another file, seed, order, spec or subset; the message says which.
+            ValueError: it is no state of a loader, or one of another file, seed, order, spec or subset; the message
+                says which.
         """
+        if not isinstance(state, dict) or not state.keys() >= {"epoch", "consumed", *self._identity()}:
+            raise ValueError(f"{self.reader.path}: cannot resume, this is not what state_dict() returned")
+        if not 0 <= state["consumed"] <= self.sampler.num_samples:
+            raise ValueError(
+                f"{self.reader.path}: cannot resume after {state['consumed']} samples of {self.sampler.num_samples}"
+            )
         for name, ours in self._identity().items():
             if state.get(name) != ours:
                 raise ValueError(
@@ -201,7 +221,8 @@ class TwoViewLoader:
         }
 
     def close(self) -> None:
-        """Release threads and memory, and the file if the loader opened it."""
+        """Release threads and memory, and the file if the loader opened it; its iterators then raise RuntimeError."""
+        self._closed = True
         self._engine.close()
         if self._owns_reader:
             self.reader.close()
@@ -213,10 +234,32 @@ class TwoViewLoader:
         self.close()
 
 
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
+    return int(value)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be cpu, cuda or cuda:N, got {device!r}") from None
+
+
 def _subset(indices: Sequence[int] | np.ndarray | None, num_samples: int) -> np.ndarray | None:
     if indices is None:
         return None
-    subset = np.unique(np.asarray(indices, np.int64))
+    indices = np.asarray(indices)
+    if indices.dtype == np.bool_:
+        if indices.shape != (num_samples,):
+            raise ValueError(
+                f"a mask has a boolean for each of the {num_samples} samples, got {indices.shape}"
+            )
+        indices = np.flatnonzero(indices)
+    if indices.size and not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"indices must be whole numbers, got {indices.dtype}")
+    subset = np.unique(indices.astype(np.int64))
     if len(subset) != len(indices):
         raise ValueError(f"indices holds {len(indices) - len(subset)} samples more than once")
     if len(subset) and not 0 <= subset[0] <= subset[-1] < num_samples:

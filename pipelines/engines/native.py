@@ -8,6 +8,7 @@ Each arrow is one call for all of them: what a thread does under Python's lock, 
 """
 
 import threading
+import weakref
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -89,6 +90,7 @@ class NativeEngine:
         self.device = torch.device(device)
         self.augment = self.device.type == "cpu" if augment is None else augment
         self._memory = RecycledMemory(prefetch + 2)
+        self._pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
         self.corrupt = CorruptSamples(reader.path, sampler.num_samples)
         try:
             bind_turbojpeg()
@@ -140,10 +142,13 @@ class NativeEngine:
             self.prefetch,
             rows,
         )
+        self._pools.add(pool)
         return pool.batches()
 
     def close(self) -> None:
-        """Free the memory kept for the next batches."""
+        """End the threads of iterators that are still there, and free the memory kept for the next batches."""
+        for pool in list(self._pools):
+            pool.stop()
         self._memory.clear()
 
     def _allocate(self, plan: BatchPlan) -> np.ndarray:

@@ -7,7 +7,10 @@ the others.  The work itself (decode, crop, augment) releases Python's lock; wha
 microseconds per claim.
 """
 
+import atexit
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -80,13 +83,16 @@ class WorkerPool:
         Raises:
             Exception: whatever `plans` or `work` raised; the batches in the making are dropped.
         """
+        if self._stopped:
+            raise RuntimeError("the loader was closed")
         try:
+            _alive.add(self)
             for thread in self._threads:
                 thread.start()
             # not a loop with a variable: that would keep each batch alive until the next one is asked for
             yield from iter(self._next, None)
         finally:
-            self._stop()
+            self.stop()
 
     def replace(self, job: Job, row: int, index: int, params: ViewParams) -> None:
         """Let sample `index`, with its own numbers, stand in at `row` of a job."""
@@ -106,17 +112,22 @@ class WorkerPool:
                     raise self._error
                 if self._exhausted and not self._jobs:
                     return None
+                if self._stopped:
+                    raise RuntimeError("the loader was closed")
                 self._batch_ready.wait()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End the threads, and wait for it; what has not been received is dropped."""
         with self._lock:
             self._stopped = True
             self._work_ready.notify_all()
+            self._batch_ready.notify_all()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
         self._jobs.clear()
         self._open.clear()
+        _alive.discard(self)
 
     def _run(self) -> None:
         try:
@@ -173,3 +184,17 @@ class WorkerPool:
             self._jobs.append(job)
             self._open.append(job)
         self._work_ready.notify_all()
+
+
+_alive: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Threads that still write into memory while Python takes it down would crash it."""
+    for pool in list(_alive):
+        pool.stop()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_alive.clear)  # a child has no threads to stop

@@ -85,7 +85,8 @@ class Decoder:
         self.address = library.tjInitDecompress()
         if not self.address:
             raise MemoryError("libturbojpeg could not make a decoder")
-        weakref.finalize(self, library.tjDestroy, self.address)
+        # not at exit: a thread might still decode with it
+        weakref.finalize(self, library.tjDestroy, self.address).atexit = False
 
 
 @njit(nogil=True, cache=True)

@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -42,6 +44,75 @@ def test_options_of_the_engine(tiny_beton):
         loader(tiny_beton, engine_options={"prefecth": 5})
     with pytest.raises(ValueError, match="engine torchvision has no option 'prefetch'; it has none"):
         loader(tiny_beton, engine="torchvision", engine_options={"prefetch": 5})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 8.0}, "batch_size must be a whole number, at least 1; got 8.0"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"size": (24, 24)}, r"size must be a whole number, at least 1; got \(24, 24\)"),
+        ({"num_threads": 0}, "num_threads must be"),
+        ({"engine_options": {"prefetch": -1}}, "prefetch must be a whole number, at least 1; got -1"),
+        ({"dtype": torch.int32}, "dtype must be floating point, got torch.int32"),
+        ({"device": "gpu"}, "device must be cpu, cuda or cuda:N, got 'gpu'"),
+        ({"indices": np.ones(39, bool)}, r"a boolean for each of the 40 samples, got \(39,\)"),
+        ({"indices": [0.5, 1.5]}, "indices must be whole numbers, got float64"),
+    ],
+)
+def test_wrong_arguments_are_named(tiny_beton, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        loader(tiny_beton, **wrong)
+
+
+def test_a_mask_of_samples(tiny_beton):
+    mask = np.arange(40) % 3 == 0
+    with loader(tiny_beton, indices=mask) as ours, loader(tiny_beton, indices=np.flatnonzero(mask)) as theirs:
+        assert_same(contents(ours), contents(theirs))
+
+
+LEFT_ALIVE = """
+import sys
+from pipelines import TwoViewLoader
+loader = TwoViewLoader(sys.argv[1], 4, size=96, engine=sys.argv[2], num_threads=4)
+batches = iter(loader)
+next(batches)
+"""
+
+
+@pytest.mark.parametrize("engine", HOST_ENGINES)
+def test_a_program_may_end_in_mid_epoch(tiny_beton, engine):
+    """Its threads are then at work, in memory that Python is about to take down."""
+    for _ in range(3):
+        command = [sys.executable, "-c", LEFT_ALIVE, str(tiny_beton), engine]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("engine", HOST_ENGINES)
+def test_a_closed_loader_has_no_threads(tiny_beton, engine):
+    before = threading.active_count()
+    ours = loader(tiny_beton, engine=engine)
+    started, waiting = iter(ours), iter(ours)
+    next(started)
+    assert threading.active_count() > before
+    ours.close()
+    assert threading.active_count() == before
+    for batches in (started, waiting):
+        with pytest.raises(RuntimeError, match="the loader was closed"):
+            next(batches)
+
+
+@pytest.mark.parametrize("state", [None, {}, {"epoch": 0, "consumed": 0}])
+def test_states_that_are_none(tiny_beton, state):
+    with loader(tiny_beton) as ours, pytest.raises(ValueError, match="this is not what state_dict"):
+        ours.load_state_dict(state)
+
+
+@pytest.mark.parametrize("consumed", [-5, 41])
+def test_states_beyond_the_epoch(tiny_beton, consumed):
+    with loader(tiny_beton) as ours, pytest.raises(ValueError, match=f"after {consumed} samples of 40"):
+        ours.load_state_dict({**ours.state_dict(), "consumed": consumed})
 
 
 def test_a_system_that_does_not_say_where_a_process_may_run(tiny_beton, monkeypatch):
