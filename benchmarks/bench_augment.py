@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.floors import augment_s
 from benchmarks.inputs import drawn_crops
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
+from benchmarks.report import check_out
 from benchmarks.timing import Function, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
 from fastclr.train.distributed import Ranks, pick_device
@@ -52,6 +53,7 @@ class Options:
     """Where to write the result."""
 
     def __post_init__(self) -> None:
+        check_out(self.out)
         if min(self.rounds, self.threads, self.batch_size or 1) < 1 or self.batch_size == 0:
             raise ValueError("--rounds, --threads and --batch-size must be at least 1")
 

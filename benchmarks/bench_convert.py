@@ -19,7 +19,7 @@ from rich.text import Text
 from benchmarks.baselines import ffcv_writer
 from benchmarks.isolated import Failed, call
 from benchmarks.machine import describe
-from benchmarks.report import save
+from benchmarks.report import check_out, save
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.convert import Encoding, FolderSource, convert
@@ -55,6 +55,7 @@ class Options:
     """Where to write the result."""
 
     def __post_init__(self) -> None:
+        check_out(self.out)
         if min(self.rounds, self.workers, self.images) < 1:
             raise ValueError("--rounds, --workers and --images must be at least 1")
         Encoding(max_side=self.max_side, quality=self.quality)
@@ -103,6 +104,7 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     options = parse(Options, argv, "fastclr bench convert")
     console = Console()
+    RepeatedFolder(options.folder, options.images)  # says what is wrong with it, before each way does
     ways = [
         Way("fastclr", stores) for stores in ("keep", "recompress", "raw") if "fastclr" in options.writers
     ]

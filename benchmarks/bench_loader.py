@@ -22,11 +22,12 @@ from benchmarks.harness import LAST_BATCHES, WARM_BATCHES, Case, measure
 from benchmarks.machine import describe
 from benchmarks.our_loader import OurLoader
 from benchmarks.plot import plot_loader, plot_scaling
-from benchmarks.report import save
+from benchmarks.report import check_out, save
 from benchmarks.scaling import measure_scaling, scaling_table
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.beton.sidecar import read_sidecar
+from pipelines.convert import FolderSource
 from pipelines.host import cores
 
 What = Literal["crops", "full"]
@@ -70,8 +71,7 @@ class Options:
             raise ValueError("--rounds, --threads and --batch-size must be at least 1")
         if not self.sizes or min(self.sizes) < 8:
             raise ValueError(f"--sizes takes numbers of at least 8 pixels, got {self.sizes}")
-        if self.out is not None and self.out.suffix != ".json":
-            raise ValueError(f"--out must end in .json, got {self.out}")
+        check_out(self.out)
         if self.folder is not None and not self.folder.is_dir():
             raise FileNotFoundError(f"--folder {self.folder}: no such folder")
 
@@ -82,7 +82,15 @@ def main(argv: list[str]) -> None:
     console = Console()
     with BetonReader(options.file) as reader:
         batch_size = options.batch_size or _batch_size(len(reader))
+        if batch_size * (WARM_BATCHES + LAST_BATCHES + 1) > len(reader):
+            raise ValueError(
+                f"{options.file} holds {len(reader)} images, too few for batches of {batch_size}; lower --batch-size"
+            )
         file = _describe_file(reader)
+    if options.folder is not None and FolderSource(options.folder).class_names is None:
+        raise ValueError(
+            f"--folder {options.folder} has no class folders, which torchvision's ImageFolder needs"
+        )
     _read_through(options.file)
     for size in options.sizes:
         settings = {"size": size, "threads": options.threads, "batch_size": batch_size}

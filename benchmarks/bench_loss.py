@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.floors import nt_xent_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
+from benchmarks.report import check_out
 from benchmarks.targets import LOSS
 from benchmarks.timing import Function, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
@@ -59,10 +60,11 @@ class Options:
     """Where to write the result."""
 
     def __post_init__(self) -> None:
+        check_out(self.out)
         if any(rows < 4 or rows % 2 for rows in self.rows):
             raise ValueError(f"--rows are both views of n images: even, and 4 or more; got {self.rows}")
-        if self.rounds < 1 or self.width < 1:
-            raise ValueError("--rounds and --width must be at least 1")
+        if self.rounds < 1 or self.width < 1 or not self.temperature > 0:
+            raise ValueError("--rounds and --width must be at least 1, --temperature positive")
 
 
 def main(argv: list[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.floors import lars_s
 from benchmarks.inputs import random_parameters
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
+from benchmarks.report import check_out
 from benchmarks.timing import Function, NotMeasured, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
 from fastclr.optim import LARS
@@ -38,6 +39,7 @@ class Options:
     """Where to write the result."""
 
     def __post_init__(self) -> None:
+        check_out(self.out)
         if self.rounds < 1:
             raise ValueError("--rounds must be at least 1")
 

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from benchmarks.floors import augment_s, flops_s, lars_s, nt_xent_s
 from benchmarks.kernel_report import Column, add_group, new_report, print_group, print_targets, row_of
+from benchmarks.report import check_out
 from benchmarks.step_parts import Z_WIDTH, FedStep, Shape, Step, flops_per_image, need_capture
 from benchmarks.timing import Function, Timing, Variant, measure
 from fastclr.arguments import parse
@@ -58,7 +59,7 @@ class Options:
     """Memory format of weights and views."""
     file: Path | None = None
     """A .beton file for the step with a loader; None: drawn images, held decoded."""
-    engine: str = "auto"
+    engine: Literal["auto", "native", "resident", "ffcv", "dali", "torchvision"] = "auto"
     """Engine of the loader; auto: native for a file, resident for drawn images."""
     threads: int | None = None
     """Threads of the loader; None: one per core."""
@@ -72,6 +73,7 @@ class Options:
     """Where to write the result."""
 
     def __post_init__(self) -> None:
+        check_out(self.out)
         for name in ("rounds", "calls", "size", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:

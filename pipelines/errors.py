@@ -1,4 +1,8 @@
-"""What engines raise when they can't run here."""
+"""What engines raise when they can't run here, and say of samples that can't be decoded."""
+
+
+class CorruptSample(RuntimeWarning):
+    """A sample could not be decoded, and another stands in its place."""
 
 
 class EngineUnavailable(RuntimeError):

@@ -1,4 +1,4 @@
-"""torchvision's word on what a crop and an augmentation are, given the drawn numbers.
+"""torchvision as the reference of what a crop and an augmentation are, given the drawn numbers.
 
 Both functions are slow and plain on purpose: they use torchvision's public functional transforms and nothing
 of this project but its data classes.

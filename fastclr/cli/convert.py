@@ -159,9 +159,10 @@ def _print_report(console: Console, report: Report, out: Path, seconds: float) -
         f"{out}: {report.written:,} images, {_size(report.file_bytes)}, {report.found / seconds:,.0f} images/s",
         f"  {report.kept:,} byte for byte, {report.encoded:,} encoded, {len(report.skipped):,} left out",
     ]
-    lines += [f"  encoded anew: {len(names):,} × {reason}" for reason, names in report.re_encoded.items()][
-        :SHOWN
-    ]
+    reasons = sorted(report.re_encoded.items(), key=lambda item: -len(item[1]))
+    lines += [f"  encoded anew: {len(names):,} × {reason}" for reason, names in reasons[:SHOWN]]
+    if len(reasons) > SHOWN:
+        lines.append(f"  … and for {len(reasons) - SHOWN:,} more reasons, in {sidecar_path(out)}")
     lines += [f"  left out: {name!r}: {reason}" for name, reason in report.skipped.items()][:SHOWN]
     if len(report.skipped) > SHOWN:
         lines.append(f"  … and {len(report.skipped) - SHOWN:,} more, named in {sidecar_path(out)}")

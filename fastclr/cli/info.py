@@ -67,7 +67,7 @@ def _classes(reader: BetonReader) -> list[str]:
 def _image_sizes(reader: BetonReader) -> list[str]:
     """Histogram of the longer side in half octaves."""
     longer = np.maximum(reader.heights, reader.widths)
-    k = int(longer.argmax())
+    k = int((reader.heights.astype(np.int64) * reader.widths).argmax())
     lines = [f"longer side, pixels (largest image {reader.heights[k]}×{reader.widths[k]})"]
     octave = np.floor(2 * np.log2(longer)).astype(int)
     rows = []

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 import traceback
+import warnings
 
 COMMANDS = {
     "convert": "a folder of images, or a data set, into one .beton file",
@@ -24,6 +25,20 @@ def _usage() -> str:
     return "\n".join(
         ["usage: fastclr COMMAND [arguments] [--debug]\n       fastclr --version", "", *lines, "", hint]
     )
+
+
+def _warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Ours as one line, without the place in the code that gave it."""
+    from pipelines.errors import CorruptSample
+
+    if issubclass(category, CorruptSample):
+        return f"fastclr: {message}\n"
+    return _formatwarning(message, category, filename, lineno, line)
+
+
+_formatwarning = warnings.formatwarning
 
 
 def _reason(error: Exception) -> str:
@@ -58,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"fastclr: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    warnings.formatwarning = _warning
     try:
         command = importlib.import_module(f"fastclr.cli.{name}")
         return command.main(rest) or 0

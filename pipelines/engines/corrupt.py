@@ -3,6 +3,8 @@
 import os
 import warnings
 
+from pipelines.errors import CorruptSample
+
 MAX_CORRUPT = 100
 """Corrupt samples that are replaced before an engine gives up on the file."""
 
@@ -30,5 +32,5 @@ class CorruptSamples(dict[int, str]):
             )
         if new:
             warnings.warn(
-                f"{reason}; its successor stands in ({len(self)} so far)", RuntimeWarning, stacklevel=2
+                f"{reason}; its successor stands in ({len(self)} so far)", CorruptSample, stacklevel=2
             )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FfcvEngine", "Pick", "TwoViewDecoder"]
 
-INSTALL = "apt-get install libturbojpeg0-dev libopencv-dev pkg-config && pip install 'fastclr[ffcv]'"
+INSTALL = "apt-get install g++ libturbojpeg0-dev libopencv-dev pkg-config && pip install 'fastclr[ffcv]'"
 NO_SAMPLE = np.uint64(2**64 - 1)
 """Fills up a batch of FFCV's that is not full."""
 
@@ -124,7 +124,10 @@ class FfcvEngine:
 
     def _crops(self, plan: BatchPlan, views: Sequence[np.ndarray], decoder: "TwoViewDecoder") -> Crops:
         """A copy that belongs to the receiver: FFCV will write its next batches over `views`."""
-        decoder.check(plan.indices)
+        try:
+            decoder.check(plan.indices)
+        except ValueError as error:
+            raise ValueError(f"{error}; engine ffcv replaces no sample, engine native does") from None
         num_rows, shape = len(plan.indices), views[0].shape[1:]
         pin = self.device.type == "cuda"
         pixels = torch.empty((len(views), num_rows, *shape), dtype=torch.uint8, pin_memory=pin).numpy()

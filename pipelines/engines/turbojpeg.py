@@ -21,7 +21,7 @@ from numba.core.typing import signature
 
 from pipelines.beton.layout import JPEG_MODE
 
-INSTALL = "apt-get install libturbojpeg0"
+INSTALL = "apt-get install libturbojpeg0-dev"  # the name that Debian and Ubuntu share
 LIBRARIES = ("libturbojpeg.so.0", "libturbojpeg.dylib")
 """Names it goes by; the system, or a conda environment's Python, knows where."""
 ACCURATE_DCT, FAST_DCT = 4096, 2048

@@ -167,6 +167,22 @@ def test_bad_arguments(tiny, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_batch_that_is_too_large(tiny, capsys):
+    assert fastclr(["bench", "loader", str(tiny), "--batch-size", "1000"]) == 2
+    assert "too few for batches of 1000; lower --batch-size" in capsys.readouterr().err
+
+
+def test_a_folder_without_classes(tiny, tmp_path, capsys):
+    for place in ("empty", "flat"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "flat" / "1.jpg").touch()
+    for place, message in (("empty", "no image in it"), ("flat", "has no class folders")):
+        assert fastclr(["bench", "loader", str(tiny), "--folder", str(tmp_path / place)]) == 2
+        assert message in capsys.readouterr().err
+    assert fastclr(["bench", "convert", str(tmp_path / "empty")]) == 2
+    assert "no image in it" in capsys.readouterr().err
+
+
 def test_a_file_that_is_too_small(tiny_photos, tmp_path, capsys):
     convert(FolderSource(tiny_photos), tmp_path / "small.beton")
     assert fastclr(["bench", "loader", str(tmp_path / "small.beton")]) == 2

@@ -57,7 +57,8 @@ def test_pairs_are_nearer_than_others():
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--rows", "7"), ("--rows", "2"), ("--dtype", "int8"), ("--rounds", "0")]
+    "arguments",
+    [("--rows", "7"), ("--rows", "2"), ("--dtype", "int8"), ("--rounds", "0"), ("--out", "x.txt")],
 )
 def test_bad_arguments_are_one_line(arguments, capsys):
     assert main(["bench", "loss", *arguments]) == 2

@@ -116,6 +116,8 @@ def test_a_run(tmp_path, capsys):
 
 def test_bad_arguments(tmp_path, capsys):
     recipe, file = write_tiny_recipe(tmp_path / "tiny.toml"), write_tiny_file(tmp_path / "tiny.beton")
+    assert main(["bench", "verdict", str(recipe), "--train", str(file), "--out", "x.txt"]) == 2
+    assert "--out must end in .json, got x.txt" in capsys.readouterr().err
     assert main(["bench", "verdict", "--train", str(file)]) == 2
     assert "the recipe comes first" in capsys.readouterr().err
     assert main(["bench", "verdict", str(recipe), "--train", str(file), "--train.batch-size", "100"]) == 2

@@ -77,7 +77,7 @@ def test_a_machine_without_libturbojpeg(capsys, monkeypatch):
     monkeypatch.setattr(turbojpeg, "_bound", [])
     row = rows(capsys)["packages", "libturbojpeg"]
     assert not row["ok"]
-    assert row["fix"] == "apt-get install libturbojpeg0"
+    assert row["fix"] == "apt-get install libturbojpeg0-dev"
 
 
 def test_a_missing_engine_has_one_command(capsys, monkeypatch):

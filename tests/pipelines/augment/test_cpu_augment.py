@@ -1,4 +1,4 @@
-"""The fused CPU augmentation: torchvision's word, the reference's, closed forms, and memory it may not touch."""
+"""The fused CPU augmentation: against torchvision, the reference and closed forms; and memory it may not touch."""
 
 import itertools
 import threading

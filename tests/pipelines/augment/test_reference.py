@@ -1,4 +1,4 @@
-"""The plain torch augmentation: torchvision's word, and closed forms of each operation."""
+"""The plain torch augmentation: against torchvision and closed forms of each operation."""
 
 import itertools
 from dataclasses import replace

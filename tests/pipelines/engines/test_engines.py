@@ -1,4 +1,4 @@
-"""Every engine against torchvision's word, over the drawn boxes of real photos."""
+"""Every engine against torchvision, over the drawn boxes of real photos."""
 
 import numpy as np
 import pytest

@@ -121,5 +121,5 @@ def test_rows_per_claim_do_not_matter(corrupt_beton, monkeypatch):
 
 
 def test_a_machine_without(only_simplejpeg):
-    with pytest.raises(OSError, match=r"no libturbojpeg was found: apt-get install libturbojpeg0"):
+    with pytest.raises(OSError, match=r"no libturbojpeg was found: apt-get install libturbojpeg0-dev"):
         Decoder()
