@@ -6,7 +6,8 @@ FROM python:3.11-slim-bookworm
 
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
-    PIP_NO_CACHE_DIR=1
+    PIP_NO_CACHE_DIR=1 \
+    NUMBA_CACHE_DIR=/tmp/numba
 
 WORKDIR /opt/fastclr
 COPY . .

@@ -9,7 +9,6 @@ import psutil
 
 from fastclr.config import Config
 from pipelines import BetonReader
-from pipelines.beton.sidecar import read_sidecar
 from pipelines.host import cores
 
 
@@ -70,7 +69,7 @@ class Speeds:
 def facts_of(config: Config, reader: BetonReader) -> Facts:
     """The facts of a resolved config and a file."""
     assert config.data.threads is not None and config.train.threads is not None
-    options = (read_sidecar(reader.path) or {}).get("options", {})
+    options = (reader.sidecar or {}).get("options", {})
     return Facts(
         device=config.train.device,
         engine=config.data.engine,

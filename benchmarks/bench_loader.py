@@ -26,7 +26,6 @@ from benchmarks.report import check_out, save
 from benchmarks.scaling import measure_scaling, scaling_table
 from fastclr.arguments import parse
 from pipelines import BetonReader
-from pipelines.beton.sidecar import read_sidecar
 from pipelines.convert import FolderSource
 from pipelines.host import cores
 
@@ -175,7 +174,7 @@ def _read_through(file: Path) -> None:
 
 def _describe_file(reader: BetonReader) -> dict[str, Any]:
     """What the figures depend on: how large the images are, and how they were stored."""
-    convert = (read_sidecar(reader.path) or {}).get("options", {})
+    convert = (reader.sidecar or {}).get("options", {})
     return {
         "name": reader.path.name,
         "images": len(reader),

@@ -3,6 +3,7 @@
 file ─▶ Sampler (order, draws) ─plans─▶ engine (decode, crop, flip) ─uint8 crops─▶ augmentation ─▶ Batch
 """
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -146,11 +147,13 @@ class TwoViewLoader:
     def __iter__(self) -> Iterator[Batch]:
         epoch, consumed = self._epoch, self._consumed
         self._epoch, self._consumed = epoch + 1, 0
-        return self._batches(epoch, consumed)
+        return self._batches(self.sampler, epoch, consumed)
 
-    def _batches(self, epoch: int, consumed: int) -> Iterator[Batch]:
+    def _batches(self, sampler: Sampler, epoch: int, consumed: int) -> Iterator[Batch]:
         self._check_open()
-        sampler = self._engine.sampler = self.sampler
+        self._engine.sampler = (
+            sampler  # the engine keeps it for this iterator, whatever `set_epoch` says later
+        )
         global_batch = sampler.batch_size * sampler.world_size
         crops = self._engine.run(sampler.plans(epoch, consumed))
         batches = self._stage.run(crops, sampler.spec, self.reader.labels)
@@ -163,6 +166,7 @@ class TwoViewLoader:
                 self._yielded = (epoch + 1, 0) if over else (epoch, consumed)
                 yield batch
                 self._check_open()
+            self._yielded = (epoch + 1, 0)  # on a rank that has no part of the tail, too
         finally:
             batches.close()
             crops.close()
@@ -179,7 +183,7 @@ class TwoViewLoader:
         """
         if not 0 <= epoch < 1 << 32:
             raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
-        self._epoch, self._consumed = epoch, 0
+        self._epoch, self._consumed = self._yielded = (epoch, 0)
         if spec is not None:
             self.sampler = replace(self.sampler, spec=spec)
 
@@ -202,7 +206,7 @@ class TwoViewLoader:
                 f"{self.reader.path}: cannot resume after {state['consumed']} samples of {self.sampler.num_samples}"
             )
         for name, ours in self._identity().items():
-            if state.get(name) != ours:
+            if json.dumps(state[name]) != json.dumps(ours):  # a state may have been through JSON
                 raise ValueError(
                     f"{self.reader.path}: cannot resume, the saved state has another {name}: "
                     f"{state.get(name)!r}, here {ours!r}"
@@ -251,6 +255,10 @@ def _subset(indices: Sequence[int] | np.ndarray | None, num_samples: int) -> np.
     if indices is None:
         return None
     indices = np.asarray(indices)
+    if indices.ndim != 1 or not indices.size:
+        raise ValueError(
+            f"indices must be a list of samples, at least one; got an array {list(indices.shape)}"
+        )
     if indices.dtype == np.bool_:
         if indices.shape != (num_samples,):
             raise ValueError(

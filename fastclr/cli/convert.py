@@ -107,6 +107,8 @@ def _check(arguments: Arguments) -> None:
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     for path in (out, sidecar_path(out)):
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; choose another name for the file to write")
         if path.exists() and not arguments.overwrite:
             raise FileExistsError(f"{path} exists; choose another name, or --overwrite it")
 

@@ -7,7 +7,7 @@ import numpy as np
 import tyro
 
 from fastclr.arguments import call
-from pipelines.beton import BetonReader, read_sidecar
+from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE
 
 BAR_WIDTH = 40
@@ -26,7 +26,7 @@ def info(file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE
         file: a file of fastclr's or of FFCV's; it needs no side-car.
     """
     with BetonReader(file) as reader:
-        sidecar = read_sidecar(file)
+        sidecar = reader.sidecar
         lines = [*_content(reader), "", *_classes(reader), "", *_image_sizes(reader)]
     lines += ["", *_origin(sidecar)] if sidecar else ["", "no side-car (a .json beside it, written with it)"]
     print("\n".join(lines))

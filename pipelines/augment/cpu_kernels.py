@@ -51,6 +51,8 @@ def augment_rows(
     of `ViewParams`, [V, B, …]; taps, scale, shift come from `cpu.constants`, scratch from `cpu.new_scratch`, one per
     thread.
     """
+    if out.shape[0] != crops.shape[0] or high > out.shape[1] or first + high - low > crops.shape[1]:
+        raise ValueError("augment_rows needs as many views, and room for as many rows, in and out")
     for row in range(low, high):
         for v in range(crops.shape[0]):
             numbers = jitter[v, row], order[v, row], factors[v, row], gray[v, row], sigma[v, row]

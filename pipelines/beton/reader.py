@@ -1,12 +1,12 @@
 """Reads `.beton` files, its own and FFCV's, and trusts none of them."""
 
-import hashlib
 import mmap
 import os
 import weakref
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -22,6 +22,7 @@ from pipelines.beton.layout import (
     MAX_PIXELS,
     RAW_MODE,
     VERSION,
+    fingerprint,
     metadata_type,
 )
 from pipelines.beton.sidecar import read_sidecar
@@ -65,6 +66,7 @@ class BetonReader:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
+        self._absolute = self.path.absolute()  # to open it again, in a process that may be elsewhere
         self._data: np.ndarray | None = None
         with open(self.path, "rb") as file:
             self._descriptor = os.dup(file.fileno())
@@ -249,32 +251,54 @@ class BetonReader:
             pixels = out[: payload.size]
             pixels[...] = payload
             return pixels.reshape(height, width, 3)
+        self.check_header(index)  # costs 2 µs; after it, the size of the buffer is that of the metadata
         try:
-            # reading the header first costs 2 µs; after it, the size of the buffer is that of the metadata
-            found_height, found_width, colorspace, _ = simplejpeg.decode_jpeg_header(payload)
+            return simplejpeg.decode_jpeg(payload, fastdct=fast_dct, buffer=out)
+        except ValueError as error:
+            raise self._error(str(error), index) from error
+
+    def check_header(self, index: int) -> None:
+        """Check a JPEG's own header against the metadata, for decoders that know only the one or the other.
+
+        Raises:
+            ValueError: it is no JPEG, of another size, or neither color nor gray.
+        """
+        if self.modes[index] == RAW_MODE:
+            return
+        height, width = int(self.heights[index]), int(self.widths[index])
+        try:
+            found_height, found_width, colorspace, _ = simplejpeg.decode_jpeg_header(self.image_bytes(index))
             if found_height != height or found_width != width:
                 raise ValueError(
                     f"its JPEG is of {found_height}×{found_width} pixels, the metadata say {height}×{width}"
                 )
             if colorspace not in ("YCbCr", "Gray", "RGB"):
                 raise ValueError(f"its JPEG is {colorspace}, neither color nor gray")
-            return simplejpeg.decode_jpeg(payload, fastdct=fast_dct, buffer=out)
         except ValueError as error:
             raise self._error(str(error), index) from error
 
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that tell this file from another: a hash of its length and its metadata."""
-        digest = hashlib.blake2b(self.file_bytes.to_bytes(8, "little"), digest_size=8)
-        digest.update(self.data[: self._metadata_end].data)
-        return digest.hexdigest()
+        return fingerprint(self.file_bytes, self.data[: self._metadata_end].data)
 
     @cached_property
     def class_names(self) -> list[str] | None:
         """Name of each label, from the side-car; None where there is none."""
-        sidecar = read_sidecar(self.path)
-        names = sidecar and sidecar.get("class_names")
+        names = self.sidecar and self.sidecar.get("class_names")
         return [str(name) for name in names] if isinstance(names, list) else None
+
+    @cached_property
+    def sidecar(self) -> dict[str, Any] | None:
+        """What the side-car says; None where there is none that was written with this very file.
+
+        Raises:
+            ValueError: the side-car is no valid JSON.
+        """
+        found = read_sidecar(self.path)
+        # one that stayed behind when its file was written anew would give the classes wrong names
+        ours = found is not None and found.get("fingerprint", self.fingerprint) == self.fingerprint
+        return found if ours else None
 
     def close(self) -> None:
         """Let go of the file; what was handed out stays valid."""
@@ -288,7 +312,7 @@ class BetonReader:
         self.close()
 
     def __getstate__(self) -> Path:
-        return self.path
+        return self._absolute
 
     def __setstate__(self, path: Path) -> None:
         self.__init__(path)  # type: ignore[misc]

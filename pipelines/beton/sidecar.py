@@ -24,7 +24,9 @@ def sidecar_path(beton: Path | str) -> Path:
 
 
 def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
-    """The side-car of a `.beton` file; None where there is none that was written with this very file.
+    """The side-car of a `.beton` file; None where there is none, or one of a file of another length.
+
+    `BetonReader.sidecar` compares the fingerprint, too.
 
     Raises:
         ValueError: the side-car is no valid JSON.
@@ -40,7 +42,6 @@ def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
-    # a side-car that stayed behind when its file was written anew would give the classes wrong names
     return content if content.get("file_bytes") == Path(beton).stat().st_size else None
 
 

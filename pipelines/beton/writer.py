@@ -20,6 +20,7 @@ from pipelines.beton.layout import (
     MAX_SIDE,
     RAW_MODE,
     VERSION,
+    fingerprint,
     metadata_type,
     page_size,
 )
@@ -58,12 +59,15 @@ class BetonWriter:
         """Samples added so far."""
         self.file_bytes = 0
         """Bytes of the whole file, once it is finished."""
+        self.fingerprint = ""
+        """What `BetonReader.fingerprint` will be, once it is finished."""
         self._rows = np.zeros(num_samples, metadata_type([IMAGE_FIELD, INT_FIELD]))
         self._sizes = np.zeros(num_samples, np.uint64)
         self._metadata_start = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize
         self._end = _round_up(self._metadata_start + self._rows.nbytes, self.page_size)
         self._pending: list[bytes] = []  # payloads that end at byte _end of the file, yet to be written
         self._pending_bytes = 0
+        self._file = -1
 
     def __enter__(self) -> "BetonWriter":
         self._stack = ExitStack()
@@ -101,6 +105,10 @@ class BetonWriter:
         self._add(RAW_MODE, pixels.tobytes(), pixels.shape[0], pixels.shape[1], label)
 
     def _add(self, mode: int, payload: bytes, height: int, width: int, label: int) -> None:
+        if self._file < 0 or self.file_bytes:
+            raise ValueError(
+                f"{self.path}: samples are added inside the `with` block of the writer, before finish()"
+            )
         if self.count == len(self._rows):
             raise ValueError(f"{self.path}: more samples than the {len(self._rows)} that were announced")
         if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE and height * width <= MAX_PIXELS):
@@ -155,6 +163,8 @@ class BetonWriter:
             write_at(self._file, entries.tobytes(), table + low * ALLOCATION.itemsize, self.path)
         self.file_bytes = table + self.count * ALLOCATION.itemsize
         assert os.fstat(self._file).st_size == self.file_bytes
+        head = os.pread(self._file, self._metadata_start + rows.nbytes, 0)
+        self.fingerprint = fingerprint(self.file_bytes, head)
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -106,7 +106,7 @@ def convert(
             labels = source.labels[written & (source.labels >= 0)]
             report.per_class = np.bincount(labels, minlength=len(source.class_names)).tolist()
         options = {**asdict(encoding), "order": order, "seed": seed, "on_error": on_error}
-        write_sidecar(out, _sidecar(source, report, options))
+        write_sidecar(out, _sidecar(source, report, options, writer.fingerprint))
     return report
 
 
@@ -156,6 +156,8 @@ def _try(source: Source, number: int, encoding: Encoding) -> Stored | Exception:
 def _leave_out(report: Report, item: str, error: Exception, on_error: str) -> None:
     if on_error == "stop":
         raise ValueError(f"{item!r}: {_reason(error)} (--on-error skip leaves such images out)") from error
+    if item in report.skipped:  # a tar may hold a name more than once
+        item = f"{item} ({len(report.skipped)})"
     report.skipped[item] = _reason(error)
 
 
@@ -182,12 +184,13 @@ def _count(report: Report, item: Callable[[int], str], number: int, stored: Stor
         report.re_encoded.setdefault(stored.note, []).append(item(number))
 
 
-def _sidecar(source: Source, report: Report, options: dict[str, Any]) -> dict[str, Any]:
+def _sidecar(source: Source, report: Report, options: dict[str, Any], fingerprint: str) -> dict[str, Any]:
     """What the side-car says; nothing that changes from one run to the next."""
     packages = ("fastclr", "numpy", "simplejpeg", "pillow")
     return {
         "format": FORMAT,
         "file_bytes": report.file_bytes,
+        "fingerprint": fingerprint,
         "source": {"kind": source.kind, "name": source.name},
         "class_names": source.class_names,
         "images_per_class": report.per_class,

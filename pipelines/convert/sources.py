@@ -146,7 +146,9 @@ def refuse_parts(root: str, classes: list[str]) -> None:
 
 def _is_image(entry: os.DirEntry) -> bool:
     """By its name; a broken link counts, so that it is reported, a named pipe, which would hang us, does not."""
-    return entry.name.lower().endswith(SUFFIXES) and (entry.is_file() or entry.is_symlink())
+    if not entry.name.lower().endswith(SUFFIXES):
+        return False
+    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
 def _images_below(folder: Path, prefix: str, others: Counter[str]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Images in uncompressed tar files, read in any order without unpacking."""
 
 import os
+import posixpath
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -39,9 +40,14 @@ class TarSource:
         places: list[tuple[int, int, int]] = []
         labels: dict[tuple[int, str], int] = {}
         others: Counter[str] = Counter()
+        links: list[tuple[int, str, str]] = []
         for number, path in enumerate(paths):
             for member in self._members(path):
                 if _hidden(member.name):
+                    continue
+                if member.islnk() or member.issym():
+                    if member.name.lower().endswith(SUFFIXES):
+                        links.append((number, member.name, _target(member)))
                     continue
                 if member.name.lower().endswith(SUFFIXES):
                     self._items.append(member.name)
@@ -56,11 +62,12 @@ class TarSource:
         if not places:
             raise ValueError(f"{self.name}: no image in it (looked for {', '.join(SUFFIXES)})")
         self.remarks = passed_over(others)
+        self._follow(links, places)
         self._places = np.array(places)
         self.labels = self._paired(labels) if labels else self._from_folders()
 
     def _members(self, path: Path) -> Iterator[tarfile.TarInfo]:
-        """The ordinary files of a tar."""
+        """The ordinary files of a tar, and its links."""
         with open(path, "rb") as file:
             start, end = file.read(8), file.seek(0, 2)
         for magic, remedy in _COMPRESSED.items():
@@ -72,7 +79,9 @@ class TarSource:
             with tarfile.open(path, "r:") as tar:
                 while member := tar.next():
                     tar.members.clear()  # type: ignore[attr-defined] # of a million members, tarfile would keep a gigabyte
-                    if member.isreg() and not member.issparse():
+                    if member.islnk() or member.issym():
+                        yield member
+                    elif member.isreg() and not member.issparse():
                         if member.offset_data + member.size > end:
                             raise tarfile.ReadError(f"it ends within {member.name}")
                         yield member
@@ -84,6 +93,23 @@ class TarSource:
                     raise tarfile.ReadError(f"at byte {tar.offset} there is no header of a file")
         except tarfile.TarError as error:
             raise ValueError(f"{path}: no tar file, or a damaged one ({error})") from error
+
+    def _follow(self, links: list[tuple[int, str, str]], places: list[tuple[int, int, int]]) -> None:
+        """Add the images that are links to others, behind those; one tar's links stay within it."""
+        if not links:
+            return
+        known = {(place[0], _clean(item)): place for place, item in zip(places, self._items, strict=True)}
+        lost = 0
+        for number, name, target in links:
+            place = known.get((number, target))
+            if place is None:
+                lost += 1
+                continue
+            self._items.append(name)
+            places.append(place)
+            known[number, _clean(name)] = place  # of a link to a link
+        if lost:
+            self.remarks.append(f"passed over: {lost:,} links to what is no image of the same tar")
 
     def _paired(self, labels: dict[tuple[int, str], int]) -> np.ndarray:
         found = [
@@ -128,6 +154,16 @@ class TarSource:
         if len(data) < size:
             raise OSError(f"{self._paths[number].name} is cut short")
         return data
+
+
+def _target(member: tarfile.TarInfo) -> str:
+    """The member that a link means: a hard link has its name, a symbolic one the way from its folder."""
+    base = "" if member.islnk() else str(PurePosixPath(member.name).parent)
+    return _clean(posixpath.join(base, member.linkname))
+
+
+def _clean(name: str) -> str:
+    return posixpath.normpath(name)
 
 
 def _hidden(name: str) -> bool:

@@ -22,6 +22,9 @@ from pipelines.order import Sampler
 INSTALL = "pip install 'fastclr[dali]' (CUDA 12) or 'fastclr[dali-cuda13]' (CUDA 13)"
 
 
+REPLACES_NONE = "engine dali replaces no sample, engine native does"
+
+
 class DaliEngine:
     """Decodes each image once with DALI and crops all its views.
 
@@ -129,6 +132,8 @@ class DaliEngine:
         """What DALI is fed a batch: the images, then start, shape and flip of each view."""
         reader = self.reader
         for plan in plans:
+            for index in plan.indices.tolist():
+                self._check_header(index)
             images = [reader.image_bytes(index) for index in plan.indices]
             if not self._encoded:
                 sizes = zip(reader.heights[plan.indices], reader.widths[plan.indices], strict=True)
@@ -142,6 +147,13 @@ class DaliEngine:
             fed = [images, *numbers]
             underway.append((plan, fed))
             yield fed
+
+    def _check_header(self, index: int) -> None:
+        """DALI would crop a JPEG of another size than the metadata's as if it were of that."""
+        try:
+            self.reader.check_header(index)
+        except ValueError as error:
+            raise ValueError(f"{error}; {REPLACES_NONE}") from None
 
     def _collect(self, outputs: Any) -> np.ndarray | torch.Tensor:
         """uint8 [V, B, H, W, 3], a copy: DALI uses its memory again."""
@@ -158,5 +170,5 @@ class DaliEngine:
                 try:
                     self.reader.decode(index)
                 except ValueError as found:
-                    return ValueError(f"{found}; engine dali replaces no sample, engine native does")
+                    return ValueError(f"{found}; {REPLACES_NONE}")
         return ValueError(f"{self.reader.path}: DALI failed: {' '.join(str(error).split())}")

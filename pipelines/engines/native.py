@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from pipelines.engines.pool import Job, WorkerPool
 from pipelines.engines.recycle import RecycledMemory
 from pipelines.engines.turbojpeg import Decoder, bind_turbojpeg, decode_samples
 from pipelines.order import Sampler
+from pipelines.views import ViewSpec
 
 CLAIM_PIXELS = 1 << 17
 """Pixels, decoded and cropped, that a worker takes at a time: about half a millisecond."""
@@ -53,6 +55,8 @@ class Scratch:
     """Working memory of `augment_rows`."""
     decoder: Decoder | None
     """libturbojpeg's, if this machine has it."""
+    calling: AbstractContextManager
+    """Held while simplejpeg is called."""
 
 
 class NativeEngine:
@@ -97,22 +101,23 @@ class NativeEngine:
             self.decodes_with = "libturbojpeg"
         except OSError:
             self.decodes_with = "simplejpeg"
-        # simplejpeg on small images: threads that wait for each other's calls are slower than one at a time
-        small = (reader.heights.astype(np.int64) * reader.widths).mean() <= SMALL
-        self._calling: AbstractContextManager = threading.Lock() if small else nullcontext()
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
         pool: WorkerPool
-        spec, constants = self.sampler.spec, cpu.constants(self.sampler.spec)
+        # of this iterator: the engine's may be another one before it ends
+        sampler = self.sampler
+        spec, constants = sampler.spec, cpu.constants(sampler.spec)
         sizes = heights, widths = self.reader.heights, self.reader.widths
         areas = heights.astype(np.int64) * widths
         rows = rows_per_claim(areas.mean() + spec.views * spec.size**2)
+        # simplejpeg on small images: threads that wait for each other's calls are slower than one at a time
+        calling: AbstractContextManager = threading.Lock() if areas.mean() <= SMALL else nullcontext()
 
         def work(job: Job, low: int, high: int, scratch: Scratch) -> None:
             while low < high:
                 images, starts = self._decode(job, low, high, scratch)
                 if not len(starts):
-                    images, starts = self._decode_or_replace(pool, job, low, scratch)
+                    images, starts = self._decode_or_replace(sampler, pool, job, low, scratch)
                 stop = low + len(starts)
                 plan, params = job.plan, job.plan.params
                 into = (scratch.crops, 0) if self.augment else (job.pixels, low)
@@ -131,11 +136,12 @@ class NativeEngine:
                 crop=np.empty(scratch_bytes(heights.max(), widths.max(), spec.size, spec.size), np.uint8),
                 augment=cpu.new_scratch(spec),
                 decoder=Decoder() if self.decodes_with == "libturbojpeg" else None,
+                calling=calling,
             )
 
         pool = WorkerPool(
             self._announced(plans),
-            self._allocate,
+            partial(self._allocate, spec),
             work,
             make_scratch,
             self.num_threads,
@@ -151,8 +157,7 @@ class NativeEngine:
             pool.stop()
         self._memory.clear()
 
-    def _allocate(self, plan: BatchPlan) -> np.ndarray:
-        spec = self.sampler.spec
+    def _allocate(self, spec: ViewSpec, plan: BatchPlan) -> np.ndarray:
         shape = (spec.views, len(plan.indices), spec.size, spec.size, 3)
         if self.device.type == "cuda":
             dtype = torch.float32 if self.augment else torch.uint8
@@ -175,7 +180,7 @@ class NativeEngine:
             )
             return images, starts[:count]
         count, end = 0, 0
-        with self._calling:
+        with scratch.calling:
             for index in indices[low:high].tolist():
                 try:
                     pixels = reader.decode(index, images[end:])
@@ -186,7 +191,7 @@ class NativeEngine:
         return images, starts[:count]
 
     def _decode_or_replace(
-        self, pool: WorkerPool, job: Job, row: int, scratch: Scratch
+        self, sampler: Sampler, pool: WorkerPool, job: Job, row: int, scratch: Scratch
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `_decode`, for one row: its sample or the first sound one after it, which then stands in its place."""
         index = int(job.plan.indices[row])
@@ -197,5 +202,5 @@ class NativeEngine:
                 return scratch.images, starts
             except ValueError as error:
                 self.corrupt.add(index, str(error))
-            index = self.sampler.successor(index)
-            pool.replace(job, row, index, self.sampler.draw(job.plan.epoch, np.array([index])))
+            index = sampler.successor(index)
+            pool.replace(job, row, index, sampler.draw(job.plan.epoch, np.array([index])))

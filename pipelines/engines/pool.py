@@ -141,10 +141,14 @@ class WorkerPool:
                         self._batch_ready.notify_all()
         except BaseException as error:
             with self._lock:
-                self._error = self._error or error
-                self._stopped = True
-                self._work_ready.notify_all()
-                self._batch_ready.notify_all()
+                self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """With the lock held: let the receiver have the first error, and the threads end."""
+        self._error = self._error or error
+        self._stopped = True
+        self._work_ready.notify_all()
+        self._batch_ready.notify_all()
 
     def _claim(self) -> tuple[Job, int, int] | None:
         """The next rows to work on; None when there will be no more."""
@@ -171,13 +175,18 @@ class WorkerPool:
         """Draw the next plan, with the lock released meanwhile."""
         self._planning = True
         self._lock.release()
+        job = failed = None
         try:
             plan = next(self._plans, None)
             job = Job(plan, self._allocate(plan)) if plan is not None else None
+        except BaseException as error:
+            failed = error
         finally:
             self._lock.acquire()
             self._planning = False
-        if job is None:
+        if failed is not None:  # said before another thread can ask the plans, which have none after an error
+            self._fail(failed)
+        elif job is None:
             self._exhausted = True
             self._batch_ready.notify_all()
         else:

@@ -50,8 +50,9 @@ class ResidentGpuEngine:
         host.close()
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
+        sampler = self.sampler  # of this iterator: the engine's may be another one before it ends
         for plan in plans:
-            sound = self._replace_broken(plan)
+            sound = self._replace_broken(sampler, plan)
             # views of pinned memory that outlive the copy: torch's pinned allocator waits for it
             indices, box, flip = (
                 torch.from_numpy(np.ascontiguousarray(table)).pin_memory().to(self.device, non_blocking=True)
@@ -62,7 +63,7 @@ class ResidentGpuEngine:
                 indices,
                 box,
                 flip,
-                self.sampler.spec.size,
+                sampler.spec.size,
                 offsets=self._offsets,
                 widths=self._widths,
             )
@@ -72,7 +73,7 @@ class ResidentGpuEngine:
         """Free the decoded set."""
         self._set = torch.empty(0, dtype=torch.uint8)
 
-    def _replace_broken(self, plan: BatchPlan) -> BatchPlan:
+    def _replace_broken(self, sampler: Sampler, plan: BatchPlan) -> BatchPlan:
         if not self.broken:
             return plan
         rows = [row for row, index in enumerate(plan.indices.tolist()) if index in self.broken]
@@ -81,6 +82,6 @@ class ResidentGpuEngine:
             index = int(plan.indices[row])
             while index in self.broken:
                 self.corrupt.add(index, self.broken[index])
-                index = self.sampler.successor(index)
-            plan.put(row, index, self.sampler.draw(plan.epoch, np.array([index])))
+                index = sampler.successor(index)
+            plan.put(row, index, sampler.draw(plan.epoch, np.array([index])))
         return plan

@@ -110,7 +110,8 @@ class TwoViewDataset(Dataset):
                 image = self._decode(index)
                 break
             except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for broken headers
-                corrupt[index] = f"{self.reader.path}: sample {index}: {error}"
+                prefix = f"{self.reader.path}: sample {index}: "
+                corrupt[index] = prefix + str(error).removeprefix(prefix)
             index = self.sampler.successor(index)
             params = self.sampler.draw(item.epoch, np.array([index]))
         else:
@@ -124,6 +125,7 @@ class TwoViewDataset(Dataset):
     def _decode(self, index: int) -> torch.Tensor:
         """uint8 [3, h, w]."""
         if self.reader.is_jpeg(index):
+            self.reader.check_header(index)
             with Image.open(io.BytesIO(self.reader.image_bytes(index).tobytes())) as image:
                 pixels = np.array(image.convert("RGB"))
         else:

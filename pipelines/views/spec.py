@@ -1,6 +1,8 @@
 """ViewSpec: the distributions that views are drawn from."""
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -46,7 +48,7 @@ class ViewSpec:
             if not condition:
                 raise ValueError(f"ViewSpec.{name} is {getattr(self, name)!r}; it must be {what}")
 
-        need(1 <= self.size <= 4096, "size", "between 1 and 4096 pixels")
+        need(isinstance(self.size, Integral) and 1 <= self.size <= 4096, "size", "between 1 and 4096 pixels")
         need(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two shares, 0 < low <= high <= 1")
         need(0 < self.ratio[0] <= self.ratio[1], "ratio", "two ratios, 0 < low <= high")
         for name in ("flip_p", "jitter_p", "gray_p", "blur_p"):
@@ -57,8 +59,11 @@ class ViewSpec:
             "0 to 2.5 (hue shifts by at most half a turn)",
         )
         need(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma", "two lengths, 0 < low <= high")
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            need(len(numbers) == 3 and all(map(math.isfinite, numbers)), name, "three finite numbers")
         need(min(self.std) > 0, "std", "positive")
-        need(1 <= self.views <= 16, "views", "1 to 16")
+        need(isinstance(self.views, Integral) and 1 <= self.views <= 16, "views", "1 to 16")
         need(
             self.center_share is None or 0 < self.center_share <= 1, "center_share", "None or a share, 0 to 1"
         )

@@ -1,7 +1,9 @@
 """TwoViewLoader: the same indices, numbers and pixels whatever the threads, the ranks and the interruptions."""
 
 import gc
+import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -57,6 +59,8 @@ def test_options_of_the_engine(tiny_beton):
         ({"dtype": torch.int32}, "dtype must be floating point, got torch.int32"),
         ({"device": "gpu"}, "device must be cpu, cuda or cuda:N, got 'gpu'"),
         ({"indices": np.ones(39, bool)}, r"a boolean for each of the 40 samples, got \(39,\)"),
+        ({"indices": [], "drop_last": False}, "at least one; got an array"),
+        ({"indices": [[1, 2]]}, "a list of samples"),
         ({"indices": [0.5, 1.5]}, "indices must be whole numbers, got float64"),
     ],
 )
@@ -101,6 +105,77 @@ def test_a_closed_loader_has_no_threads(tiny_beton, engine):
     for batches in (started, waiting):
         with pytest.raises(RuntimeError, match="the loader was closed"):
             next(batches)
+
+
+@pytest.mark.parametrize("engine", HOST_ENGINES)
+@pytest.mark.parametrize("other", [ViewSpec.simclr(32, views=1), ViewSpec.simclr(48, views=3)])
+def test_an_iterator_keeps_its_views(tiny_beton, engine, other):
+    """Whatever `set_epoch` says, and another iterator does, before it ends."""
+    with loader(tiny_beton, engine=engine) as ours:
+        expected = contents(ours)
+        ours.set_epoch(0)
+        begun, not_begun = iter(ours), iter(ours)
+        first = next(begun)
+        ours.set_epoch(5, spec=other)
+        others = contents(ours)
+        assert_same(contents([first, *begun]), expected)
+        assert {batch[4].shape[0] for batch in others} == {other.views}
+        later = contents(not_begun)
+        assert {(batch[0], batch[4].shape[2:]) for batch in later} == {(1, (3, 32, 32))}
+
+
+def test_ranks_save_the_same_state(tiny_beton):
+    """Of 40 samples in batches of 2 × 13, one rank has 7 of the last 14, and in 3 × 13 two have none of the last."""
+    for world_size in (2, 3):
+        ranks = [
+            loader(tiny_beton, batch_size=13, rank=rank, world_size=world_size, drop_last=False)
+            for rank in range(world_size)
+        ]
+        for each in ranks:
+            list(each)
+        states = [each.state_dict() for each in ranks]
+        assert states == world_size * [states[0]]
+        assert (states[0]["epoch"], states[0]["consumed"]) == (1, 0)
+
+
+def test_a_state_may_be_kept_as_json(tiny_beton):
+    with loader(tiny_beton) as ours:
+        next(iter(ours))
+        state = json.loads(json.dumps(ours.state_dict()))
+        rest = contents(loader_at(tiny_beton, state))
+        assert rest[0][:2] == (0, 1)
+
+
+def loader_at(file: Path, state: dict) -> TwoViewLoader:
+    made = loader(file)
+    made.load_state_dict(state)
+    return made
+
+
+def test_an_epoch_that_was_set_is_in_the_state(tiny_beton):
+    with loader(tiny_beton) as ours:
+        ours.set_epoch(3)
+        assert contents(loader_at(tiny_beton, ours.state_dict()))[0][0] == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_does_not_wait_for_its_parents_threads(cifar_beton_small, only_simplejpeg):
+    """Small images without libturbojpeg: threads take turns, and a fork may copy a turn that never ends."""
+    with loader(cifar_beton_small, batch_size=8, num_threads=4) as ours:
+        batches = iter(ours)
+        next(batches)
+        for _ in range(5):
+            pid = os.fork()
+            if pid == 0:
+                next(iter(ours))
+                os._exit(7)
+            deadline = time.monotonic() + 30
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                    pytest.fail("the child hangs")
+                time.sleep(0.01)
 
 
 @pytest.mark.parametrize("state", [None, {}, {"epoch": 0, "consumed": 0}])

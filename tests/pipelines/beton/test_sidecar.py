@@ -43,6 +43,19 @@ def test_that_of_an_older_file_is_passed_over(beton):
     assert BetonReader(beton).class_names is None
 
 
+def test_that_of_another_file_of_the_same_length_is_passed_over(tmp_path, beton):
+    """Pages are filled up to 8 MiB, so lengths are easily the same."""
+    ours = BetonReader(beton).fingerprint
+    write_sidecar(beton, content(beton, fingerprint=ours))
+    assert BetonReader(beton).sidecar == content(beton, fingerprint=ours)
+    length = beton.stat().st_size
+    with BetonWriter(beton, 1) as writer:
+        writer.add_raw(np.zeros((3, 3, 3), np.uint8), label=0)
+    assert beton.stat().st_size == length
+    assert BetonReader(beton).class_names is None
+    assert writer.fingerprint == BetonReader(beton).fingerprint != ours
+
+
 def test_broken_json_is_named(beton):
     sidecar_path(beton).write_bytes(b'{"format": \xff')
     with pytest.raises(ValueError, match=r"set\.one\.json: no valid JSON .*delete it"):

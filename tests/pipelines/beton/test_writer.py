@@ -188,3 +188,17 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(FileNotFoundError) as caught, BetonWriter(tmp_path / "no" / "folder.beton", 1):
         pass
     assert caught.value.filename == str(tmp_path / "no" / "folder.beton")
+
+
+def test_samples_are_added_inside_the_block_only(tmp_path):
+    """After the end they would be written over the table that says where the others are."""
+    pixels = np.zeros((2, 2, 3), np.uint8)
+    writer = BetonWriter(tmp_path / "a.beton", 3)
+    with pytest.raises(ValueError, match="inside the `with` block"):
+        writer.add_raw(pixels)
+    with writer:
+        writer.add_raw(pixels)
+        writer.finish()
+        with pytest.raises(ValueError, match="before finish"):
+            writer.add_raw(pixels)
+    assert len(BetonReader(tmp_path / "a.beton")) == 1

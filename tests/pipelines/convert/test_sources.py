@@ -53,6 +53,16 @@ def test_remarks(tmp_path):
     assert remark == f"all images lie deeper: did you mean {tmp_path / 'c' / 'photos'}?"
 
 
+def test_a_link_to_a_pipe_is_no_image(tmp_path):
+    """Reading it would wait for ever; a link to nothing is an image that can't be read."""
+    root = tree(tmp_path / "birds", "owl/a.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    (root / "owl" / "b.jpg").symlink_to(tmp_path / "pipe")
+    (root / "owl" / "c.jpg").symlink_to(tmp_path / "nothing")
+    source = FolderSource(root)
+    assert [source.item(k) for k in range(len(source.labels))] == ["owl/a.jpg", "owl/c.jpg"]
+
+
 def test_a_split_is_of_a_data_set(tmp_path):
     root = tree(tmp_path / "birds", "owl/a.png")
     with pytest.raises(ValueError, match=r"a split is a part of cifar10, .* give the folder of the part"):

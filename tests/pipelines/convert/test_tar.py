@@ -35,6 +35,35 @@ def test_class_folders(tmp_path):
         assert source.remarks == ["passed over, as no images by their names: 1 without a suffix"]
 
 
+def test_links(tmp_path):
+    """To what is in the same tar: hard ones by its name, symbolic ones by the way to it; also to another link."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("./a/0.jpg", "b/1.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            tar.addfile(info, io.BytesIO(name[-5:].encode()))
+        for name, kind, target in (
+            ("b/hard.jpg", tarfile.LNKTYPE, "./a/0.jpg"),
+            ("b/soft.jpg", tarfile.SYMTYPE, "../a/0.jpg"),
+            ("a/again.jpg", tarfile.SYMTYPE, "../b/soft.jpg"),
+            ("a/lost.jpg", tarfile.SYMTYPE, "/elsewhere/0.jpg"),
+            ("a/notes.txt", tarfile.SYMTYPE, "0.jpg"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    source = open_source([str(tmp_path / "a.tar")])
+    found = {source.item(k): (int(source.labels[k]), source.read(k)) for k in range(len(source.labels))}
+    assert found == {
+        "./a/0.jpg": (0, b"0.jpg"),
+        "b/1.jpg": (1, b"1.jpg"),
+        "b/hard.jpg": (1, b"0.jpg"),
+        "b/soft.jpg": (1, b"0.jpg"),
+        "a/again.jpg": (0, b"0.jpg"),
+    }
+    assert source.remarks == ["passed over: 1 links to what is no image of the same tar"]
+
+
 def test_a_name_may_be_long(tmp_path):
     """Over 100 characters a tar needs a further header before the member."""
     name = "x" * 90 + "/" + "y" * 90 + ".jpg"

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import simplejpeg
 from oracle import crop_oracle
 
-from pipelines import BetonReader, TwoViewLoader, ViewSpec
+from pipelines import BetonReader, BetonWriter, TwoViewLoader, ViewSpec
+from pipelines.beton.layout import JPEG_MODE
 from pipelines.engines import ENGINES
+from pipelines.errors import CorruptSample
 from pipelines.order import Sampler
 
 EXACT = ["native", "resident", "torchvision", "ffcv"]
@@ -73,6 +76,38 @@ def test_an_epoch_covers_each_sample_once_and_resumes(tiny_beton, engine):
     assert [plan.step for plan, _ in rest] == [plan.step for plan, _ in whole[2:]]
     for (_, ours), (_, theirs) in zip(rest, whole[2:], strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def lying_beton(tmp_path_factory):
+    """Three samples, of which the metadata of the middle one are those of a smaller image."""
+    path = tmp_path_factory.mktemp("beton") / "lying.beton"
+    rng = np.random.default_rng(0)
+    jpegs = [simplejpeg.encode_jpeg(rng.integers(0, 256, (h, 100, 3), np.uint8)) for h in (80, 160, 80)]
+    with BetonWriter(path, 3) as writer:
+        for jpeg in jpegs:
+            writer._add(JPEG_MODE, jpeg, 80, 100, 0)
+    return path
+
+
+@pytest.mark.parametrize("engine", ["native", "resident", "torchvision"])
+def test_a_jpeg_that_is_not_what_the_metadata_say_is_replaced(lying_beton, engine):
+    with pytest.warns(
+        CorruptSample, match="sample 1: its JPEG is of 160×100 pixels, the metadata say 80×100"
+    ):
+        crops, _ = run(engine, lying_beton, ViewSpec.center(64))
+    assert 1 not in crops[0][0].indices
+
+
+@pytest.mark.parametrize("engine", ["ffcv", "dali"])
+def test_or_named_in_an_error(lying_beton, engine, require_package):
+    if engine == "dali":
+        require_package("nvidia.dali")
+    message = (
+        f"sample 1: its JPEG is of 160×100 pixels.*; engine {engine} replaces no sample, engine native does"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(engine, lying_beton, ViewSpec.center(64))
 
 
 @pytest.mark.parametrize(("engine", "announces"), [("native", True), ("resident", False)])

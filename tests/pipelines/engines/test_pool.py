@@ -1,5 +1,6 @@
 """The worker pool: order, no loss of rows, errors, and that nothing is left behind."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -97,6 +98,26 @@ def test_an_error_in_the_plans_reaches_the_receiver():
     with pytest.raises(ValueError, match="no more plans"):
         list(make_pool(plans=plans()).batches())
     assert workers() == []
+
+
+def test_no_thread_takes_the_plans_after_their_error_for_their_end():
+    """A generator that has raised has nothing more: the next to ask gets the end of the epoch."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    plan = next(SAMPLER.plans(0))
+    try:
+        for number in range(3000):
+
+            def plans(given: int = number % 4) -> Iterator[BatchPlan]:
+                for _ in range(given):
+                    yield plan
+                raise ValueError("no more plans")
+
+            pool = WorkerPool(plans(), allocate, lambda *_: None, object, num_threads=(2, 4, 12)[number % 3])
+            with pytest.raises(ValueError, match="no more plans"):
+                list(pool.batches())
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_a_replacement_is_seen_by_the_receiver_and_not_by_the_plan():

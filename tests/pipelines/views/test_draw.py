@@ -169,3 +169,20 @@ GOLDEN = {
     "gray": [[False, False, False], [False, False, False]],
     "sigma": [[0.0, 0.0, 0.0], [1.5092962384223938, 1.6938684940338136, 0.6287149369716644]],
 }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mean": (0.5,)},
+        {"std": (0.5, 0.5, 0.5, 0.5)},
+        {"mean": (0.0, float("nan"), 0.0)},
+        {"std": (0.0, 1.0, 1.0)},
+        {"views": 2.0},
+        {"size": 32.0},
+    ],
+)
+def test_specs_that_compiled_code_would_read_beyond(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"ViewSpec.{name} is"):
+        ViewSpec(**wrong)
