@@ -151,9 +151,8 @@ class TwoViewLoader:
 
     def _batches(self, sampler: Sampler, epoch: int, consumed: int) -> Iterator[Batch]:
         self._check_open()
-        self._engine.sampler = (
-            sampler  # the engine keeps it for this iterator, whatever `set_epoch` says later
-        )
+        # the engine keeps it for this iterator, whatever `set_epoch` says later
+        self._engine.sampler = sampler
         global_batch = sampler.batch_size * sampler.world_size
         crops = self._engine.run(sampler.plans(epoch, consumed))
         batches = self._stage.run(crops, sampler.spec, self.reader.labels)
