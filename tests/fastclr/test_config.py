@@ -128,5 +128,5 @@ def test_numbers_are_finite(setting):
     for value in (float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"{setting} is (inf|nan)"):
             from_table({section: {key: value}})
-    with pytest.raises(ValueError, match=r"views.mean is \(nan, 0.0, 0.0\); it must be finite"):
-        from_table({"views": {"mean": [float("nan"), 0.0, 0.0]}})
+    with pytest.raises(ValueError, match=r"views.blur_sigma is \(0.1, inf\); it must be finite"):
+        from_table({"views": {"blur_sigma": [0.1, float("inf")]}})
