@@ -45,10 +45,11 @@ class RunLock:
         if self._file is not None:
             return
         file, start = open(folder / METRICS, "ab"), time.monotonic()  # noqa: SIM115 closed at the end of the block
-        while True:
+        alone = False
+        while not alone:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                alone = True
             except BlockingIOError:
                 if time.monotonic() - start > PATIENCE_S:
                     file.close()
@@ -59,7 +60,7 @@ class RunLock:
             except OSError:  # some network's file system has no locks
                 break
         self._file = file
-        for name in FILES:
+        for name in FILES if alone else ():
             for partial in folder.glob(f".{name}.*.partial"):
                 partial.unlink(missing_ok=True)
 

@@ -105,6 +105,8 @@ def test_a_file_system_without_locks(folder, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
+    (folder / ".last.pt.0a1b.partial").touch()  # that of a run which may be alive
     with RunLock() as ours, RunLock() as theirs:
         for lock in (ours, theirs):
             assert saved_run(folder, lock, resume=True) == load_checkpoint(folder / "last.pt")
+    assert (folder / ".last.pt.0a1b.partial").exists()
