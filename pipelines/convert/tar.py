@@ -52,7 +52,7 @@ class TarSource:
                 if member.name.lower().endswith(SUFFIXES):
                     self._items.append(member.name)
                     places.append((number, member.offset_data, member.size))
-                elif member.name.endswith(".cls"):
+                elif member.name.lower().endswith(".cls"):
                     text = self._read(number, member.offset_data, min(member.size, 32))
                     if not text.strip().isdigit() or len(text) > 10:
                         raise ValueError(f"{path}: {member.name} holds {text!r}, no class number")
@@ -63,6 +63,8 @@ class TarSource:
             raise ValueError(f"{self.name}: no image in it (looked for {', '.join(SUFFIXES)})")
         self.remarks = passed_over(others)
         self._follow(links, places)
+        if labels:
+            places = self._one_per_key(places)
         self._places = np.array(places)
         self.labels = self._paired(labels) if labels else self._from_folders()
 
@@ -110,6 +112,16 @@ class TarSource:
             known[number, _clean(name)] = place  # of a link to a link
         if lost:
             self.remarks.append(f"passed over: {lost:,} links to what is no image of the same tar")
+
+    def _one_per_key(self, places: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        """Of a WebDataset sample with several images take `KEY.jpg`, and not its other fields, `KEY.seg.png`."""
+        found = list(zip(places, self._items, strict=True))
+        plain = {(place[0], _key(item)) for place, item in found if _is_plain(item)}
+        kept = [(p, item) for p, item in found if _is_plain(item) or (p[0], _key(item)) not in plain]
+        if len(kept) < len(found):
+            self.remarks.append(f"passed over: {len(found) - len(kept):,} further images of samples")
+        self._items = [item for _, item in kept]
+        return [place for place, _ in kept]
 
     def _paired(self, labels: dict[tuple[int, str], int]) -> np.ndarray:
         found = [
@@ -172,5 +184,9 @@ def _hidden(name: str) -> bool:
 
 def _key(name: str) -> str:
     """What pairs the files of a WebDataset sample: the path up to the first dot of the file's name."""
-    folder, _, file = name.rpartition("/")
+    folder, _, file = _clean(name).rpartition("/")
     return f"{folder}/{file.partition('.')[0]}"
+
+
+def _is_plain(name: str) -> bool:
+    return PurePosixPath(name).name.count(".") == 1

@@ -89,6 +89,14 @@ def test_webdataset_pairs(tmp_path):
     assert content(source) == [("0.tar/a/k.jpg", 3), ("0.tar/a/l.jpg", 12), ("1.tar/a/k.jpg", 0)]
 
 
+def test_webdataset_samples_of_several_images(tmp_path):
+    """`a.seg.png` is another field of the sample `a`; of `b` there is no other image."""
+    members = ["./a.jpg", "a.seg.png", ("a.CLS", b"3"), "b.left.png", ("b.cls", b"4")]
+    source = open_source([make_tar(tmp_path / "0.tar", *members)])
+    assert content(source) == [("./a.jpg", 3), ("b.left.png", 4)]
+    assert source.remarks == ["passed over: 1 further images of samples"]
+
+
 def test_several_tars_of_one_set(tmp_path):
     paths = [make_tar(tmp_path / f"{k}.tar", f"set/c{k}/1.jpg", f"set/c{1 - k}/2.jpg") for k in (0, 1)]
     assert content(open_source(paths)) == [
