@@ -3,6 +3,7 @@
 This file needs the package `ffcv`.
 """
 
+import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -20,12 +21,24 @@ def drive(loader: Loader) -> Generator[Any]:
     Raises:
         RuntimeError: FFCV's thread died.
     """
-    iterator = iter(loader)
+    iterator = _start(loader)
     try:
         while _wait(iterator):
             yield next(iterator)
     finally:
         _stop(iterator)
+
+
+def _start(loader: Loader) -> EpochIterator:
+    """Begin an epoch; if Ctrl-C ends that half way, the thread that it may have started ends, too."""
+    before = set(threading.enumerate())
+    try:
+        return iter(loader)
+    except BaseException:
+        for thread in set(threading.enumerate()) - before:
+            if isinstance(thread, EpochIterator):
+                _stop(thread)
+        raise
 
 
 def _wait(iterator: EpochIterator) -> bool:

@@ -133,6 +133,21 @@ def test_dropped_iterators_leave_nothing_behind(mixed):
     assert [thing for thing in gc.get_objects() if type(thing) is EpochIterator] == []
 
 
+def test_ctrl_c_while_an_epoch_begins_leaves_no_thread(mixed, monkeypatch):
+    """FFCV starts its thread in the iterator's constructor: nobody has the iterator then."""
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    def start(self) -> None:
+        threading.Thread.start(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochIterator, "start", start)
+        with pytest.raises(KeyboardInterrupt):
+            next(mixed.run(mixed.sampler.plans(0)))
+    assert ffcv_threads() == []
+
+
 def test_what_the_plans_raise_reaches_the_receiver(mixed):
     def plans():
         yield from list(mixed.sampler.plans(0))[:2]
