@@ -84,14 +84,16 @@ def ranks_from_env() -> Ranks:
 
 def _launched() -> float:
     """When torchrun began: the nearest process above this one that was not itself started by it."""
-    for process in psutil.Process().parents():
-        try:
-            if "TORCHELASTIC_RUN_ID" in process.environ():  # a script between torchrun and us
-                continue
-        except psutil.AccessDenied:  # somebody else's: not a script of this job
-            pass
-        return process.create_time()
-    return 0.0
+    outside = (above for above in psutil.Process().parents() if not _is_of_the_job(above))
+    return next((process.create_time() for process in outside), 0.0)
+
+
+def _is_of_the_job(process: psutil.Process) -> bool:
+    """Whether torchrun started it: a script between torchrun and us."""
+    try:
+        return "TORCHELASTIC_RUN_ID" in process.environ()
+    except psutil.AccessDenied:  # somebody else's
+        return False
 
 
 def pick_device(name: str, ranks: Ranks, option: str = "--train.device") -> torch.device:

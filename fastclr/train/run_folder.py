@@ -80,7 +80,7 @@ def saved_run(
 
     Args:
         folder: the run folder.
-        lock: taken, where the folder holds a run that goes on or never began.
+        lock: taken, where the folder holds a run that may go on or never began.
         resume: the user wants to continue it.
         restarted_since: when torchrun began (seconds since the epoch), if it has started the ranks again: then a
             checkpoint that was written since is continued, unasked.
@@ -100,10 +100,10 @@ def saved_run(
         lock.take(folder)
         return load_checkpoint(checkpoint)
     if restarted_since is not None and checkpoint.exists():
+        lock.take(folder)
         saved = load_checkpoint(checkpoint)
         if saved.get("time", 0.0) >= restarted_since:
-            lock.take(folder)
-            return load_checkpoint(checkpoint)
+            return saved
     if any((folder / name).exists() for name in FILES):
         if not _never_stepped(folder):
             raise FileExistsError(

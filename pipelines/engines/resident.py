@@ -1,5 +1,6 @@
 """The resident engine: the whole set decoded once, into memory; an epoch then only crops and augments."""
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -74,8 +75,8 @@ class ResidentEngine(NativeEngine):
     def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
         indices = job.plan.indices[low:high]
         if self.broken:
-            sound = [index not in self.broken for index in indices.tolist()]
-            indices = indices[: (*sound, False).index(False)]
+            sound = itertools.takewhile(lambda index: index not in self.broken, indices.tolist())
+            indices = indices[: len(list(sound))]
         return self.pixels, self.starts[indices]
 
 

@@ -1,42 +1,15 @@
-"""TwoViewLoader: the same indices, numbers and pixels whatever the threads, the ranks and the interruptions."""
+"""TwoViewLoader: the same indices, numbers and pixels whatever the threads and the ranks; and its arguments."""
 
-import gc
-import json
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from loader_support import HOST_ENGINES, assert_same, contents, loader
 
-from pipelines import BetonReader, TwoViewLoader, ViewSpec
+from pipelines import BetonReader, ViewSpec
 from pipelines.engines import ENGINES
-
-HOST_ENGINES = ["native", "resident"]
-
-
-def loader(file: Path, **changes) -> TwoViewLoader:
-    return TwoViewLoader(file, **{"batch_size": 6, "size": 32, "seed": 3, "num_threads": 2, **changes})
-
-
-def contents(batches) -> list[tuple]:
-    return [
-        (batch.epoch, batch.step, batch.indices.tolist(), batch.labels.tolist(), batch.views)
-        for batch in batches
-    ]
-
-
-def assert_same(ours: list[tuple], theirs: list[tuple]) -> None:
-    assert [batch[:4] for batch in ours] == [batch[:4] for batch in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one[4], other[4])
 
 
 def test_options_of_the_engine(tiny_beton):
@@ -75,38 +48,6 @@ def test_a_mask_of_samples(tiny_beton):
         assert_same(contents(ours), contents(theirs))
 
 
-LEFT_ALIVE = """
-import sys
-from pipelines import TwoViewLoader
-loader = TwoViewLoader(sys.argv[1], 4, size=96, engine=sys.argv[2], num_threads=4)
-batches = iter(loader)
-next(batches)
-"""
-
-
-@pytest.mark.parametrize("engine", HOST_ENGINES)
-def test_a_program_may_end_in_mid_epoch(tiny_beton, engine):
-    """Its threads are then at work, in memory that Python is about to take down."""
-    for _ in range(3):
-        command = [sys.executable, "-c", LEFT_ALIVE, str(tiny_beton), engine]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("engine", HOST_ENGINES)
-def test_a_closed_loader_has_no_threads(tiny_beton, engine):
-    before = threading.active_count()
-    ours = loader(tiny_beton, engine=engine)
-    started, waiting = iter(ours), iter(ours)
-    next(started)
-    assert threading.active_count() > before
-    ours.close()
-    assert threading.active_count() == before
-    for batches in (started, waiting):
-        with pytest.raises(RuntimeError, match="the loader was closed"):
-            next(batches)
-
-
 @pytest.mark.parametrize("engine", HOST_ENGINES)
 @pytest.mark.parametrize("other", [ViewSpec.simclr(32, views=1), ViewSpec.simclr(48, views=3)])
 def test_an_iterator_keeps_its_views(tiny_beton, engine, other):
@@ -122,72 +63,6 @@ def test_an_iterator_keeps_its_views(tiny_beton, engine, other):
         assert {batch[4].shape[0] for batch in others} == {other.views}
         later = contents(not_begun)
         assert {(batch[0], batch[4].shape[2:]) for batch in later} == {(1, (3, 32, 32))}
-
-
-def test_ranks_save_the_same_state(tiny_beton):
-    """Of 40 samples in batches of 2 × 13, one rank has 7 of the last 14, and in 3 × 13 two have none of the last."""
-    for world_size in (2, 3):
-        ranks = [
-            loader(tiny_beton, batch_size=13, rank=rank, world_size=world_size, drop_last=False)
-            for rank in range(world_size)
-        ]
-        for each in ranks:
-            list(each)
-        states = [each.state_dict() for each in ranks]
-        assert states == world_size * [states[0]]
-        assert (states[0]["epoch"], states[0]["consumed"]) == (1, 0)
-
-
-def test_a_state_may_be_kept_as_json(tiny_beton):
-    with loader(tiny_beton) as ours:
-        next(iter(ours))
-        state = json.loads(json.dumps(ours.state_dict()))
-        rest = contents(loader_at(tiny_beton, state))
-        assert rest[0][:2] == (0, 1)
-
-
-def loader_at(file: Path, state: dict) -> TwoViewLoader:
-    made = loader(file)
-    made.load_state_dict(state)
-    return made
-
-
-def test_an_epoch_that_was_set_is_in_the_state(tiny_beton):
-    with loader(tiny_beton) as ours:
-        ours.set_epoch(3)
-        assert contents(loader_at(tiny_beton, ours.state_dict()))[0][0] == 3
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_child_does_not_wait_for_its_parents_threads(cifar_beton_small, only_simplejpeg):
-    """Small images without libturbojpeg: threads take turns, and a fork may copy a turn that never ends."""
-    with loader(cifar_beton_small, batch_size=8, num_threads=4) as ours:
-        batches = iter(ours)
-        next(batches)
-        for _ in range(5):
-            pid = os.fork()
-            if pid == 0:
-                next(iter(ours))
-                os._exit(7)
-            deadline = time.monotonic() + 30
-            while os.waitpid(pid, os.WNOHANG) == (0, 0):
-                if time.monotonic() > deadline:
-                    os.kill(pid, signal.SIGKILL)
-                    pytest.fail("the child hangs")
-                time.sleep(0.01)
-
-
-@pytest.mark.parametrize("state", [None, {}, {"epoch": 0, "consumed": 0}])
-def test_states_that_are_none(tiny_beton, state):
-    with loader(tiny_beton) as ours, pytest.raises(ValueError, match="this is not what state_dict"):
-        ours.load_state_dict(state)
-
-
-@pytest.mark.parametrize("consumed", [-5, 41])
-def test_states_beyond_the_epoch(tiny_beton, consumed):
-    with loader(tiny_beton) as ours, pytest.raises(ValueError, match=f"after {consumed} samples of 40"):
-        ours.load_state_dict({**ours.state_dict(), "consumed": consumed})
 
 
 def test_a_system_that_does_not_say_where_a_process_may_run(tiny_beton, monkeypatch):
@@ -247,65 +122,6 @@ def test_ranks_together_see_the_batches_of_one(tiny_beton):
             assert torch.equal(torch.cat([share[4] for share in shares], 1), views)
 
 
-@pytest.mark.parametrize("order", ["random", "sequential", "blocks"])
-def test_resume_in_mid_epoch(tiny_beton, order):
-    straight = loader(tiny_beton, order=order)
-    expected = contents(straight) + contents(straight)
-    for stop in (0, 1, 4, len(straight), len(straight) + 2):
-        first = loader(tiny_beton, order=order)
-        seen = []
-        epochs = [iter(first), iter(first)]
-        while len(seen) < stop:
-            batch = next(epochs[0], None)
-            if batch is None:
-                epochs.pop(0)
-            else:
-                seen += contents([batch])
-        state = first.state_dict()
-        resumed = loader(tiny_beton, order=order, num_threads=3)
-        resumed.load_state_dict(state)
-        while len(seen) < len(expected):
-            seen += contents(resumed)
-        assert_same(seen, expected)
-
-
-def test_resume_on_another_number_of_ranks(tiny_beton):
-    """8 samples a step on one rank, then on two: the rest of the epoch is the same."""
-    expected = contents(loader(tiny_beton, batch_size=8))
-    first = loader(tiny_beton, batch_size=8)
-    batches = iter(first)
-    next(batches), next(batches)
-    ranks = []
-    for rank in range(2):
-        resumed = loader(tiny_beton, batch_size=4, rank=rank, world_size=2)
-        resumed.load_state_dict(first.state_dict())
-        ranks.append(contents(resumed))
-    assert [one[2] + other[2] for one, other in zip(*ranks, strict=True)] == [
-        batch[2] for batch in expected[2:]
-    ]
-
-
-def test_state_counts_the_batch_yielded_not_the_one_prefetched(tiny_beton):
-    ours = loader(tiny_beton)
-    batches = iter(ours)
-    next(batches)
-    time.sleep(0.3)  # the workers are two batches ahead now
-    assert ours.state_dict()["consumed"] == 6
-
-
-def test_a_state_of_something_else_is_refused(tiny_beton, other_beton):
-    state = loader(tiny_beton).state_dict()
-    for name, other in {
-        "seed": loader(tiny_beton, seed=4),
-        "order": loader(tiny_beton, order="blocks"),
-        "spec": loader(tiny_beton, size=40),
-        "fingerprint": loader(other_beton),
-        "indices": loader(tiny_beton, indices=range(20)),
-    }.items():
-        with pytest.raises(ValueError, match=f"another {name}"):
-            other.load_state_dict(state)
-
-
 def test_epochs(tiny_beton):
     ours = loader(tiny_beton)
     first, second = contents(ours), contents(ours)
@@ -346,21 +162,6 @@ def test_any_number_of_views(tiny_beton, views):
     batch, other = next(iter(ours)), next(iter(theirs))
     assert batch.views.shape == (views, 6, 3, 24, 24)
     assert torch.equal(batch.views[0], other.views[0])  # a view's numbers do not depend on how many there are
-
-
-@pytest.mark.parametrize("engine", HOST_ENGINES)
-def test_dropped_iterators_leave_nothing_behind(tiny_beton, engine):
-    ours = loader(tiny_beton, size=None, spec=ViewSpec.simclr(96), engine=engine)
-    list(ours)
-    threads = threading.active_count()
-    gc.collect()
-    memory = psutil.Process().memory_info().rss
-    for _ in range(20):
-        next(iter(ours))
-    gc.collect()
-    assert threading.active_count() == threads
-    # 20 leaked batches with their prefetch would be 4 x 20 x 1.3 MB
-    assert psutil.Process().memory_info().rss - memory < 20e6
 
 
 def test_a_corrupt_sample_is_replaced(corrupt_beton):
@@ -420,17 +221,3 @@ def test_native_equals_torchvision_end_to_end(tiny_beton):
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one.indices, other.indices)
         assert (one.views - other.views).abs().max() * 255 < 1.01
-
-
-def test_memory_is_bounded(tiny_beton):
-    """At most prefetch + 2 batches beside the receiver's own, however slow the receiver is."""
-    spec = ViewSpec.simclr(224, views=2)
-    ours = loader(tiny_beton, size=None, spec=spec, batch_size=8)
-    batch_bytes = np.prod((2, 8, 3, 224, 224)) * 4
-    list(ours)
-    gc.collect()
-    before = psutil.Process().memory_info().rss
-    batches = iter(ours)
-    next(batches)
-    time.sleep(0.5)
-    assert psutil.Process().memory_info().rss - before < 4.5 * batch_bytes

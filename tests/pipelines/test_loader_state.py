@@ -1,0 +1,115 @@
+"""TwoViewLoader: where it was, and going on there, also on other ranks."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from loader_support import assert_same, contents, loader
+
+from pipelines import TwoViewLoader
+
+
+def test_ranks_save_the_same_state(tiny_beton):
+    """Of 40 samples in batches of 2 × 13, one rank has 7 of the last 14, and in 3 × 13 two have none of the last."""
+    for world_size in (2, 3):
+        ranks = [
+            loader(tiny_beton, batch_size=13, rank=rank, world_size=world_size, drop_last=False)
+            for rank in range(world_size)
+        ]
+        for each in ranks:
+            list(each)
+        states = [each.state_dict() for each in ranks]
+        assert states == world_size * [states[0]]
+        assert (states[0]["epoch"], states[0]["consumed"]) == (1, 0)
+
+
+def test_a_state_may_be_kept_as_json(tiny_beton):
+    with loader(tiny_beton) as ours:
+        next(iter(ours))
+        state = json.loads(json.dumps(ours.state_dict()))
+        rest = contents(loader_at(tiny_beton, state))
+        assert rest[0][:2] == (0, 1)
+
+
+def loader_at(file: Path, state: dict) -> TwoViewLoader:
+    made = loader(file)
+    made.load_state_dict(state)
+    return made
+
+
+def test_an_epoch_that_was_set_is_in_the_state(tiny_beton):
+    with loader(tiny_beton) as ours:
+        ours.set_epoch(3)
+        assert contents(loader_at(tiny_beton, ours.state_dict()))[0][0] == 3
+
+
+@pytest.mark.parametrize("state", [None, {}, {"epoch": 0, "consumed": 0}])
+def test_states_that_are_none(tiny_beton, state):
+    with loader(tiny_beton) as ours, pytest.raises(ValueError, match="this is not what state_dict"):
+        ours.load_state_dict(state)
+
+
+@pytest.mark.parametrize("consumed", [-5, 41])
+def test_states_beyond_the_epoch(tiny_beton, consumed):
+    with loader(tiny_beton) as ours, pytest.raises(ValueError, match=f"after {consumed} samples of 40"):
+        ours.load_state_dict({**ours.state_dict(), "consumed": consumed})
+
+
+@pytest.mark.parametrize("order", ["random", "sequential", "blocks"])
+def test_resume_in_mid_epoch(tiny_beton, order):
+    straight = loader(tiny_beton, order=order)
+    expected = contents(straight) + contents(straight)
+    for stop in (0, 1, 4, len(straight), len(straight) + 2):
+        first = loader(tiny_beton, order=order)
+        seen = []
+        epochs = [iter(first), iter(first)]
+        while len(seen) < stop:
+            batch = next(epochs[0], None)
+            if batch is None:
+                epochs.pop(0)
+            else:
+                seen += contents([batch])
+        state = first.state_dict()
+        resumed = loader(tiny_beton, order=order, num_threads=3)
+        resumed.load_state_dict(state)
+        while len(seen) < len(expected):
+            seen += contents(resumed)
+        assert_same(seen, expected)
+
+
+def test_resume_on_another_number_of_ranks(tiny_beton):
+    """8 samples a step on one rank, then on two: the rest of the epoch is the same."""
+    expected = contents(loader(tiny_beton, batch_size=8))
+    first = loader(tiny_beton, batch_size=8)
+    batches = iter(first)
+    next(batches), next(batches)
+    ranks = []
+    for rank in range(2):
+        resumed = loader(tiny_beton, batch_size=4, rank=rank, world_size=2)
+        resumed.load_state_dict(first.state_dict())
+        ranks.append(contents(resumed))
+    assert [one[2] + other[2] for one, other in zip(*ranks, strict=True)] == [
+        batch[2] for batch in expected[2:]
+    ]
+
+
+def test_state_counts_the_batch_yielded_not_the_one_prefetched(tiny_beton):
+    ours = loader(tiny_beton)
+    batches = iter(ours)
+    next(batches)
+    time.sleep(0.3)  # the workers are two batches ahead now
+    assert ours.state_dict()["consumed"] == 6
+
+
+def test_a_state_of_something_else_is_refused(tiny_beton, other_beton):
+    state = loader(tiny_beton).state_dict()
+    for name, other in {
+        "seed": loader(tiny_beton, seed=4),
+        "order": loader(tiny_beton, order="blocks"),
+        "spec": loader(tiny_beton, size=40),
+        "fingerprint": loader(other_beton),
+        "indices": loader(tiny_beton, indices=range(20)),
+    }.items():
+        with pytest.raises(ValueError, match=f"another {name}"):
+            other.load_state_dict(state)
