@@ -1,9 +1,10 @@
-"""README.md's tables, made from the results: `python -m benchmarks.readme`."""
+"""The tables of README.md and docs/, made from the results: `python -m benchmarks.readme`."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.agreement import agreement_table
 from benchmarks.report import RESULTS, load
 from benchmarks.targets import targets_table
 
@@ -65,7 +66,7 @@ def fill(text: str, tables: dict[str, str]) -> str:
         before, found, rest = text.partition(start)
         _, also_found, after = rest.partition(end)
         if not (found and also_found):
-            raise ValueError(f"README.md must have one pair of markers <!-- {name} --> … <!-- /{name} -->")
+            raise ValueError(f"the page must have one pair of markers <!-- {name} --> … <!-- /{name} -->")
         text = f"{before}{start}{table}\n{end}{after}"
     return text
 
@@ -80,15 +81,21 @@ def readme_tables() -> dict[str, str]:
     }
 
 
+def engines_tables() -> dict[str, str]:
+    """The tables of docs/engines.md, by marker."""
+    return {"agreement-table": agreement_table(load(RESULTS / "agreement.json"))}
+
+
 def main(check: bool) -> None:
-    """Write README.md's tables anew, or with `check` only say whether they are old."""
-    readme = Path(__file__).parent.parent / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = fill(old, readme_tables())
-    if not check:
-        readme.write_text(new, encoding="utf-8")
-    elif old != new:
-        sys.exit("README.md's tables are not those of benchmarks/results; run python -m benchmarks.readme")
+    """Write the pages' tables anew, or with `check` only say whether they are old."""
+    for name, tables in {"README.md": readme_tables(), "docs/engines.md": engines_tables()}.items():
+        page = Path(__file__).parent.parent / name
+        old = page.read_text(encoding="utf-8")
+        new = fill(old, tables)
+        if not check:
+            page.write_text(new, encoding="utf-8")
+        elif old != new:
+            sys.exit(f"{name}'s tables are not those of benchmarks/results; run python -m benchmarks.readme")
 
 
 if __name__ == "__main__":

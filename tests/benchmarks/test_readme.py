@@ -1,11 +1,11 @@
-"""README's tables, from reports made by hand."""
+"""The pages' tables, from reports made by hand."""
 
 import json
 
 import pytest
 
 from benchmarks import readme
-from benchmarks.readme import fill, loader_caption, loader_table, readme_tables
+from benchmarks.readme import engines_tables, fill, loader_caption, loader_table, readme_tables
 from benchmarks.report import RESULTS, load, save
 
 
@@ -80,6 +80,10 @@ def test_check_fails_on_an_old_table(tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
     for name, found in zip(("recompress", "keep"), REPORTS, strict=True):
         save(tmp_path / "results" / f"loader-{name}.json", found)
+    save(tmp_path / "results" / "agreement.json", {"results": []})
+    (tmp_path / "docs").mkdir()
+    engines = tmp_path / "docs" / "engines.md"
+    engines.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in engines_tables()))
     page = tmp_path / "README.md"
     page.write_text("# title\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in readme_tables()))
     with pytest.raises(SystemExit, match=r"run python -m benchmarks\.readme"):
@@ -92,5 +96,6 @@ def test_check_fails_on_an_old_table(tmp_path, monkeypatch):
 
 def test_readme_shows_the_committed_results():
     """A number stands in README.md only if a command printed it into benchmarks/results."""
-    readme = (RESULTS.parent.parent / "README.md").read_text(encoding="utf-8")
-    assert fill(readme, readme_tables()) == readme
+    for name, tables in (("README.md", readme_tables()), ("docs/engines.md", engines_tables())):
+        page = (RESULTS.parent.parent / name).read_text(encoding="utf-8")
+        assert fill(page, tables) == page
