@@ -122,7 +122,7 @@ def _side_by_side(options: Options, head: dict[str, Any], console: Console) -> d
             found = [result.as_json() for result in results]
             report["decode_limit"], rest = found[0], iter(found[1:])
             report["results"] = {what: [next(rest) for _ in group] for what, group in groups.items()}
-            live.update(_table(report), refresh=True)
+            live.update(side_by_side_table(report), refresh=True)
     return report
 
 
@@ -184,7 +184,7 @@ def _describe_file(reader: BetonReader) -> dict[str, Any]:
     }
 
 
-def _table(report: dict[str, Any]) -> Group:
+def side_by_side_table(report: dict[str, Any]) -> Group:
     limit, file, settings = report["decode_limit"], report["file"], report["settings"]
     table = Table(
         title=f"{file['name']}: {file['images']} images, views of {settings['size']} px, {settings['threads']} threads",
@@ -192,6 +192,7 @@ def _table(report: dict[str, Any]) -> Group:
         "decode limit; CPU ms: of all processes, per image; first: seconds to the first batch, warm",
         box=SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
     table.add_column("", no_wrap=True)
     for heading in ("images/s", "low–high", "limit", "CPU ms", "MiB", "first"):

@@ -59,7 +59,11 @@ def print_group(console: Console, group: Mapping[str, Any], columns: Sequence[Co
     rows = group["rows"]
     devices = ", ".join(dict.fromkeys(row["device"] for row in rows))
     table = Table(
-        title=f"{group['title']}; on {devices}", box=SIMPLE_HEAD, pad_edge=False, title_justify="left"
+        title=f"{group['title']}; on {devices}",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title_justify="left",
     )
     table.add_column("", no_wrap=True)
     for heading in ("time", "±", *(column[0] for column in columns)):

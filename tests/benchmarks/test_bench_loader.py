@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmarks import harness
 from benchmarks.baselines.ffcv_loader import FfcvLoader
-from benchmarks.bench_loader import main
+from benchmarks.bench_loader import main, side_by_side_table
 from benchmarks.isolated import call
 from benchmarks.readme import loader_table
+from benchmarks.report import RESULTS, load
 from benchmarks.scaling import thread_counts
 from fastclr.cli.main import main as fastclr
 from pipelines.convert import Encoding, FolderSource, convert
@@ -113,6 +115,17 @@ def test_a_missing_peer_gets_a_row_with_its_command(tiny, tmp_path, capsys, monk
     assert "(not [here]): pip install lightly" in " ".join(capsys.readouterr().out.split())
     assert "not measured" in loader_table([found])
     assert (tmp_path / "x.svg").exists()
+
+
+@pytest.mark.parametrize("name", ["loader-recompress", "loader-cifar10-32"])
+def test_the_table_fits_a_terminal_of_80_columns(name):
+    report = load(RESULTS / f"{name}.json")
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(side_by_side_table(report))
+    printed = capture.get()
+    assert f"{report['decode_limit']['low']:,.0f}–{report['decode_limit']['high']:,.0f}" in printed
+    assert "…" not in printed
 
 
 def test_scaling(tiny, tmp_path, capsys):
