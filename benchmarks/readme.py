@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.agreement import agreement_table
+from benchmarks.agreement import agreement_table, unmeasured
 from benchmarks.report import RESULTS, load
 from benchmarks.targets import targets_table
 
@@ -83,7 +83,9 @@ def readme_tables() -> dict[str, str]:
 
 def engines_tables() -> dict[str, str]:
     """The tables of docs/engines.md, by marker."""
-    return {"agreement-table": agreement_table(load(RESULTS / "agreement.json"))}
+    on_gpu = RESULTS / "gpu" / "agreement.json"
+    reports = [load(RESULTS / "agreement.json"), load(on_gpu) if on_gpu.exists() else unmeasured("cuda")]
+    return {"agreement-table": agreement_table(reports)}
 
 
 def main(check: bool) -> None:

@@ -1,13 +1,15 @@
 """How far engines are from torchvision: differences that are known, and the command."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny_run import write_tiny_file
 
 from benchmarks import agreement
-from benchmarks.agreement import agreement_table, compare, main
+from benchmarks.agreement import Options, agreement_table, compare, main, unmeasured
 from pipelines import BetonReader
 
 
@@ -27,10 +29,35 @@ def test_differences_inside_and_at_the_border(tiny_file, monkeypatch):
     assert (row["inside"], row["ring"]) == (2, 13)
     assert row["mean"] == pytest.approx(15 / (2 * 4 * 75))
     missing = {"name": "dali", "error": "not installed"}
-    assert agreement_table({"results": [row, missing]}).splitlines()[2:] == [
+    report = {"settings": {"device": "cpu"}, "results": [row, missing]}
+    assert agreement_table([report, unmeasured("cuda")]).splitlines()[2:] == [
         "| `native` | 2 | 13 | 0.0250 |",
         "| `dali` | not measured | not measured | not measured |",
+        "| `resident`, on a GPU | not measured | not measured | not measured |",
+        "| `dali`, on a GPU | not measured | not measured | not measured |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "a.csv"], "must end in .json"),
+        pytest.param(
+            ["--device", "cuda"],
+            "torch sees no GPU here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU"),
+        ),
+    ],
+)
+def test_bad_arguments(tiny_file, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        main([str(tiny_file), *arguments])
+
+
+def test_engines_that_crop_on_the_cpu_are_not_measured_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(agreement, "pick_device", lambda *_: None)
+    with pytest.raises(ValueError, match="engine ffcv crops on the CPU, whatever the device"):
+        Options(Path("x.beton"), engines=("resident", "ffcv"), device="cuda")
 
 
 def test_command(tiny_file, tmp_path, capsys):
