@@ -112,6 +112,7 @@ class DaliEngine:
                     device="mixed" if on_gpu else "cpu",
                     output_type=types.RGB,
                     adjust_orientation=False,  # as PIL and FFCV: EXIF orientation is ignored
+                    jpeg_fancy_upsampling=True,  # of nvJPEG: chroma is interpolated, as libjpeg does
                 )
             elif on_gpu:
                 images = images.gpu()

@@ -1,4 +1,4 @@
-"""The DALI engine on the CPU, with the real library."""
+"""The DALI engine with the real library, on the CPU and, where there is one, on a GPU."""
 
 import gc
 import sys
@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import psutil
 import pytest
+import torch
 from oracle import crop_oracle
 
 from pipelines import BetonReader, EngineUnavailable, TwoViewLoader, ViewSpec
@@ -121,6 +122,39 @@ def test_loader(tiny_beton):
             assert one.labels.tolist() == other.labels.tolist()
             inner = (one.views - other.views)[..., 1:-1, 1:-1]
             assert inner.abs().max() < 1.01 / 255 / 0.224
+
+
+def on_a_gpu(test):
+    """nvJPEG decodes: pixels are close to libjpeg's, and no more is promised."""
+    return pytest.mark.gpu(
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test)
+    )
+
+
+@on_a_gpu
+def test_nvjpeg_gives_the_same_pictures_in_the_same_order(tiny_beton):
+    ours, theirs = engine(tiny_beton, device="cuda"), engine(tiny_beton)
+    pairs = zip(ours.run(ours.sampler.plans(1)), theirs.run(theirs.sampler.plans(1)), strict=True)
+    for one, other in pairs:
+        assert isinstance(one.pixels, torch.Tensor) and one.pixels.device.type == "cuda"
+        np.testing.assert_array_equal(one.plan.indices, other.plan.indices)
+        difference = np.abs(one.pixels.cpu().numpy().astype(int) - other.pixels)
+        assert difference.mean(axis=(2, 3, 4)).max() < 20  # the mirror image, or another's: 45 and more
+
+
+@on_a_gpu
+def test_nvjpeg_batches_belong_to_the_receiver(tiny_beton):
+    made = engine(tiny_beton, device="cuda")
+    kept = list(made.run(made.sampler.plans(0)))
+    for step, crops in enumerate(made.run(made.sampler.plans(0))):
+        assert torch.equal(crops.pixels, kept[step].pixels)
+
+
+@on_a_gpu
+def test_nvjpeg_names_a_corrupt_sample(corrupt_beton):
+    made = engine(corrupt_beton, device="cuda")
+    with pytest.raises(ValueError, match=r"sample 4: .*engine native"):
+        list(made.run(made.sampler.plans(0)))
 
 
 def test_without_the_library(tiny_beton, monkeypatch):
