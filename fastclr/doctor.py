@@ -22,6 +22,7 @@ from pipelines import BetonReader, BetonWriter, ViewSpec
 from pipelines.engines import ENGINES, ffcv, turbojpeg
 from pipelines.host import cores
 from pipelines.order import Sampler
+from pipelines.triton_driver import why_no_triton
 
 NVIDIA_VENDOR = "0x10de"
 """Of PCI devices."""
@@ -212,7 +213,7 @@ def _kernels() -> Iterator[Check]:
         ("LARS, fused", _lars_on_gpu),
     ):
         if torch.cuda.is_available():
-            yield _attempt("kernels", name, run, "pip install triton")
+            yield _attempt("kernels", name, run, _kernel_fix())
         else:
             yield Check(
                 "kernels",
@@ -221,6 +222,11 @@ def _kernels() -> Iterator[Check]:
                 "needs a GPU; the plain form runs instead",
                 _gpu_fix(),
             )
+
+
+def _kernel_fix() -> str:
+    reason = why_no_triton()  # ends with the command
+    return reason.rpartition(": ")[2] if reason else "use a GPU of compute capability 8.0 or more"
 
 
 def _augment_on_gpu() -> str:

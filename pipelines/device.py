@@ -1,5 +1,6 @@
 """DeviceStage: crops become a Batch where the receiver wants it, on the CPU or on a GPU."""
 
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 
@@ -9,6 +10,7 @@ import torch
 from pipelines.augment import cpu, reference
 from pipelines.batch import Batch, Crops
 from pipelines.errors import EngineUnavailable
+from pipelines.triton_driver import why_no_triton
 from pipelines.views import ViewSpec
 
 
@@ -96,8 +98,9 @@ def _augmentation(device: torch.device, num_threads: int) -> Callable[..., torch
     def on_device(crops: Crops) -> torch.Tensor:
         return torch.as_tensor(crops.pixels).to(device, non_blocking=True)
 
-    try:
-        from pipelines.augment import gpu
-    except EngineUnavailable:  # no Triton: the plain form runs on any GPU, slower
+    if reason := why_no_triton():
+        warnings.warn(f"augmentation in plain torch, slower: {reason}", RuntimeWarning, stacklevel=2)
         return lambda crops, spec, dtype: reference.augment(Crops(crops.plan, on_device(crops)), spec, dtype)
+    from pipelines.augment import gpu
+
     return lambda crops, spec, dtype: gpu.augment(on_device(crops), crops.plan.params, spec, dtype)

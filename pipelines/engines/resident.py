@@ -13,6 +13,7 @@ from pipelines.engines.native import NativeEngine, Scratch
 from pipelines.engines.pool import Job
 from pipelines.host import available_memory
 from pipelines.order import Sampler
+from pipelines.triton_driver import why_no_triton
 
 MEMORY_SHARE = 0.5
 """Share of the memory available at construction that the decoded set may take."""
@@ -88,11 +89,11 @@ def resident(
     augment: bool | None = None,
     prefetch: int = 2,
 ) -> Engine:
-    """The set in the memory of the device that the views are wanted on.
+    """The set in the memory of the device that the views are wanted on; the host's, where Triton can't run.
 
     On a GPU a batch is cropped when it is asked for, so nothing is prefetched, and augmented by the stage behind.
     """
-    if torch.device(device).type == "cpu":
+    if torch.device(device).type == "cpu" or why_no_triton():
         return ResidentEngine(reader, sampler, num_threads, device, augment, prefetch)
     from pipelines.engines.resident_gpu import ResidentGpuEngine  # needs Triton
 

@@ -110,6 +110,23 @@ def test_a_missing_package(capsys, monkeypatch):
     )
 
 
+def test_kernels_on_a_gpu_without_a_compiler(capsys, monkeypatch):
+    reason = "Triton cannot start (no gcc); it needs a C compiler: apt-get install gcc"
+    monkeypatch.setattr(doctor, "why_no_triton", lambda: reason)
+
+    def unavailable() -> str:
+        raise ValueError(f"it can't run here: {reason}")
+
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+    for name in ("_augment_on_gpu", "_nt_xent_on_gpu", "_lars_on_gpu"):
+        monkeypatch.setattr(doctor, name, unavailable)
+    found = list(doctor._kernels())[1:]
+    assert [check.name for check in found] == ["augmentation on the GPU", "NT-Xent, fused", "LARS, fused"]
+    for check in found:
+        assert check.fix == "apt-get install gcc"
+        assert check.detail.endswith("it needs a C compiler")
+
+
 def test_the_drawn_image():
     assert simplejpeg.decode_jpeg_header(drawn_jpeg()) == (375, 500, "YCbCr", "420")
     assert 20 < decode_rate([drawn_jpeg()], threads=2, seconds=0.2) < 50_000

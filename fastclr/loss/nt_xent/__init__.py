@@ -5,15 +5,13 @@ fused.py       Triton kernels for CUDA, without the 2N × 2N matrix
 metrics.py     contrastive accuracy and entropy, for the log
 """
 
-import importlib.util
-from functools import cache
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fastclr.loss.nt_xent.metrics import ContrastiveMetrics, contrastive_metrics
 from fastclr.loss.nt_xent.reference import nt_xent_reference
+from pipelines.triton_driver import why_no_triton
 
 __all__ = ["ContrastiveMetrics", "contrastive_metrics", "nt_xent"]
 
@@ -80,13 +78,6 @@ def _why_not_fused(z: Tensor, temperature: float) -> str | None:
         return f"z has width {z.shape[1]}, and the kernels take {MAX_FUSED_WIDTH} at most"
     if temperature < MIN_FUSED_TEMPERATURE:
         return f"temperature is {temperature}, and the kernels take {MIN_FUSED_TEMPERATURE} at least"
-    if not _has_triton():
-        return "triton is not installed"
     if torch.cuda.get_device_capability(z.device) < (8, 0):
         return f"{torch.cuda.get_device_name(z.device)} has a compute capability below 8.0"
-    return None
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return why_no_triton()

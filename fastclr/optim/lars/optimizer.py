@@ -1,8 +1,6 @@
 """LARS as a torch optimizer: parameter groups, state, and the choice of the step that runs."""
 
-import importlib.util
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclr.optim.lars.reference import FORMS, reference_step
+from pipelines.triton_driver import why_no_triton
 
 IMPLS = ("auto", "reference", "fused", "apex")
 
@@ -152,17 +151,10 @@ def _step_function(impl: str, params: list[Tensor]) -> Callable[..., None]:
 
 
 def _why_not_fused(params: list[Tensor]) -> str | None:
-    if not _has_triton():
-        return "triton is not installed"
     for p in params:
         if not p.is_cuda or p.dtype != torch.float32:
             return f"the parameters are {p.dtype} on {p.device}, and it needs float32 on a CUDA device"
-    return None
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return why_no_triton()
 
 
 def _check_group(group: dict[str, Any]) -> None:
