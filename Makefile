@@ -1,6 +1,7 @@
 # make demo   the whole way on a drawn image set (make demo DATA=folder: on your own images)
 # make test   lint, types and tests, as CI runs them
 # make gpu-check   on a machine with a GPU: its tests, then all GPU benchmarks, into OUT=folder
+#                  (with what is installed there already: python3 -m benchmarks.gpu_check --out folder)
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 .PHONY: help demo test lint types tests gpu-check clean
 
 help:
-	@grep '^# make' Makefile | cut -c3-
+	@sed -n 's/^# //p' Makefile
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -85,6 +85,30 @@ def test_a_part_is_stopped_at_its_limit_with_what_it_started(tmp_path):
     assert "heard" in (tmp_path / "log").read_text()
 
 
+def test_of_tests_that_are_stopped_those_count_that_had_ended(tmp_path):
+    slow = tmp_path / "test_slow.py"
+    slow.write_text(
+        "import os, time, pytest\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "def test_one_thread(): assert os.environ['OMP_NUM_THREADS'] == '1'\n"
+        "def test_slow(): time.sleep(60)\n"
+    )
+    with (tmp_path / "log").open("w") as log:
+        tests = gpu_check.run_tests(gpu_check.Part("slow", (str(slow),), 10), log, 10)
+    assert (tests.passed, tests.red, tests.stopped) == (1, [], "stopped after 10 s")
+    assert tests.green
+    assert tests.seconds < 14
+
+
+def test_packages_that_everything_needs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu_check, "NEEDED", ("rich", "nosuchpackage", "northisone"))
+    assert check(tmp_path / "out") == 2
+    assert capsys.readouterr().err == (
+        "gpu-check needs nosuchpackage and northisone: pip install nosuchpackage northisone\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here everything would be measured")
 def test_without_a_gpu_every_goal_is_not_measured(tmp_path, capsys):
     (tmp_path / "loss.json").write_text("{}")  # of an earlier run: it must not be taken for this one's
