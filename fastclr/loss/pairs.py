@@ -30,8 +30,8 @@ def pair_similarities(z: Tensor, group: dist.ProcessGroup | None = None) -> Pair
     other = own.roll(n)
     first = 0 if group is None else group.rank() * 2 * n
     is_negative = torch.ones_like(similarities, dtype=torch.bool)
-    is_negative[own, first + own] = False
-    is_negative[own, first + other] = False
+    for partner in (own, other):  # a scatter, since an index with a number makes older versions of torch wait
+        is_negative.scatter_(1, (first + partner)[:, None], False)
     return Pairs(similarities[own, first + other], similarities, is_negative)
 
 
@@ -43,5 +43,5 @@ def semi_hard(pairs: Pairs) -> Tensor:
     farther = pairs.is_negative & (pairs.all < pairs.positive[:, None])
     hardest = pairs.all.masked_fill(~farther, -torch.inf).argmax(1)
     chosen = torch.zeros_like(farther)
-    chosen[torch.arange(len(chosen), device=chosen.device), hardest] = True
+    chosen.scatter_(1, hardest[:, None], True)
     return chosen & farther
