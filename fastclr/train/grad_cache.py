@@ -56,7 +56,7 @@ def cached_backward(
         for piece in pieces:
             random_states.append(_random_state(views.device))
             with autocast():  # one context per pass: its cache of cast weights has no graph here
-                parts.append(forward(piece.flatten(0, 1))[1].unflatten(0, (num_views, -1)))
+                parts.append(forward(_flat(piece))[1].unflatten(0, (num_views, -1)))
         after = _random_state(views.device)
     z = torch.cat(parts, 1).flatten(0, 1).requires_grad_()
     loss = loss_of(z)
@@ -67,10 +67,15 @@ def cached_backward(
         _set_random_state(views.device, state)  # dropout, if there is any, drops the same again
         with nullcontext() if number == len(pieces) else _no_sync(forward):
             with autocast():
-                _, z_again = forward(piece.flatten(0, 1))
+                _, z_again = forward(_flat(piece))
             z_again.backward(grad.flatten(0, 1))
     _set_random_state(views.device, after)
     return loss.detach(), z.detach()
+
+
+def _flat(piece: Tensor) -> Tensor:
+    """[V, b, 3, H, W] → [V·b, 3, H, W], channels last as it came: a plain flatten would copy it channels first."""
+    return piece.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def _no_sync(forward: nn.Module) -> AbstractContextManager:

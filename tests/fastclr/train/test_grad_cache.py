@@ -118,6 +118,22 @@ def test_bfloat16_keeps_the_gradient():
         assert (tensor - want[name]).norm() < 0.05 * want[name].norm() + 1e-6, name
 
 
+def test_the_encoder_sees_channels_last():
+    """As in one pass over the whole batch, whose views are flattened without a copy."""
+
+    class Seen(nn.Module):
+        def forward(self, views):
+            seen.append(views)
+            return views, views.flatten(1)
+
+    seen: list[Tensor] = []
+    views = torch.arange(2.0 * 4 * 3 * 5 * 5).view(2, 4, 5, 5, 3).permute(0, 1, 4, 2, 3).requires_grad_()
+    cached_backward(Seen(), loss_of, views, 2)
+    assert len(seen) == 4
+    assert torch.equal(seen[1], views[:, 2:].flatten(0, 1))
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
 def test_one_micro_batch_of_activations_at_a_time():
     """The first activation of a piece, which its backward pass needs, is gone when the next piece comes."""
     model, views = model_and_views()
