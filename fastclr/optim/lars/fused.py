@@ -59,10 +59,9 @@ def fused_step(
     assert form in FORMS, form
     if not params:
         return
-    if [g.stride() for g in grads] != [p.stride() for p in params]:
-        # Autograd leaves gradients in the parameters' memory order; somebody has set another.
-        pairs = zip(params, grads, strict=True)
-        grads = [g if g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in pairs]
+    # Autograd leaves gradients in the parameters' memory order; somebody may have set another.
+    pairs = zip(params, grads, strict=True)
+    grads = [g if _laid_out_alike(g, p) else torch.empty_like(p).copy_(g) for p, g in pairs]
     plan = _plan(params, grads, buffers, weight_decay, adapt)
     on_device = isinstance(lr, Tensor) and lr.device == params[0].device
     constants = {"FORM": form, "CHUNK": CHUNK, "BLOCK": BLOCK, "COLUMNS": kernels.COLUMNS}
@@ -184,8 +183,21 @@ def _check(
                 )
         # empty_like keeps strides that fill a range of memory, in whatever order, and no others
         dense = torch.empty_like(param, device="meta").stride() == param.stride()
-        if not dense or buffer.stride() != param.stride():
+        if not dense or not _laid_out_alike(buffer, param):
             raise ValueError(
                 f"the fused LARS step got a parameter of strides {param.stride()} and its momentum of strides"
                 f" {buffer.stride()}; it takes dense tensors, laid out alike: use impl='reference'"
             )
+
+
+def _laid_out_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether elements are in the same order in memory; the stride of a dimension of size 1 is never used.
+
+    For the weight of a 1×1 convolution that is channels first, autograd may take a gradient that is channels last.
+    """
+    if one.stride() == other.stride():
+        return True
+    used = [size > 1 for size in one.shape]
+    return one.shape == other.shape and all(
+        a == b for a, b, use in zip(one.stride(), other.stride(), used, strict=True) if use
+    )

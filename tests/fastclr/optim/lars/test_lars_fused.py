@@ -173,6 +173,25 @@ def check_plans() -> None:
 
 
 @needs_triton
+def test_strides_that_are_never_used() -> None:
+    interpreted(check_strides)
+
+
+def check_strides() -> None:
+    """Of a 1×1 convolution that saw channels-last images: its gradient has the weight's order in memory."""
+    from fastclr.optim.lars import fused
+
+    shape = (6, 4, 1, 1)
+    params, buffers, grads = (draw([shape], seed) for seed in range(3))
+    want = doubles(params)
+    reference_step(want, doubles(grads), doubles(buffers), **settings("authors", [shape]))
+    grads = [grads[0].as_strided(shape, (4, 1, 4, 4))]
+    fused.fused_step(params, grads, buffers, **settings("authors", [shape]))
+    assert fused._plans[params[0]][0].table[0, 1] == grads[0].data_ptr()  # no copy
+    assert_close(params, want)
+
+
+@needs_triton
 @pytest.mark.parametrize(
     ("param", "needed"),
     [
