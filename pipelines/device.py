@@ -22,7 +22,8 @@ class DeviceStage:
 
     Args:
         device: "cpu" or a CUDA device.
-        dtype: of the views; None means float32 on the CPU and bfloat16 on a GPU.
+        dtype: of the views; None means float32 on the CPU, and on a GPU bfloat16 or, where its hardware lacks
+            that, float16.
         num_threads: that augment on the CPU, for engines whose workers did not.
 
     Raises:
@@ -36,7 +37,7 @@ class DeviceStage:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineUnavailable("device cuda: torch sees no GPU here; use device cpu")
         self.device = device
-        self.dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+        self.dtype = dtype or _half(device)
         self._augment = _augmentation(device, num_threads)
         # one for all epochs: torch keeps the memory that a stream has used for that stream
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -88,6 +89,13 @@ class DeviceStage:
                 tensor.record_stream(current)  # or its memory could be reused while the receiver still reads
             following = prepare()
             yield batch
+
+
+def _half(device: torch.device) -> torch.dtype:
+    """The type of views that the device computes on fastest; float32 on a CPU."""
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def _augmentation(device: torch.device, num_threads: int) -> Callable[..., torch.Tensor]:

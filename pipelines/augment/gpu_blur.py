@@ -40,8 +40,9 @@ def blur_launch(dtype: torch.dtype, capability: tuple[int, int]) -> BlurLaunch:
 
     Hopper multiplies 64 rows straight from shared memory; elsewhere the operands are held in registers, of
     which smaller tiles take fewer.  Chosen by what the compiler gives: the largest tile that spills nothing.
+    Below 8.0 the compiler uses no matrix units, and plain multiply-adds take the most registers.
     """
-    if dtype == torch.float32:
+    if dtype == torch.float32 or capability < (8, 0):
         return BlurLaunch(rows=16, num_warps=8, num_stages=2)
     return BlurLaunch(rows=64 if capability[0] == 9 else 32, num_warps=4, num_stages=2)
 

@@ -7,6 +7,7 @@ import torch
 from pipelines import EngineUnavailable, TwoViewLoader, ViewSpec
 from pipelines.augment import cpu
 from pipelines.batch import Crops
+from pipelines.device import _half
 from pipelines.order import Sampler
 
 SPEC = ViewSpec.simclr(48)
@@ -27,6 +28,12 @@ def test_unknown_and_missing_devices(tiny_beton):
     if not torch.cuda.is_available():
         with pytest.raises(EngineUnavailable, match="no GPU"):
             TwoViewLoader(tiny_beton, 4, spec=SPEC, device="cuda")
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_half_precision_of_a_gpu(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert _half(torch.device("cuda")) == dtype
 
 
 @pytest.mark.gpu

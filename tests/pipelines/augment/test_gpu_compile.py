@@ -94,6 +94,18 @@ def test_blur(arch: int, size: int, dtype: str, log: Callable[[Compiled], None])
         assert compiled.count(r"HGMMA\.64x32x16") == 3 * 4
 
 
+def test_blur_before_ampere() -> None:
+    """For a T4: whatever registers there are, but next to nothing in memory."""
+    from pipelines.augment.gpu_blur import blur_kernel, blur_launch
+
+    launch = blur_launch(torch.float16, (7, 5))
+    signature = {"p_planes": "*fp16", "p_table": "*fp32", "p_views": "*fp16", "num_views": "i32"}
+    constants = {"p_step": None, "SIZE": 224, "RADIUS": 11, "ROWS": launch.rows, "WIDE": True}
+    options = {"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    compiled = compile_for(blur_kernel, signature | NORMALISATION, constants, 75, **options)
+    assert compiled.stack <= 16
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @TARGETS
 def test_crop(arch: int, size: int, packed: bool, log: Callable[[Compiled], None]) -> None:
