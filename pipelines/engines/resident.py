@@ -40,30 +40,20 @@ class ResidentEngine(NativeEngine):
         prefetch: int = 2,
     ) -> None:
         super().__init__(reader, sampler, num_threads, device, augment, prefetch)
-        ends = np.cumsum(3 * reader.heights.astype(np.int64) * reader.widths)
+        bounds = decoded_bounds(reader)
         available = available_memory()
-        if ends[-1] > MEMORY_SHARE * available:
+        if bounds[-1] > MEMORY_SHARE * available:
             raise ValueError(
-                f"{reader.path}: decoded it takes {ends[-1] / 2**30:.1f} GiB, more than half of the "
+                f"{reader.path}: decoded it takes {bounds[-1] / 2**30:.1f} GiB, more than half of the "
                 f"{available / 2**30:.1f} GiB of memory available; use engine native"
             )
-        self.starts = ends - np.diff(ends, prepend=0)
+        self.starts = bounds[:-1]
         """int64 [N]: first byte of each image in `pixels`."""
-        self.pixels = np.empty(ends[-1], np.uint8)
+        self.pixels = np.empty(bounds[-1], np.uint8)
         """uint8: all images, one after the other."""
-        self.broken: dict[int, str] = {}
-        """Samples that could not be decoded, with the reason."""
         chosen = np.arange(len(reader)) if sampler.subset is None else sampler.subset
-
-        def decode(samples: np.ndarray) -> None:
-            for index in samples.tolist():
-                try:
-                    reader.decode(index, self.pixels[self.starts[index] : ends[index]])
-                except ValueError as error:
-                    self.broken[index] = str(error)
-
-        with ThreadPoolExecutor(num_threads) as threads:
-            list(threads.map(decode, np.array_split(chosen, -(-len(chosen) // IMAGES_PER_TASK))))
+        self.broken = decode_set(reader, chosen, self.pixels, bounds, num_threads)
+        """Samples that could not be decoded, with the reason."""
 
     def close(self) -> None:
         """Free the decoded set, and the memory kept for the next batches."""
@@ -79,6 +69,29 @@ class ResidentEngine(NativeEngine):
             sound = itertools.takewhile(lambda index: index not in self.broken, indices.tolist())
             indices = indices[: len(list(sound))]
         return self.pixels, self.starts[indices]
+
+
+def decoded_bounds(reader: BetonReader) -> np.ndarray:
+    """int64 [N + 1]: where each image begins, and the last one ends, if all lie decoded one after the other."""
+    return np.cumsum(np.append(0, 3 * reader.heights.astype(np.int64) * reader.widths))
+
+
+def decode_set(
+    reader: BetonReader, samples: np.ndarray, pixels: np.ndarray, bounds: np.ndarray, num_threads: int
+) -> dict[int, str]:
+    """Decode samples into `pixels`, each at its bounds; returns those that can't be, with the reason."""
+    broken = {}
+
+    def decode(some: np.ndarray) -> None:
+        for index in some.tolist():
+            try:
+                reader.decode(index, pixels[bounds[index] : bounds[index + 1]])
+            except ValueError as error:
+                broken[index] = str(error)
+
+    with ThreadPoolExecutor(num_threads) as threads:
+        list(threads.map(decode, np.array_split(samples, -(-len(samples) // IMAGES_PER_TASK))))
+    return broken
 
 
 def resident(

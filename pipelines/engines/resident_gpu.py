@@ -7,12 +7,15 @@ import torch
 
 from pipelines.batch import BatchPlan, Crops
 from pipelines.beton import BetonReader
+from pipelines.engines.corrupt import CorruptSamples
 from pipelines.engines.crop_gpu import crop_resize
-from pipelines.engines.resident import ResidentEngine
+from pipelines.engines.resident import decode_set, decoded_bounds
 from pipelines.order import Sampler
 
 MEMORY_SHARE = 0.5
 """Share of the GPU memory free at construction that the decoded set may take."""
+PART_BYTES = 1 << 28
+"""Decoded images that lie in the host's memory at a time, about."""
 
 
 class ResidentGpuEngine:
@@ -28,7 +31,7 @@ class ResidentGpuEngine:
 
     Raises:
         EngineUnavailable: Triton is missing.
-        ValueError: the decoded set takes more than half of the memory of the host or of the GPU.
+        ValueError: the decoded set takes more than half of the GPU's memory.
     """
 
     def __init__(
@@ -36,18 +39,26 @@ class ResidentGpuEngine:
     ) -> None:
         self.sampler, self.device = sampler, torch.device(device)
         free, _ = torch.cuda.mem_get_info(self.device)
-        bytes_needed = int((3 * reader.heights.astype(np.int64) * reader.widths).sum())
-        if bytes_needed > MEMORY_SHARE * free:
+        bounds = decoded_bounds(reader)
+        if bounds[-1] > MEMORY_SHARE * free:
             raise ValueError(
-                f"{reader.path}: decoded it takes {bytes_needed / 2**30:.1f} GiB, more than half of the "
+                f"{reader.path}: decoded it takes {bounds[-1] / 2**30:.1f} GiB, more than half of the "
                 f"{free / 2**30:.1f} GiB free on {self.device}; use engine native"
             )
-        host = ResidentEngine(reader, sampler, num_threads)
-        self.broken, self.corrupt = host.broken, host.corrupt
-        self._set = torch.from_numpy(host.pixels).to(self.device)
-        self._offsets = torch.from_numpy(host.starts).to(self.device)
+        self.corrupt = CorruptSamples(reader.path, sampler.num_samples)
+        self.broken: dict[int, str] = {}
+        """Samples that could not be decoded, with the reason."""
+        self._set = torch.empty(int(bounds[-1]), dtype=torch.uint8, device=self.device)
+        self._offsets = torch.from_numpy(bounds[:-1]).to(self.device)
         self._widths = torch.from_numpy(reader.widths.astype(np.int32)).to(self.device)
-        host.close()
+        chosen = np.arange(len(reader)) if sampler.subset is None else sampler.subset
+        # a part at a time: the ranks of a machine would need its memory once each for the whole set
+        parts = np.flatnonzero(np.diff(bounds[chosen] // PART_BYTES)) + 1
+        for part in np.split(chosen, parts):
+            first, end = bounds[part[0]], bounds[part[-1] + 1]
+            pixels = np.empty(end - first, np.uint8)
+            self.broken |= decode_set(reader, part, pixels, bounds - first, num_threads)
+            self._set[first:end].copy_(torch.from_numpy(pixels))
 
     def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
         sampler = self.sampler  # of this iterator: the engine's may be another one before it ends

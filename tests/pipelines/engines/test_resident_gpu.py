@@ -22,6 +22,7 @@ def plans_and_pixels(file: str, free: int = 1 << 30) -> tuple[list[np.ndarray], 
         BetonReader(file) as reader,
         mock.patch("torch.cuda.mem_get_info", return_value=(free, free)),
         mock.patch("torch.Tensor.pin_memory", lambda tensor: tensor),
+        mock.patch("pipelines.engines.resident_gpu.PART_BYTES", 100_000),  # some five images
     ):
         sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(24), 7, seed=5, drop_last=False)
         engine = ResidentGpuEngine(reader, sampler, 2, torch.device("cpu"))
