@@ -19,6 +19,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# while there is no group yet, or its functions keep it and its threads for ever: see fastclr/train/distributed.py
+import torch.distributed.nn.functional
 import torch.multiprocessing as mp
 
 TIMEOUT_S = 120
