@@ -2,13 +2,16 @@
 
 import warnings
 from collections.abc import Callable
+from functools import reduce
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fastclr.loss.rows import gather_rows
 from fastclr.model.global_bn import convert_batchnorm
 from fastclr.train.distributed import RankLost, Ranks
 
@@ -38,13 +41,32 @@ def data_parallel(
     with warnings.catch_warnings():
         # newer versions of torch (2.15) have another name for broadcast_buffers, older ones (2.8) only this
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        return DistributedDataParallel(
+        parallel = DistributedDataParallel(
             forward,
             device_ids=[device] if device.type == "cuda" else None,
             broadcast_buffers=False,  # global batch norm makes the same running statistics everywhere
             gradient_as_bucket_view=True,
             static_graph=not accumulates,
         )
+    if device.type == "cpu":
+        parallel.register_comm_hook(ranks.group, _average_in_order)
+    return parallel
+
+
+def _average_in_order(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """A bucket of gradients, averaged over the ranks: each rank adds up a share of it, in the order of the ranks.
+
+    gloo's own order depends on where in a bucket a gradient lies, and DDP packs its buckets anew after the first
+    step of a process: with three ranks or more a resumed run would differ in the last bits.
+    """
+    own, world_size = bucket.buffer(), group.size()
+    shares = F.pad(own, (0, -len(own) % world_size)).view(world_size, -1)
+    share_of_ranks = torch.empty_like(shares)
+    dist.all_to_all_single(share_of_ranks, shares, group=group)
+    total = gather_rows(reduce(torch.add, share_of_ranks.unbind()), group)
+    average: torch.futures.Future[Tensor] = torch.futures.Future()
+    average.set_result(total[: len(own)] / world_size)
+    return average
 
 
 def from_main(ranks: Ranks, compute: Callable[[], Answer]) -> Answer:
