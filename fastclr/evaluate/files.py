@@ -68,6 +68,7 @@ class Frozen:
         epoch: int = 0,
         indices: np.ndarray | None = None,
         title: str = "",
+        seed: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Features [N, D] and labels [N] of the file's samples, in the order of the file.
 
@@ -75,8 +76,9 @@ class Frozen:
             epoch: of the drawn numbers; another epoch gives other random crops.
             indices: these samples only.
             title: of the progress bar.
+            seed: of the drawn numbers.
         """
-        with self.loader(reader, spec, indices=indices) as loader, progress_bar() as bar:
+        with self.loader(reader, spec, indices=indices, seed=seed) as loader, progress_bar() as bar:
             loader.set_epoch(epoch)
             batches = bar.track(loader, len(loader), description=title)
             return extract_features(self.encoder, batches, device=self.device, autocast=self.autocast)

@@ -5,6 +5,7 @@ revisits in turn; that takes minutes on a laptop, where the published protocol, 
 run the encoder 90 times over the data.  `new_views=True` is that protocol.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ class Protocol:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; it must be positive")
+        if not 0 < self.base_lr < math.inf:
+            raise ValueError(f"base_lr is {self.base_lr}; it must be finite and above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be finite and at least 0")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed}; it must be 0 to 2⁶⁴ − 1")
 
     @property
     def passes_made(self) -> int:
@@ -150,7 +157,12 @@ def _probe_passes(
     labelled = labelled_samples(train)
     passes = [
         model.features(
-            train, model.crop_flip(), epoch, labelled, f"augmented pass {epoch + 1} of {protocol.passes_made}"
+            train,
+            model.crop_flip(),
+            epoch,
+            labelled,
+            f"augmented pass {epoch + 1} of {protocol.passes_made}",
+            seed=protocol.seed,
         )
         for epoch in range(protocol.passes_made)
     ]

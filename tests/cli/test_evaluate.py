@@ -149,6 +149,24 @@ def test_two_evaluations_agree(run, train_file, held_out_file):
     )
 
 
+def test_the_seed_chooses_the_crops(run, train_file, held_out_file, monkeypatch):
+    crops = []
+
+    def seen(train_features: torch.Tensor, *args, **kwargs) -> float:
+        crops.append(train_features)
+        return 0.5
+
+    monkeypatch.setattr("fastclr.evaluate.protocol.linear_probe", seen)
+    knn = set()
+    for seed in ("0", "0", "1"):
+        assert evaluate(run, train_file, held_out_file, "--passes", "2", "--seed", seed) == 0
+        knn.add(json.loads((run / "evaluate.json").read_text())["knn"]["top1"])
+    assert torch.equal(crops[0], crops[1])
+    for number in range(2):
+        assert (crops[0][number] != crops[2][number]).any(1).sum() > 70, "of 79 images"
+    assert len(knn) == 1, "the centre is no matter of chance"
+
+
 def test_unlabelled_samples_are_left_out(run, train_file, held_out_file, tmp_path, capsys):
     with BetonReader(train_file) as reader, BetonWriter(tmp_path / "part.beton", len(reader)) as writer:
         for i in range(len(reader)):
@@ -197,6 +215,12 @@ def test_files_of_other_classes_are_refused(run, train_file, held_out_file, tmp_
         (["--k", "0"], "k is 0"),
         (["--passes", "0"], "passes is 0"),
         (["--temperature", "-1"], "temperature is -1.0"),
+        (["--base-lr", "nan"], "base_lr is nan; it must be finite and above 0"),
+        (["--base-lr", "0"], "base_lr is 0.0; it must be finite and above 0"),
+        (["--weight-decay", "inf"], "weight_decay is inf; it must be finite and at least 0"),
+        (["--weight-decay", "-1e-6"], "weight_decay is -1e-06; it must be finite and at least 0"),
+        (["--seed", "-1"], "seed is -1; it must be 0 to 2⁶⁴ − 1"),
+        (["--seed", str(1 << 64)], "seed is 18446744073709551616; it must be 0 to"),
         (["--device", "tpu"], "tpu"),
     ],
 )
