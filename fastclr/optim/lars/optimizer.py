@@ -19,7 +19,7 @@ class LARS(Optimizer):
     The step of a weight is made a fixed share η of the weight's own norm (`reference_step` has the equations).
     Parameters with fewer than two dimensions, that is biases and batch-norm scales, get neither decay nor
     adaptation: momentum steps at the full rate.  A parameter group that sets `weight_decay` or `adapt` itself
-    decides about all its parameters; the two are independent.
+    decides about all its parameters; but for "port", the two are independent.
 
     Args:
         params: parameters, or groups as torch's optimizers take them; float32 or float64.
@@ -28,7 +28,7 @@ class LARS(Optimizer):
         weight_decay: λ of parameters with two dimensions or more: 1e-6 (v1), 1e-4 (v2).
         trust_coefficient: η.
         form: "authors" (learning rate inside the momentum buffer), "popular" (outside it, trust ratio of
-            the buffer), or "port" (Bolts, lightly, timm).
+            the buffer), or "port" (Bolts, lightly, timm), in which a parameter without decay is not adapted.
         impl: "reference", "fused" (Triton, CUDA only), "apex" (NVIDIA apex), or "auto": fused where it can
             run, else reference.  State moves freely between them.
 
@@ -118,15 +118,19 @@ class LARS(Optimizer):
                 if "momentum_buffer" not in self.state[p]:
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             is_vector = [p.ndim < 2 for p in params]
+            weight_decay = [group["vector_weight_decay" if v else "weight_decay"] for v in is_vector]
+            adapt = [group["vector_adapt" if v else "adapt"] for v in is_vector]
+            if group["form"] == "port":
+                adapt = [wanted and decay != 0 for wanted, decay in zip(adapt, weight_decay, strict=True)]
             _step_function(self.impl, params)(
                 params,
                 [p.grad for p in params],
                 [self.state[p]["momentum_buffer"] for p in params],
                 lr=group["lr"],
                 momentum=group["momentum"],
-                weight_decay=[group["vector_weight_decay" if v else "weight_decay"] for v in is_vector],
+                weight_decay=weight_decay,
                 trust_coefficient=group["trust_coefficient"],
-                adapt=[group["vector_adapt" if v else "adapt"] for v in is_vector],
+                adapt=adapt,
                 form=group["form"],
             )
         return loss

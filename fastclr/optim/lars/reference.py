@@ -48,7 +48,8 @@ def reference_step(
 
     "authors" is the SimCLR authors' code, whose learning rate stays inside the buffer when the rate changes;
     "popular" is its other momentum; "port" is what timm computes, and Bolts and lightly, which leave out the
-    decay where ‖g‖ is 0 (all three add 1e-8 to the denominator).
+    decay where ‖g‖ is 0 (all three add 1e-8 to the denominator, and adapt nothing where λ is 0: `LARS` sees to
+    that).
 
     Args:
         params: float32 or float64 tensors of any shapes, on one device.

@@ -47,7 +47,7 @@ def oracle(
                 weights[i] = w - lr * trust * buffers[i]
             else:
                 trust = 1.0
-                if not excluded and w.norm() > 0 and g.norm() > 0:
+                if decay and not excluded and w.norm() > 0 and g.norm() > 0:
                     trust = eta * float(w.norm()) / (float(g.norm()) + decay * float(w.norm()))
                 buffers[i] = 0.9 * v + trust * decayed
                 weights[i] = w - lr * buffers[i]
@@ -96,9 +96,35 @@ def test_equals_the_authors_loop(form: str, decay: float) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("decay", [0.0, 1e-2])
+@pytest.mark.parametrize(
+    ("module", "name", "eta"),
+    [("timm.optim.lars", "Lars", "trust_coeff"), ("lightly.utils.lars", "LARS", "trust_coefficient")],
+)
+def test_port_equals_the_ports(module: str, name: str, eta: str, decay: float) -> None:
+    weights, gradients, rates = problem()
+    # gradients of a usual length, beside which the ports' 1e-8 is nothing; no vectors, of which they know nothing
+    chosen = [i for i, w in enumerate(weights) if w.ndim >= 2 and i not in (ZERO_WEIGHT, ZERO_GRADIENT)]
+    weights, gradients = [weights[i] for i in chosen], [[step[i] for i in chosen] for step in gradients]
+    theirs = [nn.Parameter(w.clone()) for w in weights]
+    settings = {"momentum": 0.9, "weight_decay": decay, eta: 1e-3}
+    optimizer = getattr(pytest.importorskip(module), name)(theirs, lr=0.0, **settings)
+    for step, rate in zip(gradients, rates, strict=True):
+        for p, g in zip(theirs, step, strict=True):
+            p.grad = g.clone()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+    ours, _ = run(weights, gradients, rates, form="port", weight_decay=decay)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-7, atol=1e-9)
+
+
 def test_forms_differ_when_the_rate_changes() -> None:
     weights, gradients, rates = problem()
-    results = {f: run(weights, gradients, rates, form=f)[0][0] for f in ("authors", "popular", "port")}
+    results = {
+        form: run(weights, gradients, rates, form=form, weight_decay=1e-6)[0][0]
+        for form in ("authors", "popular", "port")
+    }
     for a, b in itertools.combinations(results.values(), 2):
         assert (a - b).norm() > 1e-4 * a.norm()
 
