@@ -13,7 +13,9 @@ from fastclr.evaluate.files import Frozen
 from fastclr.evaluate.knn import knn_predict, nearest
 from fastclr.evaluate.linear import linear_probe
 from fastclr.preview import class_name
+from fastclr.threads import at_most_threads
 from pipelines import BetonReader
+from pipelines.host import cores
 
 MOST_VOTES = 200
 """k of kNN, as in the literature; fewer where a class has few pictures."""
@@ -45,7 +47,7 @@ def num_neighbours(labels: Tensor) -> int:
 
 def measure(model: Frozen, train: BetonReader, test: BetonReader) -> Measured:
     """Features of every picture and, where all have labels, weighted kNN and a linear probe on them."""
-    with frozen(model.encoder):
+    with frozen(model.encoder), at_most_threads(cores()):
         train_features, train_labels = model.features(train, model.center(), title="training pictures")
         test_features, test_labels = model.features(test, model.center(), title="test pictures")
         if min(int(train_labels.min()), int(test_labels.min())) < 0:

@@ -13,15 +13,20 @@ Shape letters: N images, B images of a batch, D width of a feature, C classes, P
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastclr.evaluate.labels import need_labelled_pair
+from fastclr.threads import at_most_threads
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Features [B, D] and labels [B] of the batches of an epoch."""
+SMALL = 1 << 26
+"""Multiplications in a step's forward pass, up to which one thread of a CPU trains the head: several would wait for
+each other, on a busy machine far longer than they compute."""
 
 
 def linear_probe(
@@ -75,17 +80,20 @@ def linear_probe(
         for rows in torch.randperm(len(train_labels), generator=generator).split(batch_size):
             yield features[rows].float(), train_labels[rows]
 
-    head = train_head(
-        batches,
-        width=passes.shape[-1],
-        num_classes=num_classes,
-        epochs=epochs,
-        steps_per_epoch=math.ceil(len(train_labels) / batch_size),
-        batch_size=batch_size,
-        base_lr=base_lr,
-        weight_decay=weight_decay,
-        device=device or passes.device,
-    )
+    width = passes.shape[-1]
+    small = batch_size * width * num_classes <= SMALL
+    with at_most_threads(1) if small else nullcontext():
+        head = train_head(
+            batches,
+            width=width,
+            num_classes=num_classes,
+            epochs=epochs,
+            steps_per_epoch=math.ceil(len(train_labels) / batch_size),
+            batch_size=batch_size,
+            base_lr=base_lr,
+            weight_decay=weight_decay,
+            device=device or passes.device,
+        )
     return head_accuracy(head, test_features, test_labels)
 
 

@@ -18,7 +18,9 @@ from fastclr.evaluate.files import Frozen, labelled_samples, need_same_classes, 
 from fastclr.evaluate.knn import knn_accuracy
 from fastclr.evaluate.linear import head_accuracy, linear_probe, train_head
 from fastclr.evaluate.logistic import logistic_regression
+from fastclr.threads import at_most_threads
 from pipelines import BetonReader
+from pipelines.host import cores
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def evaluate_files(
     if train.fingerprint == test.fingerprint:
         note("the test file is the training file: every image is its own nearest neighbour")
     results: dict[str, Any] = {"num_classes": num_classes}
-    with frozen(model.encoder):
+    # torch counts the machine's cores, a container may have a share of them
+    with frozen(model.encoder), at_most_threads(cores()):
         start = time.perf_counter()
         train_features, train_labels = model.features(
             train, model.center(), indices=labelled_samples(train), title="training features"
