@@ -17,7 +17,6 @@ from statistics import mean
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
 import tyro
 from rich.console import Console
 
@@ -145,7 +144,7 @@ def _group(
     def make(global_bn: bool = True) -> Step:
         return Step(
             shape, device, dtype, channels_last=options.channels_last, compiled=options.compile,
-            ranks=dist.group.WORLD if ranks.world_size > 1 else None, global_bn=global_bn,
+            ranks=ranks, global_bn=global_bn,
         )  # fmt: skip
 
     step = make()

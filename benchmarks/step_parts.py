@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.inputs import drawn_crops, random_parameters
 from benchmarks.timing import NotMeasured, need
 from fastclr.loss import nt_xent
-from fastclr.model import SimCLR, convert_batchnorm, projector, resnet
+from fastclr.model import SimCLR, projector, resnet
 from fastclr.optim import LARS
+from fastclr.train.collective import data_parallel
+from fastclr.train.distributed import Ranks
 from pipelines.errors import EngineUnavailable
 from pipelines.host import cores
 from pipelines.views import ViewSpec
@@ -78,13 +79,13 @@ class Step:
         dtype: bfloat16 for autocast, or float32.
         channels_last: memory format of weights and views.
         compiled: compile encoder and head.
-        ranks: the ranks that share a step; None: this process alone.
+        ranks: the ranks that share a step.
         global_bn: whether the ranks' batch norms share their statistics, as training does.
     """
 
     def __init__(
         self, shape: Shape, device: torch.device, dtype: torch.dtype, *, channels_last: bool, compiled: bool,
-        ranks: dist.ProcessGroup | None = None, global_bn: bool = True,
+        ranks: Ranks, global_bn: bool = True,
     ) -> None:  # fmt: skip
         self.shape, self.device, self.dtype, self.ranks = shape, device, dtype, ranks
         self.spec = ViewSpec.simclr(shape.size)
@@ -92,13 +93,10 @@ class Step:
         model: nn.Module = make_model(shape).to(device)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
-        if ranks is not None:
-            model = convert_batchnorm(model, ranks) if global_bn else model
-            model = nn.parallel.DistributedDataParallel(
-                model, process_group=ranks, gradient_as_bucket_view=True, static_graph=True
-            )
+        self._forward = data_parallel(
+            model, ranks, compiled=compiled, global_bn=global_bn
+        )  # as training does
         self.params = list(model.parameters())
-        self._forward: Callable[[Tensor], tuple[Tensor, Tensor]] = torch.compile(model) if compiled else model
         self._optimizer = LARS(self.params, lr=1e-3, weight_decay=1e-6)
         self._crops = drawn_crops(self.spec, shape.batch_size, device)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
@@ -115,7 +113,7 @@ class Step:
 
     def loss(self) -> Tensor:
         """NT-Xent, forward and backward."""
-        return torch.autograd.grad(nt_xent(self._z, TEMPERATURE, self.ranks), self._z)[0]
+        return torch.autograd.grad(nt_xent(self._z, TEMPERATURE, self.ranks.group), self._z)[0]
 
     def make_optimizer(self) -> Callable[[], Any]:
         """A LARS step on tensors of the model's shapes that nobody else moves."""
@@ -128,7 +126,7 @@ class Step:
 
     def on(self, views: Tensor) -> None:
         """A step on views [2B, 3, S, S]."""
-        loss = nt_xent(self._embed(views), TEMPERATURE, self.ranks)
+        loss = nt_xent(self._embed(views), TEMPERATURE, self.ranks.group)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
@@ -235,7 +233,7 @@ def need_capture(step: Step) -> None:
     """Raises `NotMeasured` where a step can't be captured as a CUDA graph."""
     if step.device.type != "cuda":
         raise NotMeasured("needs a CUDA device")
-    if step.ranks is not None:
+    if step.ranks.world_size > 1:
         raise NotMeasured("measured on one rank only")
     if step.shape.size > GRAPH_SIZE:
         raise NotMeasured(f"for views of at most {GRAPH_SIZE} px: a graph keeps a step's memory for itself")

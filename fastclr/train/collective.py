@@ -19,7 +19,12 @@ Answer = TypeVar("Answer")
 
 
 def data_parallel(
-    model: nn.Module, ranks: Ranks, *, compiled: bool = False, accumulates: bool = False
+    model: nn.Module,
+    ranks: Ranks,
+    *,
+    compiled: bool = False,
+    accumulates: bool = False,
+    global_bn: bool = True,
 ) -> nn.Module:
     """The module to call in training: batch norms over all ranks, weight gradients averaged over them.
 
@@ -30,8 +35,9 @@ def data_parallel(
         compiled: compile it with `torch.compile`.
         accumulates: gradients of several backward passes are added up under `no_sync`, which DDP can't do with a
             static graph.
+        global_bn: False leaves the batch norms to each rank: to measure what their synchronisation costs.
     """
-    if ranks.world_size > 1:
+    if ranks.world_size > 1 and global_bn:
         model = convert_batchnorm(model, ranks.group)
     # compiled inside of DDP, not around it: torch.compile can't split a static graph at DDP's buckets
     forward = cast(nn.Module, torch.compile(model)) if compiled else model

@@ -13,6 +13,7 @@ from tiny_run import write_tiny_file
 from benchmarks.bench_step import Options, run
 from benchmarks.step_parts import FedStep, Shape, Step, flops_per_image
 from fastclr.cli.main import main
+from fastclr.train.distributed import Ranks
 
 TINY = {"only": ("resnet18-32",), "batch_size": 2, "size": 16, "rounds": 1, "calls": 1, "device": "cpu"}
 
@@ -74,6 +75,7 @@ def test_waiting_for_data_is_the_time_of_the_request():
         torch.float32,
         channels_last=True,
         compiled=False,
+        ranks=Ranks(),
     )
 
     def slow_batches():
@@ -96,7 +98,7 @@ def test_flops_of_resnet50():
 
 def test_a_step_moves_the_weights_and_its_pieces_do_not():
     shape = Shape("resnet18-32", 10, 0.125, 16, 2)
-    step = Step(shape, torch.device("cpu"), torch.float32, channels_last=True, compiled=False)
+    step = Step(shape, torch.device("cpu"), torch.float32, channels_last=True, compiled=False, ranks=Ranks())
     before = [p.detach().clone() for p in step.params]
     step.encoder()
     step.loss()
