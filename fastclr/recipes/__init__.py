@@ -88,8 +88,8 @@ def run_folder_of(name_or_path: str) -> Path:
 def from_table(table: dict[str, Any]) -> Config:
     """Config from nested tables, as TOML gives them.
 
-    >>> from_table({"train": {"epochs": 5}}).train.epochs
-    5
+    >>> from_table({"train": {"epochs": 50}}).train.epochs
+    50
 
     Raises:
         ValueError: an unknown section or key, a value of the wrong type or outside its range.
