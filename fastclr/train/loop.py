@@ -228,7 +228,7 @@ def _identity(config: Config, reader: BetonReader, ranks: Ranks) -> dict[str, An
     """What must be the same for a resumed run to be the same run."""
     settings = {name: value for name, value in flatten(config).items() if name not in MAY_CHANGE}
     micro_batch = settings.pop("train.micro_batch")
-    if micro_batch is not None:  # what batch norm sees at a time
+    if micro_batch is not None:  # batch norm sees as many images at a time; on other ranks, other ones
         settings["train.micro_batch times the ranks"] = micro_batch * ranks.world_size
     return {**settings, "the data's fingerprint": reader.fingerprint}
 
