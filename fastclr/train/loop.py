@@ -90,7 +90,7 @@ def train(config: Config, file: Path, folder: Path, *, resume: bool = False) -> 
             except NotFinite as error:
                 raise ValueError(
                     f"{error}; {folder / CHECKPOINT} keeps the last good state: try a lower optim.base_lr, a "
-                    f"longer warm-up, or train.precision float32"
+                    f"longer warm-up, or train.precision float32, in a new --out"
                 ) from error
             except torch.OutOfMemoryError as error:
                 raise ValueError(
