@@ -30,6 +30,6 @@ def nt_logistic(
         raise ValueError(f"temperature is {temperature}; it must be positive")
     pairs = pair_similarities(z, group)
     chosen = semi_hard(pairs) if semi_hard_negatives else pairs.is_negative
-    negative = F.softplus(pairs.all / temperature).masked_fill(~chosen, 0.0)  # −log σ(−x) = softplus(x)
+    negative = -F.logsigmoid(-pairs.all / temperature).masked_fill(~chosen, 0.0)
     per_row = negative.sum(1) / chosen.sum(1).clamp_min(1)
-    return (F.softplus(-pairs.positive / temperature) + per_row).mean()
+    return (per_row - F.logsigmoid(pairs.positive / temperature)).mean()

@@ -90,6 +90,8 @@ def test_closed_forms() -> None:
     assert float(margin_triplet(alike, 0.7)) == pytest.approx(0.7)
     assert float(margin_triplet(alike, 0.7, True)) == 0.0
     assert float(nt_logistic(alike, 0.5, True)) == pytest.approx(math.log1p(math.exp(-2)))
+    # −log σ(21) − log σ(−21), of which torch's softplus would drop the part behind the comma
+    assert float(nt_logistic(alike, 1 / 21)) == pytest.approx(21 + 2 * math.log1p(math.exp(-21)), rel=1e-13)
 
 
 def test_half_precision_is_computed_in_float32() -> None:
