@@ -3,7 +3,10 @@
 import json
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,16 +28,21 @@ class RunLog:
         folder: the run folder, which exists.
         step: steps done before; later records of an earlier life of the run are dropped.
         total_steps: steps of the whole run.
+
+    Raises:
+        OSError: here, in `write` or in `close`: a file that can't be written, with its name.
     """
 
     def __init__(self, folder: Path, step: int, total_steps: int) -> None:
         self._total_steps = total_steps
         self._first_step, self._since = step, time.perf_counter()
         self._printed = -PLAIN_EVERY_S
-        path = folder / METRICS
-        _keep_until(path, step)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed in close()
-        self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._path, self._events_path = folder / METRICS, folder / "events.out.tfevents.*"
+        _keep_until(self._path, step)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 closed in close()
+        with _named(self._events_path):
+            self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._excepthook, threading.excepthook = threading.excepthook, self._thread_failed
         self._bar: Progress | None = None
         if sys.stdout.isatty():
             # a column of its own making: rich's would cut the line on a narrow terminal instead of folding it
@@ -44,11 +52,13 @@ class RunLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Log a record: `step` and `epoch`, and the numbers to plot under their names."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if name not in ("step", "epoch"):
-                self._events.add_scalar(name, value, record["step"])
+        with _named(self._path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        with _named(self._events_path):
+            for name, value in record.items():
+                if name not in ("step", "epoch"):
+                    self._events.add_scalar(name, value, record["step"])
         line = self._line(record)
         if self._bar is not None:
             self._bar.update(self._task, completed=record["step"], description=line)
@@ -71,14 +81,26 @@ class RunLog:
         """Release the files and the terminal's line."""
         if self._bar is not None:
             self._bar.stop()
-        self._events.close()
-        self._file.close()
+        try:
+            with _named(self._events_path):
+                self._events.close()
+        finally:
+            threading.excepthook = self._excepthook
+            with _named(self._path):
+                self._file.close()
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        # what the thread that writes the events fails of comes out of the next record; it would print it, too
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._excepthook(failure)
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # on a full disk closing fails, too, and must not hide what failed first
+        with nullcontext() if kind is None else suppress(OSError):
+            self.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -88,6 +110,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         FileNotFoundError: the folder holds no run.
     """
     return [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What can't be written inside the block gets the file's name."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -1,9 +1,15 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastclr.train.run_log import RunLog, read_metrics
+
+ROOT = Path(__file__).parents[3]
 
 
 def record(step: int) -> dict:
@@ -66,3 +72,32 @@ def test_damaged_records_are_dropped_in_place(tmp_path, damage):
     with RunLog(tmp_path, step=8, total_steps=10):
         pass
     assert (path.read_bytes(), path.stat().st_ino) == (b'{"step": 2}\n{"step": 4}\n', number)
+
+
+FULL_DISK = """
+import json, resource, sys
+from functools import partial
+from pathlib import Path
+from fastclr.train import run_log
+
+run_log.SummaryWriter = partial(run_log.SummaryWriter, flush_secs=0)
+log, record = run_log.RunLog(Path(sys.argv[1]), 0, 1000), json.loads(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+try:
+    with log:
+        for _ in range(1000):
+            log.write(record)
+except OSError as error:
+    print(error.strerror, error.filename)
+"""
+
+
+# the epoch is no scalar: a long one makes the records larger than the events
+@pytest.mark.parametrize(("digits", "file"), [(1, "events.out.tfevents.*"), (900, "metrics.jsonl")])
+def test_a_full_disk_is_told_of_once_and_with_the_file(tmp_path, digits, file):
+    """A limit on file sizes stands in for the full disk."""
+    argv = [sys.executable, "-c", FULL_DISK, str(tmp_path), json.dumps(record(1) | {"epoch": 10**digits})]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120)
+    assert process.stdout.splitlines()[-1] == f"File too large {tmp_path / file}"
+    assert process.stderr == ""
