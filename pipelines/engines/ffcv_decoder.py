@@ -213,7 +213,7 @@ class Pick(Operation):
 
 def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batches_ahead: int) -> Loader:
     """A stock loader whose batches are the decoder's views, and of which nothing else of the file is read."""
-    path = str(decoder.reader.path)
+    data, path = decoder.reader.data, _open_again(decoder.reader)
     handlers = Reader(path).handlers
     images = [name for name, field in handlers.items() if isinstance(field, RGBImageField)]
     source = "image" if "image" in images else images[0]
@@ -221,7 +221,7 @@ def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batc
     pipelines["view 0"] = PipelineSpec(source, decoder=decoder, transforms=[Pick(0)])
     for view in range(1, decoder.spec.views):
         pipelines[f"view {view}"] = PipelineSpec(decoder, transforms=[Pick(view)])
-    return Loader(
+    loader = Loader(
         path,
         batch_size,
         num_workers=num_threads,
@@ -230,3 +230,11 @@ def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batc
         batches_ahead=batches_ahead,
         pipelines=pipelines,
     )
+    loader.memory_manager.context.mmap = data  # or FFCV would map the file itself, at its first batch
+    return loader
+
+
+def _open_again(reader: BetonReader) -> str:
+    """A name of the file that the reader has open: by its own, another may be found meanwhile."""
+    name = f"/proc/self/fd/{reader._descriptor}"
+    return name if os.path.exists(name) else str(reader._absolute)

@@ -1,6 +1,7 @@
 """The FFCV engine and TwoViewDecoder, against the native engine, on drawn images: JPEG, raw and corrupt."""
 
 import gc
+import os
 import shutil
 import sys
 import threading
@@ -291,6 +292,25 @@ def test_batches_of_the_loader_are_those_of_the_native_engine(mixed_beton):
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one.views, other.views)
         assert torch.equal(one.labels, other.labels)
+
+
+def test_the_readers_file_is_read_whatever_its_name_leads_to(tmp_path, monkeypatch):
+    """Another file of the same shapes is renamed over it, and the process goes elsewhere."""
+    sound, other = np.full((16, 16, 3), 10, np.uint8), np.full((16, 16, 3), 200, np.uint8)
+    monkeypatch.chdir(tmp_path)
+    for name, pixels in (("ours.beton", sound), ("other.beton", other)):
+        with BetonWriter(Path(name), 8) as writer:
+            for _ in range(8):
+                writer.add_raw(pixels)
+    reader = BetonReader(Path("ours.beton"))
+    engine = ENGINES["ffcv"](reader, sampler_of(reader), num_threads=2)
+    os.replace("other.beton", "ours.beton")
+    monkeypatch.chdir("/")
+    for size in (16, 24):  # FFCV opens the file for each size
+        engine.sampler = replace(engine.sampler, spec=ViewSpec.center(size))
+        (crops,) = engine.run(engine.sampler.plans(0))
+        assert np.unique(crops.pixels).tolist() == [10]
+    engine.close()
 
 
 def test_a_missing_package_is_named_with_its_cure(mixed_beton, monkeypatch):
