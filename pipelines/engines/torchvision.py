@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.batch import BatchPlan, Crops
 from pipelines.beton import BetonReader
-from pipelines.engines.corrupt import CorruptSamples
+from pipelines.engines.corrupt import MAX_CORRUPT, CorruptSamples
 from pipelines.order import Sampler
 from pipelines.views import ViewParams
 
@@ -36,8 +36,8 @@ class Sample:
 
     index: int
     params: ViewParams
-    crops: np.ndarray
-    """uint8 [V, H, W, 3]."""
+    crops: np.ndarray | None
+    """uint8 [V, H, W, 3]; None, if no sound sample was found among as many as are replaced."""
     corrupt: dict[int, str]
     """Samples that this one stands in for, with the reason."""
 
@@ -105,7 +105,7 @@ class TwoViewDataset(Dataset):
     def __getitem__(self, item: Item) -> Sample:
         index, params = item.index, item.params
         corrupt: dict[int, str] = {}
-        while len(corrupt) < self.sampler.num_samples:
+        while len(corrupt) <= min(MAX_CORRUPT, self.sampler.num_samples - 1):
             try:
                 image = self._decode(index)
                 break
@@ -114,8 +114,8 @@ class TwoViewDataset(Dataset):
                 corrupt[index] = prefix + str(error).removeprefix(prefix)
             index = self.sampler.successor(index)
             params = self.sampler.draw(item.epoch, np.array([index]))
-        else:
-            raise ValueError(f"{self.reader.path}: no sample can be decoded")
+        else:  # too many: `CorruptSamples` says so in one line, which an error of a worker process is not
+            return Sample(index, params, None, corrupt)
         crops = [
             self._crop(image, box, flip)
             for box, flip in zip(params.box[:, 0], params.flip[:, 0], strict=True)

@@ -184,9 +184,14 @@ def test_replacements_do_not_depend_on_threads(corrupt_beton, engine):
         assert_same(run, expected)
 
 
-def test_a_file_of_corrupt_samples_raises(hopeless_beton):
-    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="corrupt samples"):
-        list(loader(hopeless_beton))
+@pytest.mark.parametrize("engine", [*HOST_ENGINES, "torchvision"])
+def test_a_file_of_corrupt_samples_raises(hopeless_beton, engine):
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(ValueError, match="40 corrupt samples, the last") as error,
+    ):
+        list(loader(hopeless_beton, engine=engine, batch_size=1, num_threads=1))
+    assert "\n" not in str(error.value)
 
 
 def test_bad_arguments(tiny_beton, tmp_path):
