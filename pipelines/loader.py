@@ -5,7 +5,9 @@ file ─▶ Sampler (order, draws) ─plans─▶ engine (decode, crop, flip) �
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from hashlib import sha256
 from inspect import signature
@@ -133,6 +135,7 @@ class TwoViewLoader:
                 self.reader.close()
             raise
         self._closed = False
+        self._running: weakref.WeakSet[Generator] = weakref.WeakSet()  # the engine's and the stage's
         self._epoch, self._consumed = 0, 0  # where the next __iter__ starts
         self._yielded = (0, 0)  # epoch and samples (over all ranks) after the batch last yielded
 
@@ -156,6 +159,7 @@ class TwoViewLoader:
         global_batch = sampler.batch_size * sampler.world_size
         crops = self._engine.run(sampler.plans(epoch, consumed))
         batches = self._stage.run(crops, sampler.spec, self.reader.labels)
+        self._running |= {batches, crops}
         try:
             for batch in batches:
                 consumed = min(consumed + global_batch, sampler.num_samples)
@@ -165,6 +169,7 @@ class TwoViewLoader:
                 self._yielded = (epoch + 1, 0) if over else (epoch, consumed)
                 yield batch
                 self._check_open()
+            self._check_open()  # or another thread has closed the generators meanwhile
             self._yielded = (epoch + 1, 0)  # on a rank that has no part of the tail, too
         finally:
             batches.close()
@@ -226,6 +231,9 @@ class TwoViewLoader:
     def close(self) -> None:
         """Release threads and memory, and the file if the loader opened it; its iterators then raise RuntimeError."""
         self._closed = True
+        for generator in list(self._running):
+            with suppress(ValueError):  # another thread is in it
+                generator.close()
         self._engine.close()
         if self._owns_reader:
             self.reader.close()
