@@ -96,8 +96,10 @@ class TwoViewLoader:
             _whole("prefetch", options["prefetch"])
         if num_threads is not None:
             num_threads = _whole("num_threads", num_threads)
-        if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"dtype must be floating point, got {dtype}: views are normalised numbers")
+        seed, rank = _whole("seed", seed, 0), _whole("rank", rank, 0)
+        world_size = _whole("world_size", world_size)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype must be floating point, got {dtype!r}: views are normalised numbers")
         self._owns_reader = not isinstance(file, BetonReader)
         self.reader = file if isinstance(file, BetonReader) else BetonReader(Path(file))
         try:
@@ -185,9 +187,7 @@ class TwoViewLoader:
         Raises:
             ValueError: an epoch that has no numbers to draw: they are for 0 ≤ epoch < 2³².
         """
-        if not 0 <= epoch < 1 << 32:
-            raise ValueError(f"epoch must be in [0, 2**32), got {epoch}")
-        self._epoch, self._consumed = self._yielded = (epoch, 0)
+        self._epoch, self._consumed = self._yielded = (_epoch(epoch), 0)
         if spec is not None:
             self.sampler = replace(self.sampler, spec=spec)
 
@@ -205,17 +205,16 @@ class TwoViewLoader:
         """
         if not isinstance(state, dict) or not state.keys() >= {"epoch", "consumed", *self._identity()}:
             raise ValueError(f"{self.reader.path}: cannot resume, this is not what state_dict() returned")
-        if not 0 <= state["consumed"] <= self.sampler.num_samples:
-            raise ValueError(
-                f"{self.reader.path}: cannot resume after {state['consumed']} samples of {self.sampler.num_samples}"
-            )
+        epoch, consumed, all_samples = _epoch(state["epoch"]), state["consumed"], self.sampler.num_samples
+        if not _is_whole(consumed) or not 0 <= consumed <= all_samples:
+            raise ValueError(f"{self.reader.path}: cannot resume after {consumed!r} samples of {all_samples}")
         for name, ours in self._identity().items():
             if json.dumps(state[name]) != json.dumps(ours):  # a state may have been through JSON
                 raise ValueError(
                     f"{self.reader.path}: cannot resume, the saved state has another {name}: "
                     f"{state.get(name)!r}, here {ours!r}"
                 )
-        self._epoch, self._consumed = self._yielded = state["epoch"], state["consumed"]
+        self._epoch, self._consumed = self._yielded = epoch, int(consumed)
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a position to mean the same batches."""
@@ -245,9 +244,19 @@ class TwoViewLoader:
         self.close()
 
 
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}")
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _whole(name: str, value: Any, least: int = 1) -> int:
+    if not _is_whole(value) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}")
+    return int(value)
+
+
+def _epoch(value: Any) -> int:
+    if not _is_whole(value) or not 0 <= value < 1 << 32:
+        raise ValueError(f"epoch must be in [0, 2**32) and whole, got {value!r}")
     return int(value)
 
 

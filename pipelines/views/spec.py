@@ -1,8 +1,11 @@
 """ViewSpec: the distributions that views are drawn from."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
+from typing import Any
+
+import numpy as np
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -44,6 +47,9 @@ class ViewSpec:
     """If set, no random crop: the centred square whose side is this share of the image's shorter side."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
+
         def need(condition: bool, name: str, what: str) -> None:
             if not condition:
                 raise ValueError(f"ViewSpec.{name} is {getattr(self, name)!r}; it must be {what}")
@@ -94,3 +100,10 @@ class ViewSpec:
         """One view for evaluation: the central 0.875 of the image; all of it at 32 pixels or less."""
         plain: dict = {"flip_p": 0.0, "center_share": 0.875 if size > 32 else 1.0}
         return cls.crop_flip(size, **{**plain, **changes})
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of Python, in tuples: a spec is saved as JSON, which knows none of NumPy's."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return tuple(_plain(each) for each in value)
+    return value.item() if isinstance(value, np.generic) else value

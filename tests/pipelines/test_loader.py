@@ -30,6 +30,11 @@ def test_options_of_the_engine(tiny_beton):
         ({"num_threads": 0}, "num_threads must be"),
         ({"engine_options": {"prefetch": -1}}, "prefetch must be a whole number, at least 1; got -1"),
         ({"dtype": torch.int32}, "dtype must be floating point, got torch.int32"),
+        ({"dtype": "bfloat16"}, "dtype must be floating point, got 'bfloat16'"),
+        ({"seed": 1.5}, "seed must be a whole number, at least 0; got 1.5"),
+        ({"seed": "a"}, "seed must be a whole number, at least 0; got 'a'"),
+        ({"rank": 0.5}, "rank must be a whole number, at least 0; got 0.5"),
+        ({"world_size": 2.0}, "world_size must be a whole number, at least 1; got 2.0"),
         ({"device": "gpu"}, "device must be cpu, cuda or cuda:N, got 'gpu'"),
         ({"indices": np.ones(39, bool)}, r"a boolean for each of the 40 samples, got \(39,\)"),
         ({"indices": [], "drop_last": False}, "at least one; got an array"),
@@ -74,7 +79,7 @@ def test_a_system_that_does_not_say_where_a_process_may_run(tiny_beton, monkeypa
 
 def test_epochs_that_have_no_numbers(tiny_beton):
     with loader(tiny_beton) as ours:
-        for epoch in (-1, 1 << 32):
+        for epoch in (-1, 1 << 32, 1.5):
             with pytest.raises(ValueError, match="epoch must be in"):
                 ours.set_epoch(epoch)
         ours.set_epoch((1 << 32) - 1)

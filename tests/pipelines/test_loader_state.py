@@ -4,10 +4,11 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from loader_support import assert_same, contents, loader
 
-from pipelines import TwoViewLoader
+from pipelines import TwoViewLoader, ViewSpec
 
 
 def test_ranks_save_the_same_state(tiny_beton):
@@ -32,8 +33,19 @@ def test_a_state_may_be_kept_as_json(tiny_beton):
         assert rest[0][:2] == (0, 1)
 
 
-def loader_at(file: Path, state: dict) -> TwoViewLoader:
-    made = loader(file)
+def test_a_state_of_numpys_numbers_may_be_kept_as_json(tiny_beton):
+    spec = ViewSpec(size=np.int64(32), flip_p=np.float32(0.5), scale=np.array([0.25, 1.0]), mean=[0.5] * 3)
+    with loader(tiny_beton, size=None, spec=spec, seed=np.int64(3)) as ours:
+        ours.set_epoch(np.int64(3))
+        state = json.loads(json.dumps(ours.state_dict()))
+        ours.load_state_dict(state)
+        assert (state["epoch"], state["seed"], state["spec"]["scale"]) == (3, 3, [0.25, 1.0])
+        plain = ViewSpec(size=32, flip_p=0.5, scale=(0.25, 1.0), mean=(0.5, 0.5, 0.5))
+        assert_same(contents(ours), contents(loader_at(tiny_beton, state, size=None, spec=plain)))
+
+
+def loader_at(file: Path, state: dict, **changes) -> TwoViewLoader:
+    made = loader(file, **changes)
     made.load_state_dict(state)
     return made
 
@@ -50,10 +62,16 @@ def test_states_that_are_none(tiny_beton, state):
         ours.load_state_dict(state)
 
 
-@pytest.mark.parametrize("consumed", [-5, 41])
+@pytest.mark.parametrize("consumed", [-5, 41, 2.5, "x"])
 def test_states_beyond_the_epoch(tiny_beton, consumed):
-    with loader(tiny_beton) as ours, pytest.raises(ValueError, match=f"after {consumed} samples of 40"):
+    with loader(tiny_beton) as ours, pytest.raises(ValueError, match=f"after {consumed!r} samples of 40"):
         ours.load_state_dict({**ours.state_dict(), "consumed": consumed})
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, "x", None])
+def test_states_of_no_epoch(tiny_beton, epoch):
+    with loader(tiny_beton) as ours, pytest.raises(ValueError, match=f"epoch must be in .* got {epoch!r}"):
+        ours.load_state_dict({**ours.state_dict(), "epoch": epoch})
 
 
 @pytest.mark.parametrize("order", ["random", "sequential", "blocks"])
