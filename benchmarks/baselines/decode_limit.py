@@ -35,13 +35,16 @@ class DecodeLimit:
         order = np.random.default_rng().permutation(len(loader))
         rows = rows_per_claim(areas.mean())
         claims = iter([(low, min(low + rows, len(order))) for low in range(0, len(order), rows)])
-        done: SimpleQueue[int] = SimpleQueue()  # numbers of images
+        done: SimpleQueue[int | Exception] = SimpleQueue()  # numbers of images
 
         def work() -> None:
-            decode = _decoder(loader, 3 * int(areas.max()), rows)
-            for low, high in claims:  # a list iterator hands each claim to one thread only
-                decode(order, low, high)
-                done.put(high - low)
+            try:
+                decode = _decoder(loader, 3 * int(areas.max()), rows)
+                for low, high in claims:  # a list iterator hands each claim to one thread only
+                    decode(order, low, high)
+                    done.put(high - low)
+            except Exception as error:
+                done.put(error)
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(self.num_threads)]
         for thread in threads:
@@ -50,7 +53,10 @@ class DecodeLimit:
             decoded = 0
             for _ in range(len(loader) // self.batch_size):
                 while decoded < self.batch_size:
-                    decoded += done.get()
+                    count = done.get()
+                    if isinstance(count, Exception):
+                        raise count
+                    decoded += count
                 decoded -= self.batch_size
                 yield self.batch_size
         finally:
@@ -61,7 +67,7 @@ class DecodeLimit:
 
 
 def _decoder(reader: Any, largest: int, rows: int) -> Callable[[Any, int, int], None]:
-    """What decodes samples order[low:high] in this thread."""
+    """What decodes samples order[low:high] in this thread.  ValueError: one of them is corrupt."""
     import numpy as np
     import simplejpeg
 
@@ -75,10 +81,17 @@ def _decoder(reader: Any, largest: int, rows: int) -> Callable[[Any, int, int], 
 
         def decode(order: Any, low: int, high: int) -> None:
             for index in order[low:high].tolist():
-                simplejpeg.decode_jpeg(reader.image_bytes(index), buffer=buffer)
+                try:
+                    simplejpeg.decode_jpeg(reader.image_bytes(index), buffer=buffer)
+                except ValueError:
+                    reader.decode(index, buffer)  # it copies raw pixels, and names a corrupt sample
     else:
 
         def decode(order: Any, low: int, high: int) -> None:
-            decode_samples(decoder.address, reader.data, *columns, order, low, high, buffer, starts)
+            count = decode_samples(decoder.address, reader.data, *columns, order, low, high, buffer, starts)
+            if count < high - low:
+                sample = int(order[low + count])
+                reader.decode(sample)  # it knows the reason
+                raise ValueError(f"{reader.path}: sample {sample}: libturbojpeg could not decode its JPEG")
 
     return decode

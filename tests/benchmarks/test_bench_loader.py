@@ -4,10 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
 from rich.console import Console
 
 from benchmarks import harness
+from benchmarks.baselines.decode_limit import DecodeLimit
 from benchmarks.baselines.ffcv_loader import FfcvLoader
 from benchmarks.bench_loader import main, side_by_side_table
 from benchmarks.isolated import call
@@ -15,7 +18,9 @@ from benchmarks.readme import loader_table
 from benchmarks.report import RESULTS, load
 from benchmarks.scaling import thread_counts
 from fastclr.cli.main import main as fastclr
+from pipelines.beton import BetonWriter
 from pipelines.convert import Encoding, FolderSource, convert
+from pipelines.engines import turbojpeg
 
 ROW = {
     *("name", "lacks", "images_per_s", "cpu_s_per_1000", "first_batch_s", "peak_bytes", "error", "median"),
@@ -89,6 +94,22 @@ def test_peers(tiny, tmp_path, capsys, require_package):
     printed = " ".join(capsys.readouterr().out.split())
     assert "DALI graph, CPU lacks random order of the jitter, exact hue" in printed
     assert len(loader_table([found]).splitlines()) == 3 + len(rows)
+
+
+@pytest.mark.parametrize("libraries", [turbojpeg.LIBRARIES, ()])
+def test_the_decode_limit_counts_no_corrupt_image(tmp_path, monkeypatch, libraries):
+    monkeypatch.setattr(turbojpeg, "LIBRARIES", libraries)
+    monkeypatch.setattr(turbojpeg, "_bound", [])
+    jpeg = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    with BetonWriter(tmp_path / "x.beton", 60) as writer:
+        for index in range(60):
+            if index % 3 == 0:
+                writer.add_raw(np.zeros((40, 40, 3), np.uint8))
+            else:
+                writer.add_jpeg(jpeg[:-200] if index == 31 else jpeg)
+    limit = DecodeLimit("decode limit", tmp_path / "x.beton", 10, 2)
+    with limit.open() as reader, pytest.raises(ValueError, match=r"x.beton: sample 31: Premature end"):
+        list(limit.epoch(reader))
 
 
 def ffcv_epoch(file: Path) -> list[int]:
