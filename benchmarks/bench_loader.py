@@ -201,7 +201,7 @@ def side_by_side_table(report: dict[str, Any]) -> Group:
 
     def add(row: dict[str, Any]) -> None:
         if row["error"]:
-            remarks.append(f"{row['name']}: {row['error'].splitlines()[0]}")
+            remarks.append(f"{row['name']}: {row['error']}")
             table.add_row(row["name"], "failed")
         elif row["rounds"]:
             if row["lacks"]:

@@ -162,7 +162,13 @@ def _serve(case: Case, pipe: Connection, start_method: str) -> None:
             pipe.send({"error": str(error)})
         except Exception as error:
             traceback.print_exc()
-            pipe.send({"error": f"{type(error).__name__}: {error}"})
+            pipe.send({"error": _in_one_line(error)})
+
+
+def _in_one_line(error: Exception) -> str:
+    """Of an error that carries another's traceback, as one of a DataLoader's worker does, the last line."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if len(lines) > 1 else f"{type(error).__name__}: {error}"
 
 
 def _warm_up(case: Case) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.baselines.jpegs import open_jpegs
 from pipelines.errors import EngineUnavailable
 
 
@@ -32,9 +33,7 @@ class DaliGraph:
             raise EngineUnavailable(
                 f"needs NVIDIA DALI ({error}): pip install 'fastclr[dali]' (CUDA 12) or 'fastclr[dali-cuda13]'"
             ) from error
-        from pipelines import BetonReader
-
-        feed = _Feed(BetonReader(self.file), self.batch_size)
+        feed = _Feed(open_jpegs(self.file), self.batch_size)
         graph = dali.pipeline_def(_graph, enable_conditionals=True)(
             feed,
             self.size,
@@ -49,8 +48,13 @@ class DaliGraph:
 
     def epoch(self, loader: "_Opened") -> Generator[int]:
         for _ in range(len(loader.feed.reader) // self.batch_size):
+            try:
+                outputs = loader.graph.run()
+            except RuntimeError as error:  # which quotes the graph's source around what went wrong
+                said = str(error).partition("encountered:")[2].strip() or str(error)
+                raise RuntimeError(said.splitlines()[0]) from error
             # a copy, as a training step needs it: DALI uses its memory again
-            first, second = (view.as_array().copy() for view in loader.graph.run()[:2])
+            first, second = (view.as_array().copy() for view in outputs[:2])
             assert first.shape == second.shape
             yield len(first)
 

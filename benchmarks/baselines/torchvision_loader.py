@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
+from benchmarks.baselines.jpegs import open_jpegs
+
 
 def simclr_transform(size: int, augment: bool) -> Callable[[Any], Any]:
     """The transforms of every torchvision SimCLR: PIL images to tensors, parameters of the paper."""
@@ -46,9 +48,7 @@ class BetonImages(Dataset):
     """The JPEGs of a `.beton` file, decoded by PIL: the same bytes that the other cases decode."""
 
     def __init__(self, file: Path, transform: Callable[[Any], Any]) -> None:
-        from pipelines import BetonReader
-
-        self.reader, self.transform = BetonReader(file), transform
+        self.reader, self.transform = open_jpegs(file), transform
 
     def __len__(self) -> int:
         return len(self.reader)

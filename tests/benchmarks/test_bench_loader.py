@@ -1,6 +1,7 @@
 """`bench loader` with tiny settings: every peer for one round, the JSON, the tables and the plots."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from rich.console import Console
 from benchmarks import harness
 from benchmarks.baselines.decode_limit import DecodeLimit
 from benchmarks.baselines.ffcv_loader import FfcvLoader
-from benchmarks.bench_loader import main, side_by_side_table
+from benchmarks.bench_loader import Options, _cases, main, side_by_side_table
+from benchmarks.harness import measure
 from benchmarks.isolated import call
 from benchmarks.readme import loader_table
 from benchmarks.report import RESULTS, load
@@ -110,6 +112,31 @@ def test_the_decode_limit_counts_no_corrupt_image(tmp_path, monkeypatch, librari
     limit = DecodeLimit("decode limit", tmp_path / "x.beton", 10, 2)
     with limit.open() as reader, pytest.raises(ValueError, match=r"x.beton: sample 31: Premature end"):
         list(limit.epoch(reader))
+
+
+@pytest.mark.parametrize(
+    ("stored", "dali_says", "others_say"),
+    [
+        ("raw", *2 * ["ValueError: .*x.beton holds raw pixels, and this peer reads JPEGs only"]),
+        ("corrupt", "RuntimeError: Failed to decode sample #.*", "OSError: image file is truncated .*"),
+    ],
+)
+def test_why_a_peer_failed_is_one_line(tmp_path, require_package, stored, dali_says, others_say):
+    for package in ("nvidia.dali", "lightly"):
+        require_package(package)
+    pixels, file = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8), tmp_path / "x.beton"
+    with BetonWriter(file, 60) as writer:
+        for _ in range(60):
+            if stored == "raw":
+                writer.add_raw(pixels)
+            else:
+                writer.add_jpeg(simplejpeg.encode_jpeg(pixels)[:-200])
+    options = Options(file, peers=("dali", "lightly", "torchvision"), engines=(), threads=1)
+    cases = _cases(options, size=16, augment=True, batch_size=4, num_images=60)
+    *_, (dali, lightly, torchvision) = measure(cases, rounds=1)
+    assert re.fullmatch(dali_says, dali.error)
+    assert re.fullmatch(others_say, lightly.error)
+    assert re.fullmatch(others_say, torchvision.error)
 
 
 def ffcv_epoch(file: Path) -> list[int]:

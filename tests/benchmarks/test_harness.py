@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import harness
 from benchmarks.harness import LAST_BATCHES, WARM_BATCHES, Result, measure
@@ -34,15 +35,25 @@ class Paced:
             yield 10
 
 
+class Unreadable(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        raise OSError("image file is truncated")
+
+
 @dataclass
 class Failing(Paced):
-    """Fails when it is opened, dies in the second round, or lacks its package."""
+    """Fails when it is opened, itself or its worker process, dies in the second round, or lacks its package."""
 
     how: str = ""
 
     def open(self) -> "Paced":
         if self.how == "open":
             raise ValueError("no such thing")
+        if self.how == "worker":
+            next(iter(DataLoader(Unreadable(), num_workers=1)))
         if self.how == "package":
             raise EngineUnavailable("needs thing: pip install thing")
         return self
@@ -67,14 +78,15 @@ def test_the_rate_is_that_of_the_middle_of_an_epoch():
 
 
 def test_a_case_that_fails_keeps_the_others():
-    names = ("open", "package", "die")
+    names = ("open", "package", "die", "worker")
     cases = [Paced(), *(Failing(name=how, how=how) for how in names)]
     *_, results = measure(cases, rounds=1)
-    paced, opening, package, dying = results
+    paced, opening, package, dying, worker = results
     assert paced.error == "" and len(paced.images_per_s) == 1
     assert opening.error == "ValueError: no such thing"
     assert package.error == "needs thing: pip install thing"
     assert "died" in dying.error
+    assert worker.error == "OSError: image file is truncated"
     assert not any(result.images_per_s for result in results[1:])
 
 
