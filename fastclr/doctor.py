@@ -271,16 +271,13 @@ def _attempt(group: str, name: str, run: Callable[[], str], fix: str) -> Check:
 
 
 def _speeds(reader: BetonReader | None) -> Iterator[Check]:
-    jpegs = _jpegs(reader)
-    what = "a drawn image, 500×375" if reader is None else f"{len(jpegs)} images of {reader.path.name}"
+    jpegs, what = _jpegs(reader)
     for threads in dict.fromkeys((1, cores())):
-        rate = decode_rate(jpegs, threads)
-        per = f"{rate / threads:,.0f} per thread" if threads > 1 else what
-        yield Check(
+        yield _attempt(
             "speed",
             f"decoder, {threads} thread{'s' if threads > 1 else ''}",
-            True,
-            f"{rate:,.0f} images/s, {per}",
+            partial(_decoder_speed, jpegs, threads, what),
+            "pip install --force-reinstall simplejpeg",
         )
 
     def disk() -> str:
@@ -295,11 +292,27 @@ def _speeds(reader: BetonReader | None) -> Iterator[Check]:
     yield _attempt("speed", "disk", disk, "fastclr doctor --file FILE.beton  # with a file that can be read")
 
 
-def _jpegs(reader: BetonReader | None) -> list[bytes]:
-    if reader is not None:
-        found = [
-            bytes(reader.image_bytes(index)) for index in range(min(64, len(reader))) if reader.is_jpeg(index)
-        ]
-        if found:
-            return found
-    return [drawn_jpeg()]
+def _decoder_speed(jpegs: list[bytes], threads: int, what: str) -> str:
+    rate = decode_rate(jpegs, threads)
+    return f"{rate:,.0f} images/s, {f'{rate / threads:,.0f} per thread' if threads > 1 else what}"
+
+
+def _jpegs(reader: BetonReader | None) -> tuple[list[bytes], str]:
+    """What to decode, and that in words."""
+    if reader is None:
+        return [drawn_jpeg()], "a drawn image, 500×375"
+    first = range(min(64, len(reader)))
+    found = [bytes(reader.image_bytes(index)) for index in first if _is_sound_jpeg(reader, index)]
+    if found:
+        return found, f"{len(found)} images of {reader.path.name}"
+    return [
+        drawn_jpeg()
+    ], f"a drawn image: none of the first {len(first)} of {reader.path.name} is a sound JPEG"
+
+
+def _is_sound_jpeg(reader: BetonReader, index: int) -> bool:
+    try:
+        reader.decode(index)
+    except ValueError:
+        return False
+    return reader.is_jpeg(index)

@@ -5,15 +5,19 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import simplejpeg
 
 from fastclr import doctor, speeds
 from fastclr.cli.main import main
 from fastclr.speeds import decode_rate, disk_speed, drawn_jpeg
+from pipelines import BetonReader, BetonWriter
 from pipelines.convert import Encoding, FolderSource, convert
 from pipelines.engines import ENGINES, turbojpeg
 from pipelines.errors import EngineUnavailable
+
+NONE_SOUND = "a drawn image: none of the first 2 of x.beton is a sound JPEG"
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +69,21 @@ def test_of_a_file(capsys, tiny_photos, tmp_path):
     convert(FolderSource(tiny_photos), tmp_path / "tiny.beton", Encoding())
     found = rows(capsys, "--file", str(tmp_path / "tiny.beton"))
     assert "40 images of tiny.beton" in found["speed", "decoder, 1 thread"]["detail"]
+
+
+@pytest.mark.parametrize(("sound", "says"), [(3, "3 images of x.beton"), (0, NONE_SOUND)])
+def test_only_sound_jpegs_are_decoded(tmp_path, sound, says):
+    """After a raw image and one cut short, on which a thread would end."""
+    with BetonWriter(tmp_path / "x.beton", 2 + sound) as writer:
+        writer.add_raw(np.zeros((8, 8, 3), np.uint8))
+        for jpeg in [drawn_jpeg()[:-2000], *sound * [drawn_jpeg()]]:
+            writer.add_jpeg(jpeg)
+    with BetonReader(tmp_path / "x.beton") as reader:
+        one, *_ = doctor._speeds(reader)
+    assert one.ok
+    rate, _, what = one.detail.partition(" images/s, ")
+    assert what == says
+    assert int(rate.replace(",", "")) > 20
 
 
 def test_a_file_that_is_not_there(capsys):
