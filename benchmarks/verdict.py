@@ -27,7 +27,7 @@ from fastclr.optim import scaled_lr
 from fastclr.train.distributed import Ranks
 from fastclr.train.parts import check_batch, check_graph, make_loader, make_model, make_optimizer, make_step
 from fastclr.train.step import CapturedStep
-from pipelines import Batch, BetonReader
+from pipelines import Batch, BetonReader, EngineUnavailable
 
 LOADER_SECONDS = 1.0
 """Time that the loader alone is measured for in each round."""
@@ -143,10 +143,15 @@ def _loader_elsewhere(config: Config, file: Path, device: torch.device) -> Itera
     theirs.close()
 
     def advance() -> None:
-        ours.send(None)
-        if not ours.poll(PATIENCE_S):
-            raise RuntimeError("the loader in another process does not answer")
-        ours.recv()
+        try:
+            ours.send(None)
+            if not ours.poll(PATIENCE_S):
+                raise RuntimeError("the loader in another process does not answer")
+            error = ours.recv()
+        except (EOFError, ConnectionError):
+            raise ChildProcessError("the loader in another process died; what it said is above") from None
+        if error:
+            raise ValueError(f"the loader in another process: {error}")
 
     try:
         advance()
@@ -159,12 +164,14 @@ def _loader_elsewhere(config: Config, file: Path, device: torch.device) -> Itera
 
 
 def _serve(pipe: Connection, config: Config, file: Path, device: torch.device) -> None:
-    with BetonReader(file) as reader, make_loader(config, reader, Ranks(), device) as loader:
-        batches = _endless(loader)
-        try:
-            while True:
+    """Answers every request: with "" when a batch is taken, or with why none is."""
+    try:
+        pipe.recv()
+        with BetonReader(file) as reader, make_loader(config, reader, Ranks(), device) as loader:
+            for _ in _endless(loader):
+                pipe.send("")
                 pipe.recv()
-                next(batches)
-                pipe.send(None)
-        except (EOFError, BrokenPipeError):  # the measurement is over
-            batches.close()
+    except (EOFError, ConnectionError):  # the measurement is over
+        pass
+    except (ValueError, OSError, EngineUnavailable) as error:
+        pipe.send(" ".join(str(error).split()))

@@ -1,13 +1,22 @@
 """`bench verdict`: the advice from known figures, and a run of seconds."""
 
 import json
+import multiprocessing
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
+import torch
 from tiny_run import write_tiny_file, write_tiny_recipe
 
 from benchmarks.advice import Facts, Speeds, advice
+from benchmarks.verdict import _loader_elsewhere
 from fastclr.cli.main import main
+from fastclr.config import Config
+from pipelines import BetonWriter, ViewSpec
 
 FACTS = Facts(
     device="cuda",
@@ -112,6 +121,42 @@ def test_a_run(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"The {found['limits']} limits: the other is {found['factor']:.1f} times as fast." in printed
     assert f"• {found['advice'][0]}" in printed
+
+
+CONFIG = Config(
+    views=ViewSpec.simclr(32),
+    train=replace(Config().train, batch_size=20),
+    data=replace(Config().data, engine="native", threads=1),
+)
+
+
+def test_a_loader_that_fails_in_another_process(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    jpeg = simplejpeg.encode_jpeg(pixels)
+    with BetonWriter(tmp_path / "x.beton", 300) as writer:
+        for index in range(300):
+            writer.add_jpeg(jpeg[:-200] if index % 4 else jpeg)
+    with pytest.raises(ValueError) as caught:
+        take_batches(tmp_path / "x.beton")
+    message = r"the loader in another process: .*x.beton: 101 corrupt samples, the last: .*"
+    assert re.fullmatch(message, str(caught.value))
+
+
+def take_batches(file: Path) -> None:
+    with _loader_elsewhere(CONFIG, file, torch.device("cpu")) as advance:
+        for _ in range(15):
+            advance()
+
+
+def test_a_loader_that_dies_in_another_process(tmp_path):
+    file = write_tiny_file(tmp_path / "tiny.beton")
+    with _loader_elsewhere(CONFIG, file, torch.device("cpu")) as advance:
+        advance()
+        (process,) = multiprocessing.active_children()
+        process.kill()
+        process.join()
+        with pytest.raises(ChildProcessError, match="the loader in another process died"):
+            advance()
 
 
 def test_bad_arguments(tmp_path, capsys):
