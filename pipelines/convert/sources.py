@@ -101,7 +101,7 @@ class FolderSource:
                 "whether the folders are classes; move the ones or the others"
             )
         if not loose and not populated:
-            raise ValueError(f"{root}: no image in it (looked for {', '.join(SUFFIXES)})")
+            raise no_image(str(root), others)
         refuse_parts(str(root), populated)
         self.class_names: list[str] | None = None
         if populated:
@@ -122,6 +122,16 @@ class FolderSource:
     def read(self, index: int) -> bytes:
         with open(f"{self.root}/{self._items[index]}", "rb", buffering=0) as file:
             return file.read()
+
+
+def no_image(source: str, others: Counter[str]) -> ValueError:
+    """What to raise where there is none; it says what is there, counted by suffix, in place of one."""
+    words = [f"{source}: no image in it (looked for {', '.join(SUFFIXES)})", *passed_over(others)]
+    if others[".tar"]:
+        words.append(
+            "tars in it are not opened: give those, or unpack each into a folder named for its class"
+        )
+    return ValueError("; ".join(words))
 
 
 def passed_over(suffixes: Counter[str]) -> list[str]:

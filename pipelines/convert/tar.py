@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipelines.convert.sources import SUFFIXES, passed_over, refuse_parts, suffix_of
+from pipelines.convert.sources import SUFFIXES, no_image, passed_over, refuse_parts, suffix_of
 
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -60,7 +60,7 @@ class TarSource:
                 else:
                     others[suffix_of(member.name)] += 1
         if not places:
-            raise ValueError(f"{self.name}: no image in it (looked for {', '.join(SUFFIXES)})")
+            raise no_image(self.name, others)
         self.remarks = passed_over(others)
         self._follow(links, places)
         if labels:
@@ -135,7 +135,7 @@ class TarSource:
         return np.array(found, np.int64)
 
     def _from_folders(self) -> np.ndarray:
-        folders = [PurePosixPath(item).parent.parts for item in self._items]
+        folders = [_parts(item)[:-1] for item in self._items]
         shared = os.path.commonprefix(folders)  # noqa: RUF071 - of tuples of names, not of strings
         below = [parts[len(shared) : len(shared) + 1] for parts in folders]
         if not all(below):  # some images lie in the folder that all share: no classes
@@ -179,7 +179,12 @@ def _clean(name: str) -> str:
 
 
 def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return any(part.startswith(".") for part in _parts(name))
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Folders and file, without the way up that a tar of `../photos` begins with."""
+    return tuple(part for part in PurePosixPath(_clean(name)).parts if part != "..")
 
 
 def _key(name: str) -> str:

@@ -124,7 +124,10 @@ def test_a_named_pipe_is_no_image(tmp_path):
     ("names", "message"),
     [
         ((), "no image in it"),
-        (("a/notes.txt", "b.txt"), "no image in it"),
+        (
+            ("a/notes.txt", "b.txt"),
+            r"no image in it \(.*\); passed over, as no images by their names: 2 .txt$",
+        ),
         (("a/1.jpg", "b/1.jpg", "2.jpg"), "1 images lie beside 2 folders"),
         (("train/a/1.jpg", "val/a/1.jpg"), "train and val look like parts"),
         (("train/a/1.jpg",), "train look like parts"),

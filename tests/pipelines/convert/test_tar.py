@@ -1,4 +1,5 @@
 import io
+import re
 import tarfile
 
 import pytest
@@ -27,12 +28,30 @@ def content(source) -> list[tuple[str, int]]:
 
 def test_class_folders(tmp_path):
     """The folders that all images share are no classes, whatever stands before them."""
-    for prefix in ("", "./", "set/", "a/b/"):
+    for prefix in ("", "./", "set/", "a/b/", "../", "../../set/"):
         members = [f"{prefix}owl/1.jpg", f"{prefix}README", f"{prefix}auk/deep/2.png", f"{prefix}.x/3.jpg"]
         source = open_source([make_tar(tmp_path / "birds.tar", *members)])
         assert (source.kind, source.name, source.class_names) == ("tar", "birds.tar", ["auk", "owl"])
         assert content(source) == [(members[0], 1), (members[2], 0)]
         assert source.remarks == ["passed over, as no images by their names: 1 without a suffix"]
+
+
+def test_folders_above(tmp_path):
+    """The way up is no class, nor hidden."""
+    source = open_source([make_tar(tmp_path / "a.tar", "../owl/1.jpg", "auk/2.jpg", "../.x/3.jpg")])
+    assert source.class_names == ["auk", "owl"]
+    assert content(source) == [("../owl/1.jpg", 1), ("auk/2.jpg", 0)]
+
+
+def test_a_tar_of_tars(tmp_path):
+    inner = [(f"n{k}.tar", b"") for k in range(3)]
+    with pytest.raises(ValueError) as caught:
+        open_source([make_tar(tmp_path / "train.tar", *inner, "notes.txt")])
+    assert re.fullmatch(
+        r"train.tar: no image in it \(looked for .*\); passed over, as no images by their names: 3 .tar, 1 .txt; "
+        "tars in it are not opened: give those, or unpack each into a folder named for its class",
+        str(caught.value),
+    )
 
 
 def test_links(tmp_path):
@@ -110,7 +129,7 @@ def test_several_tars_of_one_set(tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        (("notes.txt",), "no image in it"),
+        (("notes.txt",), r"no image in it \(.*\); passed over, as no images by their names: 1 .txt$"),
         (("1.jpg", ("1.cls", b"owl")), "1.cls holds b'owl', no class number"),
         (("1.jpg", ("1.cls", b"9" * 30)), "1.cls holds b'9+', no class number"),
         (("1.jpg", "2.jpg", ("1.cls", b"1")), "2.jpg has no .cls file"),
