@@ -47,11 +47,12 @@ class TwoViewLoader:
         seed: 64-bit seed of order and views.
         rank, world_size: rank r of W holds rows [r·b, (r+1)·b) of each global batch.
         num_threads: worker threads; None takes the processors that this process may run on.
-        device: where the views arrive: "cpu" (float32), "cuda" or "cuda:N" (bfloat16).
+        device: where the views arrive: "cpu" (float32), "cuda" or "cuda:N" (half precision).
         order: "random"; "sequential"; or "blocks", for files larger than memory.
         drop_last: leave out the incomplete last batch; otherwise split it contiguously over the ranks.
         indices: use these samples only: their numbers, or a mask with a boolean per sample; None means all.
-        dtype: of the views; None means float32 on the CPU and bfloat16 on a GPU.
+        dtype: of the views; None means float32 on the CPU, and on a GPU bfloat16 or, where its hardware lacks
+            that, float16.
         engine_options: further keyword arguments of the engine's constructor.
 
     Raises:
