@@ -297,7 +297,8 @@ import sys
 from pathlib import Path
 from fastclr.cli.main import main
 status = main(sys.argv[1:])
-print("threads:", *(task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")))
+names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+sys.stdout.write(f"threads: {' '.join(names)}\\n")  # in one piece: the ranks write at the same time
 sys.exit(status)
 """
 
