@@ -65,6 +65,12 @@ class Speeds:
         """Part by which the loader prolongs the step, on top of the cores that it takes."""
         return median(self.slowdowns) - 1
 
+    @property
+    def uncertainty(self) -> float:
+        """Of `interference`, either way: a boxplot's notch, 1.57·IQR/√n (McGill, Tukey and Larsen 1978)."""
+        low, high = np.quantile(self.slowdowns, (0.25, 0.75))
+        return float(1.57 * (high - low) / math.sqrt(len(self.slowdowns)))
+
 
 def facts_of(config: Config, reader: BetonReader) -> Facts:
     """The facts of a resolved config and a file."""

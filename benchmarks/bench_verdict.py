@@ -19,8 +19,8 @@ from fastclr.train.distributed import Ranks, pick_device
 from fastclr.train.parts import resolve
 from pipelines import BetonReader
 
-NOISY = 0.2
-"""Spread over the rounds of the loader's influence on a step, above which it says nothing."""
+NOISY = 0.03
+"""Uncertainty of the loader's influence on a step, above which it says nothing."""
 
 
 def main(argv: list[str]) -> None:
@@ -77,6 +77,7 @@ def _verdict(name: str, file: Path, config: Config, rounds: int, steps: int, out
             "limits": limits,
             "factor": speeds.factor,
             "interference": speeds.interference,
+            "uncertainty": speeds.uncertainty,
             "advice": advised,
         }
         save(out, report)
@@ -106,10 +107,10 @@ def _table(name: str, facts: Facts, speeds: Speeds) -> Table:
         "",
         f"{speeds.interference:+.1%}",
     )
-    low, high = min(speeds.slowdowns) - 1, max(speeds.slowdowns) - 1
     table.caption = (
-        f"on top of the cores that it takes (one process against two); rounds from {low:+.1%} to {high:+.1%}"
+        f"on top of the cores that it takes (one process against two); ± {speeds.uncertainty:.1%}, "
+        f"of {len(speeds.slowdowns)} rounds"
     )
-    if high - low > NOISY:
+    if speeds.uncertainty > NOISY:
         table.caption += ": too noisy to say, take more --rounds on a machine that does nothing else"
     return table

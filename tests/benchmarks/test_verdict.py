@@ -13,6 +13,7 @@ import torch
 from tiny_run import write_tiny_file, write_tiny_recipe
 
 from benchmarks.advice import Facts, Speeds, advice
+from benchmarks.bench_verdict import _table
 from benchmarks.verdict import _loader_elsewhere
 from fastclr.cli.main import main
 from fastclr.config import Config
@@ -53,6 +54,10 @@ def test_factor_and_interference():
     assert SPEEDS.factor == pytest.approx(2.5)
     assert FAST_LOADER.factor == pytest.approx(2)
     assert SPEEDS.interference == pytest.approx(0.03)  # the median of the rounds
+    assert SPEEDS.uncertainty == pytest.approx(1.57 * 0.02 / 3**0.5)  # quartiles at 1.02 and 1.04
+    noisy = replace(SPEEDS, slowdowns=(0.8, 1.0, 1.2))
+    for speeds, said in ((replace(SPEEDS, slowdowns=16 * (1.01, 1.03)), False), (noisy, True)):
+        assert ("too noisy" in str(_table("x", FACTS, speeds).caption)) is said
 
 
 def test_a_loader_that_limits_a_gpu():
