@@ -12,8 +12,8 @@ training thread: the difference is what a loader costs on top of the cores that 
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -165,13 +165,27 @@ def _loader_elsewhere(config: Config, file: Path, device: torch.device) -> Itera
 
 def _serve(pipe: Connection, config: Config, file: Path, device: torch.device) -> None:
     """Answers every request: with "" when a batch is taken, or with why none is."""
-    try:
-        pipe.recv()
-        with BetonReader(file) as reader, make_loader(config, reader, Ranks(), device) as loader:
-            for _ in _endless(loader):
-                pipe.send("")
-                pipe.recv()
-    except (EOFError, ConnectionError):  # the measurement is over
-        pass
-    except (ValueError, OSError, EngineUnavailable) as error:
-        pipe.send(" ".join(str(error).split()))
+    with closing(_batches(config, file, device)) as batches:
+        for _ in _requests(pipe):
+            try:
+                next(batches)
+                answer = ""
+            except (ValueError, OSError, EngineUnavailable) as error:
+                answer = " ".join(str(error).split())
+            pipe.send(answer)
+
+
+def _batches(config: Config, file: Path, device: torch.device) -> Generator[Batch]:
+    """Epoch after epoch; the file is opened for the first batch."""
+    with BetonReader(file) as reader, make_loader(config, reader, Ranks(), device) as loader:
+        yield from _endless(loader)
+
+
+def _requests(pipe: Connection) -> Iterator[None]:
+    """What comes through the pipe, until its other end is closed: then the measurement is over."""
+    while True:
+        try:
+            pipe.recv()
+        except (EOFError, ConnectionError):
+            return
+        yield
