@@ -20,6 +20,7 @@ from benchmarks.kernel_report import Column, add_group, new_report, print_group,
 from benchmarks.report import check_out
 from benchmarks.timing import Function, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
+from fastclr.threads import torch_threads
 from fastclr.train.distributed import Ranks, pick_device
 from pipelines.augment import reference
 from pipelines.batch import Crops
@@ -84,16 +85,12 @@ def run(options: Options) -> dict[str, Any]:
             "device": str(device),
         },
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
+    with torch_threads(options.threads):
         for size in sorted(options.sizes, reverse=True):  # the size with a goal first
             rows = _group(size, batch_size, dtype, device, options)
             title = f"{batch_size} images, two views each, of {size} px"
             add_group(report, options.out, title, rows, size=size, batch_size=batch_size)
             print_group(console, report["groups"][-1], COLUMNS)
-    finally:
-        torch.set_num_threads(threads)
     print_targets(console, report)
     return report
 

@@ -24,6 +24,7 @@ import torch
 from benchmarks.advice import Speeds
 from fastclr.config import Config
 from fastclr.optim import scaled_lr
+from fastclr.threads import torch_threads
 from fastclr.train.distributed import Ranks
 from fastclr.train.parts import check_batch, check_graph, make_loader, make_model, make_optimizer, make_step
 from fastclr.train.step import CapturedStep
@@ -45,8 +46,9 @@ def measure_run(config: Config, reader: BetonReader, device: torch.device, round
     check_batch(config.train, reader, Ranks())
     check_graph(config, device, Ranks())
     images = config.train.batch_size
+    assert config.train.threads is not None
     with (
-        _threads(config.train.threads),
+        torch_threads(config.train.threads),
         make_loader(config, reader, Ranks(), device) as loader,
         _loader_elsewhere(config, reader.path, device) as elsewhere,
     ):
@@ -120,17 +122,6 @@ def _seconds_per_batch(batches: Iterator[Batch]) -> float:
 def _endless(loader: Any) -> Any:
     while True:
         yield from loader
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """torch's number of threads, for a `with` block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

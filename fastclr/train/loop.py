@@ -14,6 +14,7 @@ from torch import nn
 from fastclr.config import Config, flatten
 from fastclr.loss import contrastive_metrics
 from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
+from fastclr.threads import torch_threads
 from fastclr.train.checkpoint import differences, export_encoder, restore, run_state, save_checkpoint
 from fastclr.train.collective import agree, from_main, mean_over_ranks
 from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
@@ -213,14 +214,13 @@ def _prepare(
 @contextmanager
 def _machine_settings(config: Config) -> Iterator[None]:
     """torch's process-wide settings for the duration of a run."""
-    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    benchmark = torch.backends.cudnn.benchmark
     assert config.train.threads is not None
-    torch.set_num_threads(config.train.threads)
     torch.backends.cudnn.benchmark = True  # shapes never change: let cuDNN look for the fastest convolutions
     try:
-        yield
+        with torch_threads(config.train.threads):
+            yield
     finally:
-        torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = benchmark
 
 
