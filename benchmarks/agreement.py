@@ -127,4 +127,7 @@ def unmeasured(device: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        sys.exit(f"benchmarks.agreement: {error}")

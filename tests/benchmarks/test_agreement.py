@@ -1,6 +1,8 @@
 """How far engines are from torchvision: differences that are known, and the command."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,14 @@ def test_differences_inside_and_at_the_border(tiny_file, monkeypatch):
 def test_bad_arguments(tiny_file, arguments, message):
     with pytest.raises(ValueError, match=message):
         main([str(tiny_file), *arguments])
+
+
+def test_what_is_wrong_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.agreement", str(tmp_path / "none.beton")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("benchmarks.agreement: ") and done.stderr.count("\n") == 1
+    assert "none.beton" in done.stderr
 
 
 def test_engines_that_crop_on_the_cpu_are_not_measured_on_a_gpu(monkeypatch):
