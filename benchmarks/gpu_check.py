@@ -27,8 +27,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.report import load, save
-from benchmarks.targets import NOT_MEASURED, judge
+from benchmarks.core.report import load, save
+from benchmarks.kernels.targets import NOT_MEASURED, judge
 
 ROOT = Path(__file__).parent.parent
 ALL_S = 475
@@ -61,7 +61,7 @@ class Part:
 PARTS = (
     Part("loss", ("tests/fastclr/loss",), 50, 90),
     Part("optimizer", ("tests/fastclr/optim",), 30, 20),
-    Part("augment", ("tests/pipelines/augment", "tests/pipelines/engines/test_crop_gpu.py"), 80, 35),
+    Part("augment", ("tests/pipelines/ops/augment", "tests/pipelines/ops/crop/test_crop_gpu.py"), 80, 35),
     Part("step", ("tests/fastclr/model", "tests/fastclr/train"), 40, 70),
 )
 REST = Part("other", ("tests",), 60)
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_benchmark(name: str, out: Path) -> None:
     """What a part's process does: the benchmark, into OUT/NAME.json."""
-    module = importlib.import_module(f"benchmarks.bench_{name}")
+    module = importlib.import_module(f"benchmarks.kernels.{name}")
     module.run(module.Options(**SETTINGS[name], out=out / f"{name}.json"))
 
 
@@ -118,7 +118,7 @@ def check(out: Path) -> int:
         return 2
     import torch
 
-    from benchmarks.machine import describe
+    from benchmarks.core.machine import describe
 
     out.mkdir(parents=True, exist_ok=True)
     for stale in [out / f"{part.name}.json" for part in PARTS]:

@@ -19,10 +19,12 @@ import torch
 
 from fastclr.speeds import decode_rate, disk_speed, drawn_jpeg
 from pipelines import BetonReader, BetonWriter, ViewSpec
-from pipelines.engines import ENGINES, ffcv, turbojpeg
-from pipelines.host import cores
-from pipelines.order import Sampler
-from pipelines.triton_driver import why_no_triton
+from pipelines.engines import ENGINES
+from pipelines.engines.ffcv import engine as ffcv
+from pipelines.engines.native import turbojpeg
+from pipelines.planner import Sampler
+from pipelines.system.cpus import cores
+from pipelines.system.triton import why_no_triton
 
 NVIDIA_VENDOR = "0x10de"
 """Of PCI devices."""
@@ -201,8 +203,8 @@ def _kernels() -> Iterator[Check]:
     def on_cpu() -> str:
         import numba
 
-        from pipelines.augment import cpu  # noqa: F401
-        from pipelines.engines import crop  # noqa: F401
+        import pipelines.ops.augment.cpu
+        import pipelines.ops.crop.cpu  # noqa: F401
 
         return f"numba {numba.__version__}"
 
@@ -230,7 +232,7 @@ def _kernel_fix() -> str:
 
 
 def _augment_on_gpu() -> str:
-    from pipelines.augment import gpu
+    from pipelines.ops.augment import gpu
     from pipelines.views import draw_views
 
     spec = ViewSpec.simclr(64)

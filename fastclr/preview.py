@@ -17,11 +17,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines import BetonReader, ViewParams, ViewSpec
-from pipelines.augment import cpu
-from pipelines.batch import BatchPlan
-from pipelines.beton.atomic import replacing, write_at
-from pipelines.engines.native import NativeEngine
-from pipelines.order import Order, Sampler, epoch_order
+from pipelines.contracts import BatchPlan
+from pipelines.engines.native.engine import NativeEngine
+from pipelines.ops.augment import cpu
+from pipelines.planner import Order, Sampler, epoch_order
+from pipelines.system.atomic_file import replacing, write_at
 
 CELL = 224
 """Height and width of a picture on the sheet, pixels."""

@@ -8,9 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.batch import Batch as Batch
     from pipelines.beton import BetonReader as BetonReader
     from pipelines.beton import BetonWriter as BetonWriter
+    from pipelines.contracts import Batch as Batch
     from pipelines.errors import EngineUnavailable as EngineUnavailable
     from pipelines.loader import TwoViewLoader as TwoViewLoader
     from pipelines.views import ViewParams as ViewParams
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipelines.views import draw_views as draw_views
 
 _HOMES = {
-    "Batch": "pipelines.batch",
+    "Batch": "pipelines.contracts",
     "BetonReader": "pipelines.beton",
     "BetonWriter": "pipelines.beton",
     "EngineUnavailable": "pipelines.errors",

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.batch import Batch
 from pipelines.beton import BetonReader
-from pipelines.device import DeviceStage
+from pipelines.contracts import Batch
 from pipelines.engines import ENGINES
-from pipelines.host import cores
-from pipelines.order import Order, Sampler
+from pipelines.planner import Order, Sampler
+from pipelines.prefetch import DeviceStage
+from pipelines.system.cpus import cores
 from pipelines.views import ViewSpec
 
 

@@ -121,7 +121,7 @@ def require_package() -> Callable[[str], ModuleType]:
 @pytest.fixture(scope="session")
 def require_turbojpeg() -> None:
     """The system's libturbojpeg.  Missing: the test is skipped, or fails where FASTCLR_REQUIRE_ENGINES=1."""
-    from pipelines.engines.turbojpeg import bind_turbojpeg
+    from pipelines.engines.native.turbojpeg import bind_turbojpeg
 
     try:
         bind_turbojpeg()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import write_tiny_file
+from support.tiny_run import write_tiny_file
 
 from pipelines import TwoViewLoader
 

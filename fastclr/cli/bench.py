@@ -2,6 +2,15 @@
 
 import importlib
 
+MODULES = {
+    "loader": "benchmarks.loaders.bench",
+    "convert": "benchmarks.convert.bench",
+    "verdict": "benchmarks.bottleneck.bench",
+    "loss": "benchmarks.kernels.loss",
+    "optimizer": "benchmarks.kernels.optimizer",
+    "augment": "benchmarks.kernels.augment",
+    "step": "benchmarks.kernels.step",
+}
 BENCHMARKS = {
     "loader": "loaders side by side, against the decode limit",
     "convert": "writing a .beton file, beside FFCV's own writer",
@@ -11,8 +20,6 @@ BENCHMARKS = {
     "augment": "augmentation of crops on the device, beside kornia and torchvision",
     "step": "a training step in its pieces and as a whole",
 }
-
-
 TAKES = {
     "loader": "FILE.beton",
     "convert": "FOLDER",
@@ -32,4 +39,4 @@ def main(argv: list[str]) -> int | None:
     name, *rest = argv
     if name not in BENCHMARKS:
         raise ValueError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-    return importlib.import_module(f"benchmarks.bench_{name}").main(rest)
+    return importlib.import_module(MODULES[name]).main(rest)

@@ -18,7 +18,7 @@ from fastclr.arguments import parse
 from pipelines.beton import sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
-from pipelines.host import cores
+from pipelines.system.cpus import cores
 
 SHOWN = 5
 """Left-out images that are named on the screen; the side-car names all."""

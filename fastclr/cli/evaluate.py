@@ -51,11 +51,11 @@ def _evaluate(
     import torch
     from rich.console import Console
 
-    from fastclr.evaluate.files import Frozen
+    from fastclr.evaluate.encoder import Frozen
     from fastclr.evaluate.protocol import evaluate_files
+    from fastclr.train.build import has_bfloat16
     from fastclr.train.checkpoint import atomic_write, load_encoder
     from fastclr.train.distributed import Ranks, pick_device
-    from fastclr.train.parts import has_bfloat16
     from pipelines import BetonReader
 
     encoder, meta = load_encoder(run)

@@ -8,14 +8,14 @@ from PIL import Image
 from torch import Tensor
 
 from fastclr.demo.report import Neighbours, Scores
+from fastclr.evaluate.encoder import Frozen
 from fastclr.evaluate.features import frozen
-from fastclr.evaluate.files import Frozen
 from fastclr.evaluate.knn import knn_predict, nearest
 from fastclr.evaluate.linear import linear_probe
 from fastclr.preview import class_name
-from fastclr.threads import at_most_threads
 from pipelines import BetonReader
-from pipelines.host import cores
+from pipelines.system.cpus import cores
+from pipelines.system.threads import at_most_threads
 
 MOST_VOTES = 200
 """k of kNN, as in the literature; fewer where a class has few pictures."""

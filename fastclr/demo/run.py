@@ -26,18 +26,18 @@ from fastclr.demo.images import split_folder
 from fastclr.demo.measure import Measured, gallery, measure, num_neighbours
 from fastclr.demo.report import Report, Stage, render
 from fastclr.demo.shapes import SHAPES, draw_folder
-from fastclr.evaluate.files import Frozen
+from fastclr.evaluate.encoder import Frozen
 from fastclr.preview import contact_sheet, draw_samples, save_picture
 from fastclr.recipes import load_recipe, to_toml
+from fastclr.train.build import make_model, resolve
 from fastclr.train.checkpoint import atomic_write, load_encoder
 from fastclr.train.distributed import Ranks, pick_device
 from fastclr.train.loop import train
-from fastclr.train.parts import make_model, resolve
 from fastclr.train.run_folder import FILES
 from fastclr.train.run_log import read_metrics
 from pipelines import BetonReader
 from pipelines.convert import Source, convert, open_source
-from pipelines.host import cores
+from pipelines.system.cpus import cores
 
 DRAWN = 4000
 """Training pictures that are drawn, and that the recipe's epochs are meant for."""

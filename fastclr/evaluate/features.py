@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pipelines.batch import Batch
+from pipelines.contracts import Batch
 
 
 def extract_features(
@@ -36,7 +36,7 @@ def extract_features(
     Raises:
         ValueError: batches of more than one view, no batch at all, or features that are not finite.
 
-    >>> from pipelines.batch import Batch
+    >>> from pipelines.contracts import Batch
     >>> batch = Batch(torch.ones(1, 2, 3, 4, 4), torch.tensor([0, 1]), torch.tensor([0, 1]), epoch=0, step=0)
     >>> features, labels = extract_features(nn.Flatten(), [batch])
     >>> features.shape, labels.tolist()

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastclr.evaluate.labels import need_labelled_pair
-from fastclr.threads import at_most_threads
+from pipelines.system.threads import at_most_threads
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Features [B, D] and labels [B] of the batches of an epoch."""

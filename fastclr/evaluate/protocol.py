@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
+from fastclr.evaluate.encoder import Frozen, labelled_samples, need_same_classes, progress_bar
 from fastclr.evaluate.features import feature_batches, frozen
-from fastclr.evaluate.files import Frozen, labelled_samples, need_same_classes, progress_bar
 from fastclr.evaluate.knn import knn_accuracy
 from fastclr.evaluate.linear import head_accuracy, linear_probe, train_head
 from fastclr.evaluate.logistic import logistic_regression
-from fastclr.threads import at_most_threads
 from pipelines import BetonReader
-from pipelines.host import cores
+from pipelines.system.cpus import cores
+from pipelines.system.threads import at_most_threads
 
 
 @dataclass(frozen=True)

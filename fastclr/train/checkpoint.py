@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastclr.model import resnet
 from pipelines import TwoViewLoader
-from pipelines.beton.atomic import replacing
+from pipelines.system.atomic_file import replacing
 
 FORMAT = "fastclr checkpoint 1"
 ENCODER = "encoder.safetensors"

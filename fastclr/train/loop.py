@@ -14,13 +14,7 @@ from torch import nn
 from fastclr.config import Config, flatten
 from fastclr.loss import contrastive_metrics
 from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
-from fastclr.threads import torch_threads
-from fastclr.train.checkpoint import differences, export_encoder, restore, run_state, save_checkpoint
-from fastclr.train.collective import agree, from_main, mean_over_ranks
-from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
-from fastclr.train.memory import check_memory
-from fastclr.train.meter import Meter, NotFinite
-from fastclr.train.parts import (
+from fastclr.train.build import (
     check_batch,
     check_graph,
     make_loader,
@@ -29,10 +23,16 @@ from fastclr.train.parts import (
     make_step,
     resolve,
 )
+from fastclr.train.checkpoint import differences, export_encoder, restore, run_state, save_checkpoint
+from fastclr.train.collective import agree, from_main, mean_over_ranks
+from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
+from fastclr.train.memory import check_memory
+from fastclr.train.meter import Meter, NotFinite
 from fastclr.train.run_folder import CHECKPOINT, ENCODER, RunLock, new_run, saved_run, write_config
 from fastclr.train.run_log import RunLog
 from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
+from pipelines.system.threads import torch_threads
 
 MAY_CHANGE = {
     *("data.threads", "train.threads", "train.device", "train.compile", "train.graph", "optim.impl"),

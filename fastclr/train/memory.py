@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastclr.config import Config
-from pipelines.host import available_memory
+from pipelines.system.memory import available_memory
 
 BATCHES = 4
 """Batches of views in memory at a time: the one being trained on, one in the making, two that wait."""

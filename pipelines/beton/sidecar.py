@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipelines.beton.atomic import replacing, write_at
+from pipelines.system.atomic_file import replacing, write_at
 
 FORMAT = "fastclr side-car 1"
 """Value of the key "format"; a JSON file without it is somebody else's."""

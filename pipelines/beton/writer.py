@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from pipelines.beton.atomic import replacing, write_at
 from pipelines.beton.layout import (
     ALLOCATION,
     FIELD_DESCRIPTOR,
@@ -24,6 +23,7 @@ from pipelines.beton.layout import (
     metadata_type,
     page_size,
 )
+from pipelines.system.atomic_file import replacing, write_at
 
 BUFFER_BYTES = 1 << 22
 """Payload bytes that are collected before they are written."""

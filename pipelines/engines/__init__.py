@@ -5,11 +5,11 @@ Each is made as `ENGINES[name](reader, sampler, num_threads=…, device=…)` an
 
 from collections.abc import Callable
 
-from pipelines.batch import Engine
+from pipelines.contracts import Engine
 from pipelines.engines.dali import DaliEngine
-from pipelines.engines.ffcv import FfcvEngine
-from pipelines.engines.native import NativeEngine
-from pipelines.engines.resident import resident
+from pipelines.engines.ffcv.engine import FfcvEngine
+from pipelines.engines.native.engine import NativeEngine
+from pipelines.engines.resident.host import resident
 from pipelines.engines.torchvision import TorchvisionEngine
 
 ENGINES: dict[str, Callable[..., Engine]] = {

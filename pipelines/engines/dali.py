@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.batch import BatchPlan, Crops
 from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE
+from pipelines.contracts import BatchPlan, Crops
 from pipelines.errors import EngineUnavailable
-from pipelines.order import Sampler
+from pipelines.planner import Sampler
 
 INSTALL = "pip install 'fastclr[dali]' (CUDA 12) or 'fastclr[dali-cuda13]' (CUDA 13)"
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.batch import BatchPlan, Crops
 from pipelines.beton import BetonReader
+from pipelines.contracts import BatchPlan, Crops
 from pipelines.engines.corrupt import MAX_CORRUPT, CorruptSamples
-from pipelines.order import Sampler
+from pipelines.planner import Sampler
 from pipelines.views import ViewParams
 
 

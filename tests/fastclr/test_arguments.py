@@ -1,7 +1,7 @@
 """What is wrong with an argument is said in one line, whichever command it was given to."""
 
 import pytest
-from tiny_run import write_tiny_file
+from support.tiny_run import write_tiny_file
 
 from fastclr.arguments import call, parse
 from fastclr.cli.main import main

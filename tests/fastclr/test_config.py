@@ -111,7 +111,7 @@ def test_every_setting_says_what_it_means():
 
 def test_names_that_stand_for_things_elsewhere():
     """They are written out in the config and in a benchmark's options, for `--help` to list them at once."""
-    from benchmarks.bench_loader import Options
+    from benchmarks.loaders.bench import Options
     from fastclr.optim.lars.optimizer import IMPLS
     from pipelines.engines import ENGINES
 

@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 
 from pipelines.beton import BetonWriter
-from pipelines.engines import turbojpeg
+from pipelines.engines.native import turbojpeg
 
 NUM_SAMPLES = 40
 

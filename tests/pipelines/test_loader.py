@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loader_support import HOST_ENGINES, assert_same, contents, loader
+from support.loader_support import HOST_ENGINES, assert_same, contents, loader
 
 from pipelines import BetonReader, ViewSpec
 from pipelines.engines import ENGINES

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import psutil
 import pytest
-from loader_support import HOST_ENGINES, loader
+from support.loader_support import HOST_ENGINES, loader
 
 from pipelines import ViewSpec
 from pipelines.engines import ENGINES

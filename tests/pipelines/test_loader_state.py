@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loader_support import assert_same, contents, loader
+from support.loader_support import assert_same, contents, loader
 
 from pipelines import TwoViewLoader, ViewSpec
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastclr.loss.nt_xent.metrics import ContrastiveMetrics, contrastive_metrics
 from fastclr.loss.nt_xent.reference import nt_xent_reference
-from pipelines.triton_driver import why_no_triton
+from pipelines.system.triton import why_no_triton
 
 __all__ = ["ContrastiveMetrics", "contrastive_metrics", "nt_xent"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastclr.optim.lars.reference import FORMS, reference_step
-from pipelines.triton_driver import why_no_triton
+from pipelines.system.triton import why_no_triton
 
 IMPLS = ("auto", "reference", "fused", "apex")
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from fastclr.demo.measure import gallery, measure, num_neighbours
 from fastclr.evaluate import knn_accuracy
-from fastclr.evaluate.files import Frozen
+from fastclr.evaluate.encoder import Frozen
 from pipelines import BetonReader
 from pipelines.beton import BetonWriter
 

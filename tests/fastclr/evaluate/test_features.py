@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastclr.evaluate.features import evaluating, extract_features, feature_batches, frozen, state_digest
-from pipelines.batch import Batch
+from pipelines.contracts import Batch
 
 
 def batch_of(pixels: torch.Tensor, first: int = 0) -> Batch:

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastclr.demo import measure
 from fastclr.evaluate import linear_probe, protocol
-from fastclr.evaluate.files import Frozen
+from fastclr.evaluate.encoder import Frozen
 from pipelines import BetonReader
 from pipelines.beton import BetonWriter
 

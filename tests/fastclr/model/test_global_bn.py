@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
+from support.ranks import run_ranks
 from torch import Tensor, nn
 
 from fastclr.model import GlobalBatchNorm, SimCLR, convert_batchnorm, projector, resnet

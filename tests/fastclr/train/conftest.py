@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import write_tiny_file, write_tiny_recipe
+from support.tiny_run import write_tiny_file, write_tiny_recipe
 
 from fastclr.config import Config
 from fastclr.recipes import load_recipe

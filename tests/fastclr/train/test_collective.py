@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from ranks import run_ranks
+from support.ranks import run_ranks
 from torch import Tensor
 
 from fastclr.loss import nt_xent

@@ -6,16 +6,16 @@ import tomllib
 
 import pytest
 import torch
-from tiny_run import write_tiny_file
+from support.tiny_run import write_tiny_file
 
 from fastclr.config import Config
 from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.optim import LARS, warmup_cosine
 from fastclr.recipes import from_table, load_recipe
+from fastclr.train.build import resolve
 from fastclr.train.checkpoint import load_checkpoint, load_encoder, save_checkpoint
 from fastclr.train.loop import train
-from fastclr.train.parts import resolve
 from fastclr.train.run_folder import RunLock, saved_run
 from fastclr.train.run_log import read_metrics
 from pipelines import BetonReader, TwoViewLoader
@@ -30,7 +30,7 @@ def finished(tmp_path_factory, tiny_file):
     """A run of 20 steps: its folder and how it ended."""
     folder = tmp_path_factory.mktemp("runs") / "deep" / "run"
     recipe = tmp_path_factory.mktemp("recipe") / "tiny.toml"
-    from tiny_run import write_tiny_recipe
+    from support.tiny_run import write_tiny_recipe
 
     config = load_recipe(str(write_tiny_recipe(recipe)))
     return folder, train(config, tiny_file, folder)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from fastclr.model import SimCLR, projector, resnet
+from fastclr.train.build import resolve
 from fastclr.train.loop import train
 from fastclr.train.memory import activation_bytes, check_memory
-from fastclr.train.parts import resolve
 from pipelines import BetonReader
 
 

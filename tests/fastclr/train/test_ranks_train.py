@@ -16,17 +16,17 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from ranks import run_ranks
-from tiny_run import write_tiny_recipe
+from support.ranks import run_ranks
+from support.tiny_run import write_tiny_recipe
 from torch import nn
 
 from fastclr.cli import main as cli
 from fastclr.model import SimCLR, projector, resnet
+from fastclr.train.build import loss_function
 from fastclr.train.checkpoint import load_checkpoint
 from fastclr.train.collective import agree, data_parallel, from_main, mean_over_ranks
 from fastclr.train.distributed import RankLost, Ranks
 from fastclr.train.grad_cache import cached_backward
-from fastclr.train.parts import loss_function
 from pipelines import TwoViewLoader, ViewSpec
 
 ROOT = Path(__file__).parents[3]

@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_run import write_tiny_file
+from support.tiny_run import write_tiny_file
 
 from fastclr.config import Config, OptimConfig, TrainConfig
+from fastclr.train.build import check_graph
 from fastclr.train.distributed import Ranks
 from fastclr.train.loop import train
-from fastclr.train.parts import check_graph
 from fastclr.train.run_log import read_metrics
 
 CUDA = torch.device("cuda", 0)

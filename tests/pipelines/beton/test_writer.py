@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from pipelines.beton import BetonReader, BetonWriter, atomic
+from pipelines.beton import BetonReader, BetonWriter
 from pipelines.beton.layout import ALLOCATION, FIELD_DESCRIPTOR, HEADER, metadata_type, page_size
+from pipelines.system import atomic_file
 
 JPEG = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
 NOISE = np.random.default_rng(0).integers(0, 256, (1000, 900, 3), dtype=np.uint8)
@@ -133,7 +134,7 @@ def test_no_space_left(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return written
 
-    monkeypatch.setattr(atomic.os, "pwrite", full)
+    monkeypatch.setattr(atomic_file.os, "pwrite", full)
     with pytest.raises(OSError, match="No space left") as caught:
         write_big(tmp_path / "big.beton")
     assert caught.value.filename == str(tmp_path / "big.beton")

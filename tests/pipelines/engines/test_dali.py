@@ -8,12 +8,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from oracle import crop_oracle
+from support.oracle import crop_oracle
 
 from pipelines import BetonReader, EngineUnavailable, TwoViewLoader, ViewSpec
 from pipelines.beton import BetonWriter
 from pipelines.engines.dali import DaliEngine
-from pipelines.order import Sampler
+from pipelines.planner import Sampler
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import simplejpeg
-from oracle import crop_oracle
+from support.oracle import crop_oracle
 
 from pipelines import BetonReader, BetonWriter, TwoViewLoader, ViewSpec
 from pipelines.beton.layout import JPEG_MODE
 from pipelines.engines import ENGINES
 from pipelines.errors import CorruptSample
-from pipelines.order import Sampler
+from pipelines.planner import Sampler
 
 EXACT = ["native", "resident", "torchvision", "ffcv"]
 """Engines whose every pixel is bounded."""

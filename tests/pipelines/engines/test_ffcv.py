@@ -21,7 +21,7 @@ from pipelines.beton import BetonWriter
 from pipelines.beton.layout import FIELD_DESCRIPTOR, HEADER, INT_FIELD, metadata_type
 from pipelines.engines import ENGINES
 from pipelines.errors import EngineUnavailable
-from pipelines.order import Sampler
+from pipelines.planner import Sampler
 
 SPEC = ViewSpec.simclr(64)
 CUT_SAMPLE = 4
@@ -227,7 +227,7 @@ def test_decoder_in_a_stock_loader(corrupt_beton, tiny_beton):
     from ffcv.pipeline import PipelineSpec
     from numba.core import event
 
-    from pipelines.engines.ffcv import Pick, TwoViewDecoder
+    from pipelines.engines.ffcv.engine import Pick, TwoViewDecoder
 
     shared_type = numba.uint8[::1]
     decoder = TwoViewDecoder(corrupt_beton, spec=SPEC, seed=3)
@@ -315,7 +315,7 @@ def test_the_readers_file_is_read_whatever_its_name_leads_to(tmp_path, monkeypat
 
 def test_a_missing_package_is_named_with_its_cure(mixed_beton, monkeypatch):
     monkeypatch.setitem(sys.modules, "ffcv", None)
-    monkeypatch.delitem(sys.modules, "pipelines.engines.ffcv_decoder", raising=False)
+    monkeypatch.delitem(sys.modules, "pipelines.engines.ffcv.decoder", raising=False)
     monkeypatch.delattr(pipelines.engines, "ffcv_decoder", raising=False)
     with pytest.raises(EngineUnavailable, match=r"libturbojpeg0-dev .*pip install 'fastclr\[ffcv\]'"):
         TwoViewLoader(mixed_beton, 10, size=64, engine="ffcv")

@@ -5,24 +5,24 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from triton_support import interpreted
+from support.triton_support import interpreted
 
 from pipelines import BetonReader, ViewSpec
-from pipelines.engines.resident import ResidentEngine
-from pipelines.order import Sampler
+from pipelines.engines.resident.host import ResidentEngine
+from pipelines.planner import Sampler
 
 pytest.importorskip("triton")
 
 
 def plans_and_pixels(file: str, free: int = 1 << 30) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
     """Per batch the indices and crops [V, B, H, W, 3], and the reasons for replacing samples; a host's as well."""
-    from pipelines.engines.resident_gpu import ResidentGpuEngine
+    from pipelines.engines.resident.gpu import ResidentGpuEngine
 
     with (
         BetonReader(file) as reader,
         mock.patch("torch.cuda.mem_get_info", return_value=(free, free)),
         mock.patch("torch.Tensor.pin_memory", lambda tensor: tensor),
-        mock.patch("pipelines.engines.resident_gpu.PART_BYTES", 100_000),  # some five images
+        mock.patch("pipelines.engines.resident.gpu.PART_BYTES", 100_000),  # some five images
     ):
         sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(24), 7, seed=5, drop_last=False)
         engine = ResidentGpuEngine(reader, sampler, 2, torch.device("cpu"))

@@ -2,7 +2,7 @@
 
 from pipelines import BetonReader, BetonWriter, ViewSpec
 from pipelines.engines.torchvision import Item, TwoViewDataset
-from pipelines.order import Sampler
+from pipelines.planner import Sampler
 
 
 def test_no_more_samples_are_tried_than_are_replaced(tiny_beton, tmp_path):

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton_launches import launches_for
-from triton_support import SHARED_LIMIT, Compiled
+from support.triton_launches import launches_for
+from support.triton_support import SHARED_LIMIT, Compiled
 
 from fastclr.loss.nt_xent import fused
 from fastclr.loss.nt_xent.tiles import choose_tiles

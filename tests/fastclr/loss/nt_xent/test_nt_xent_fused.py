@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from ranks import run_ranks
+from support.ranks import run_ranks
+from support.triton_support import interpreted, on_gpu, start_interpreter
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from triton_support import interpreted, on_gpu, start_interpreter
 
 from fastclr.loss import nt_xent
 from fastclr.loss.nt_xent.reference import nt_xent_reference

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from triton_launches import launches_for
+from support.triton_launches import launches_for
 
 from fastclr.optim.lars import fused
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.triton_support import interpreted, on_gpu
 from torch import Tensor
-from triton_support import interpreted, on_gpu
 
 from fastclr.optim import LARS
 from fastclr.optim.lars.apex import apex_step

@@ -1,0 +1,106 @@
+"""The tables of README.md and docs/, made from the results: `python -m benchmarks.core.readme`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.core.report import RESULTS, load
+from benchmarks.kernels.targets import targets_table
+from benchmarks.loaders.agreement import agreement_table, unmeasured
+
+
+def loader_table(reports: list[dict[str, Any]]) -> str:
+    """Markdown: a row per loader, a column pair per file; medians, and ratios to the decode limit."""
+    heads = [_file_label(report) for report in reports]
+    lines = [
+        "| source images/s (share of the decode limit) | " + " | ".join(heads) + " |",
+        "|---|" + "---:|" * len(heads),
+        "| **decode limit** | "
+        + " | ".join(f"{report['decode_limit']['median']:,.0f}" for report in reports)
+        + " |",
+    ]
+    for what, title in (("crops", "two crops"), ("full", "full augmentation")):
+        for row in reports[0]["results"].get(what, []):
+            cells = [_cell(report, what, row["name"]) for report in reports]
+            lacks = f" (lacks {row['lacks']})" if row["lacks"] else ""
+            lines.append(f"| {title}: {row['name']}{lacks} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def loader_caption(report: dict[str, Any]) -> str:
+    """Markdown: on what, and with which command, the table was measured."""
+    machine, settings, file = report["machine"], report["settings"], report["file"]
+    return (
+        f"Median of {report['decode_limit']['rounds']} interleaved rounds on {settings['threads']} threads of an "
+        f"{machine['processor']}, {file['images']} images, views of {settings['size']} px; one image is two "
+        f"views.  `recompress` is FFCV's convention (longer side ≤ {file['convert']['max_side']}, quality "
+        f"{file['convert']['quality']}); `keep` stores those byte for byte that are no longer, and encodes the "
+        f"others anew.  The **decode limit** is the same "
+        f"threads doing nothing but decoding each image once.  `fastclr bench loader`, commit {machine['commit']}, "
+        f"torch {machine['versions']['torch']}, torchvision {machine['versions']['torchvision']}."
+    )
+
+
+def _file_label(report: dict[str, Any]) -> str:
+    convert = report["file"]["convert"]
+    return f"`--jpeg {convert['jpeg']}`" if convert.get("jpeg") else report["file"]["name"]
+
+
+def _cell(report: dict[str, Any], what: str, name: str) -> str:
+    for row in report["results"].get(what, []):
+        if row["name"] == name:
+            if row["error"]:
+                return "not measured"
+            return f"{row['median']:,.0f} ({row['median'] / report['decode_limit']['median']:.0%})"
+    return "not measured"
+
+
+def fill(text: str, tables: dict[str, str]) -> str:
+    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    for name, table in tables.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, found, rest = text.partition(start)
+        _, also_found, after = rest.partition(end)
+        if not (found and also_found):
+            raise ValueError(f"the page must have one pair of markers <!-- {name} --> … <!-- /{name} -->")
+        text = f"{before}{start}{table}\n{end}{after}"
+    return text
+
+
+def readme_tables() -> dict[str, str]:
+    """The tables of README.md, by marker."""
+    reports = [load(RESULTS / f"loader-{name}.json") for name in ("recompress", "keep")]
+    return {
+        "loader-table": loader_table(reports),
+        "loader-caption": loader_caption(reports[0]),
+        "gpu-table": targets_table(RESULTS / "gpu"),
+    }
+
+
+def engines_tables() -> dict[str, str]:
+    """The tables of docs/engines.md, by marker."""
+    on_gpu = RESULTS / "gpu" / "agreement.json"
+    reports = [load(RESULTS / "agreement.json"), load(on_gpu) if on_gpu.exists() else unmeasured("cuda")]
+    return {"agreement-table": agreement_table(reports)}
+
+
+def main(check: bool) -> None:
+    """Write the pages' tables anew, or with `check` only say whether they are old."""
+    for name, tables in {"README.md": readme_tables(), "docs/engines.md": engines_tables()}.items():
+        page = Path(__file__).parents[2] / name
+        old = page.read_text(encoding="utf-8")
+        new = fill(old, tables)
+        if not check:
+            page.write_text(new, encoding="utf-8")
+        elif old != new:
+            sys.exit(
+                f"{name}'s tables are not those of benchmarks/results; run python -m benchmarks.core.readme"
+            )
+
+
+if __name__ == "__main__":
+    main(check="--check" in sys.argv[1:])

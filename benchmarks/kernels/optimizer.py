@@ -1,0 +1,148 @@
+"""`fastclr bench optimizer`: a LARS step on a ResNet's parameters, ours beside lightly's and timm's."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks.core.report import check_out
+from benchmarks.kernels.inputs import random_parameters
+from benchmarks.kernels.report import Column, add_group, new_report, print_group, print_targets, row_of
+from benchmarks.kernels.roofline import lars_s
+from benchmarks.kernels.timing import Function, NotMeasured, Variant, measure, need, need_cuda
+from fastclr.arguments import parse
+from fastclr.optim import LARS
+from fastclr.train.distributed import Ranks, pick_device
+
+COLUMNS: tuple[Column, ...] = (("MiB", "peak_bytes", "bytes"), ("of floor", "floor_share", "share"))
+SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
+
+
+@dataclass(frozen=True)
+class Options:
+    """One LARS step on a ResNet's parameters: ours, lightly's and timm's, in turns."""
+
+    model: str | None = None
+    """A torchvision ResNet, whose parameters are taken; None: resnet50 on a GPU, resnet18 on a CPU."""
+    rounds: int = 5
+    """Turns of each variant."""
+    turn_s: float = 0.1
+    """Seconds of a turn, about."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result."""
+
+    def __post_init__(self) -> None:
+        check_out(self.out)
+        if self.rounds < 1:
+            raise ValueError("--rounds must be at least 1")
+
+
+def main(argv: list[str]) -> None:
+    run(parse(Options, argv, "fastclr bench optimizer"))
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure, print, and return the report.
+
+    Raises:
+        ValueError, OSError: an option that does not fit; the message says which.
+    """
+    device, console = pick_device(options.device, Ranks(), "--device"), Console()
+    model = options.model or ("resnet50" if device.type == "cuda" else "resnet18")
+    shapes = resnet_shapes(model)
+    num_params = sum(shape.numel() for shape in shapes)
+    report = new_report(
+        "optimizer",
+        {
+            **asdict(options),
+            **SETTINGS,
+            "model": model,
+            "num_params": num_params,
+            "out": None,
+            "device": str(device),
+        },
+    )
+    timings = measure(_variants(shapes, device), device, rounds=options.rounds, turn_s=options.turn_s)
+    judged = {"fastclr fused, graph": "lars-resnet50"} if model == "resnet50" else {}
+    rows = [row_of(timing, lars_s(num_params), judged.get(timing.name)) for timing in timings]
+    title = f"LARS step, {model}: {num_params / 1e6:.1f} M parameters in {len(shapes)} tensors"
+    add_group(report, options.out, title, rows, num_params=num_params)
+    print_group(console, report["groups"][0], COLUMNS)
+    print_targets(console, report)
+    return report
+
+
+def resnet_shapes(name: str) -> list[torch.Size]:
+    """Shapes of all parameters of a torchvision ResNet, in its order.
+
+    Raises:
+        ValueError: torchvision has no such ResNet.
+    """
+    from torchvision import models
+
+    if not name.startswith("resnet") or name not in models.list_models(models):
+        known = [known for known in models.list_models(models) if known.startswith("resnet")]
+        raise ValueError(f"--model is {name!r}; it must be one of {', '.join(known)}")
+    with torch.device("meta"):
+        return [parameter.shape for parameter in models.get_model(name).parameters()]
+
+
+def _variants(shapes: list[torch.Size], device: torch.device) -> list[Variant]:
+    def variant(
+        name: str, make: Callable[[list[Tensor]], torch.optim.Optimizer], graph: bool = False, note: str = ""
+    ) -> Variant:
+        def prepare() -> Function:
+            return make(random_parameters(shapes, device)).step
+
+        return Variant(name, prepare, graph, note=note)
+
+    def ours(impl: str) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+        def make(params: list[Tensor]) -> torch.optim.Optimizer:
+            if impl == "fused":
+                need_cuda(device)
+            if impl == "apex":
+                _need_apex()
+            return LARS(params, impl=impl, **SETTINGS)
+
+        return make
+
+    def lightly(params: list[Tensor]) -> torch.optim.Optimizer:
+        need("lightly")
+        from lightly.utils.lars import LARS as LightlyLARS
+
+        return LightlyLARS(params, **SETTINGS)
+
+    def timm(foreach: bool | None) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
+        def make(params: list[Tensor]) -> torch.optim.Optimizer:
+            need("timm")
+            from timm.optim import Lars
+
+            return Lars(params, **SETTINGS, **({} if foreach is None else {"foreach": foreach}))
+
+        return make
+
+    return [
+        variant("fastclr reference", ours("reference"), note="foreach operations"),
+        variant("fastclr fused", ours("fused")),
+        variant("fastclr fused, graph", ours("fused"), graph=True),
+        variant("fastclr apex", ours("apex"), note="norms by NVIDIA apex"),
+        variant("lightly LARS", lightly, note="a loop over the tensors"),
+        variant("timm Lars", timm(False), note="a loop over the tensors"),
+        variant("timm Lars, as made", timm(None), note="its own choice of a loop or foreach"),
+    ]
+
+
+def _need_apex() -> None:
+    try:
+        import amp_C  # noqa: F401
+    except ImportError:
+        raise NotMeasured(
+            "NVIDIA apex is not here: docker run --gpus all nvcr.io/nvidia/pytorch:25.06-py3 has it, no package index"
+        ) from None

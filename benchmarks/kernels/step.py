@@ -1,0 +1,228 @@
+"""`fastclr bench step`: one training step of SimCLR, in its pieces and as a whole.
+
+    data wait ─▶ augment ─▶ encoder and head, forward + backward ─▶ loss, forward + backward ─▶ optimizer
+
+The step on canned views and the step that a loader feeds take turns, then the pieces do.  Data wait is the time
+that the device stands still until its views are there; what a loader costs beyond that (it shares processors and
+memory with the step) shows in how much slower the fed step is.  Under `torchrun` every rank runs the step on its
+share of the batch: the step with global batch norm against the same with local batch norm is the time of the norms'
+synchronisation.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+
+from benchmarks.core.report import check_out
+from benchmarks.kernels.report import Column, add_group, new_report, print_group, print_targets, row_of
+from benchmarks.kernels.roofline import augment_s, flops_s, lars_s, nt_xent_s
+from benchmarks.kernels.step_parts import Z_WIDTH, FedStep, Shape, Step, flops_per_image, need_capture
+from benchmarks.kernels.timing import Function, Timing, Variant, measure
+from fastclr.arguments import parse
+from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
+
+COLUMNS: tuple[Column, ...] = (
+    ("images/s", "images_per_s", "count"),
+    ("of step", "step_share", "share"),
+    ("MiB", "peak_bytes", "bytes"),
+    ("of floor", "floor_share", "share"),
+)
+CANNED, GRAPH, LOCAL, LOADED = "step", "step, graph", "step, local norms", "step with loader"
+GPU_SHAPES = (Shape("resnet50-224", 50, 1.0, 224, 256), Shape("resnet18-32", 18, 1.0, 32, 512))
+CPU_SHAPES = (Shape("resnet50-224", 50, 0.25, 64, 2), Shape("resnet18-32", 18, 0.25, 32, 8))
+"""The same encoders, narrower, on smaller batches and views."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """One training step of SimCLR, in its pieces and as a whole."""
+
+    only: tuple[Literal["resnet50-224", "resnet18-32"], ...] = ("resnet50-224", "resnet18-32")
+    """Encoder and size of the views."""
+    batch_size: int | None = None
+    """Source images of a step on each rank; None: 256 and 512 on a GPU, 2 and 8 on a CPU."""
+    size: int | None = None
+    """Height and width of a view, pixels; None: 224 and 32, on a CPU 64 and 32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of convolutions and matrix products; auto: bfloat16 on a GPU."""
+    compile: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Compile encoder and head with torch.compile."""
+    channels_last: bool = True
+    """Memory format of weights and views."""
+    file: Path | None = None
+    """A .beton file for the step with a loader; None: drawn images, held decoded."""
+    engine: Literal["auto", "native", "resident", "ffcv", "dali", "torchvision"] = "auto"
+    """Engine of the loader; auto: native for a file, resident for drawn images."""
+    threads: int | None = None
+    """Threads of the loader; None: one per core."""
+    rounds: int = 5
+    """Turns of each variant."""
+    calls: int | None = None
+    """Steps of a turn; None: 20 on a GPU, 3 on a CPU."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result."""
+
+    def __post_init__(self) -> None:
+        check_out(self.out)
+        for name in ("rounds", "calls", "size", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise ValueError(
+                f"--batch-size is {self.batch_size}; negatives come from the batch, it must be at least 2"
+            )
+        if self.file is not None and not self.file.is_file():
+            raise FileNotFoundError(f"--file {self.file}: no such file")
+
+
+def main(argv: list[str]) -> None:
+    run(parse(Options, argv, "fastclr bench step"))
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure, print on rank 0, and return the report.
+
+    Raises:
+        ValueError, OSError: an option that does not fit; the message says which.
+    """
+    ranks = ranks_from_env()
+    device = pick_device(options.device, ranks, "--device")
+    on_gpu = device.type == "cuda"
+    console = Console(quiet=not ranks.is_main)
+    bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and on_gpu)
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    settings = {
+        **asdict(options),
+        "precision": str(dtype).removeprefix("torch."),
+        "world_size": ranks.world_size,
+    }
+    settings |= {"file": options.file and options.file.name, "out": None, "device": str(device)}
+    report = new_report("step", settings)
+    with process_group(ranks, device), _cudnn_search():
+        for shape in GPU_SHAPES if on_gpu else CPU_SHAPES:
+            if shape.name not in options.only:
+                continue
+            shape = shape.changed(options.batch_size, options.size)
+            rows = _group(options, shape, dtype, ranks, device)
+            shares = _shares(rows, ranks)
+            title = f"{shape.title()}, {settings['precision']}, {ranks.world_size} rank(s)"
+            out = options.out if ranks.is_main else None
+            add_group(report, out, title, rows, shape=asdict(shape), shares=shares)
+            print_group(console, report["groups"][-1], COLUMNS)
+            found = [
+                f"{name} {'not measured' if share is None else f'{share:.1%}'}"
+                for name, share in shares.items()
+            ]
+            console.print("share of a step: " + ", ".join(found))
+    print_targets(console, report)
+    return report
+
+
+@contextmanager
+def _cudnn_search() -> Iterator[None]:
+    """cuDNN looks for the fastest convolutions, as it does in training."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _group(
+    options: Options, shape: Shape, dtype: torch.dtype, ranks: Ranks, device: torch.device
+) -> list[dict[str, Any]]:
+    def make(global_bn: bool = True) -> Step:
+        return Step(
+            shape, device, dtype, channels_last=options.channels_last, compiled=options.compile,
+            ranks=ranks, global_bn=global_bn,
+        )  # fmt: skip
+
+    step = make()
+    engine = options.engine
+    if engine == "auto":
+        engine = "resident" if options.file is None else "native"
+    batches = step.batches(options.file, engine, options.threads, ranks.rank, ranks.world_size)
+    fed = FedStep(step, batches)
+
+    def with_loader() -> Function:
+        next(batches)  # raises what is missing
+        return fed
+
+    def graph() -> Function:
+        need_capture(step)
+        return step.whole
+
+    source = f"{engine} engine on {options.file.name if options.file else 'drawn images'}"
+    calls = options.calls or (20 if device.type == "cuda" else 3)
+    graphs = device.type == "cuda" and ranks.world_size == 1  # of short pieces: in a step, launches run ahead
+    beside = "runs beside the step, on the loader's stream or threads"
+    pieces = [
+        Variant("encoder and head", lambda: step.encoder, note="forward + backward"),
+        Variant("loss", lambda: step.loss, graphs, note="NT-Xent, forward + backward"),
+        Variant("optimizer", step.make_optimizer, graphs, note="LARS"),
+        Variant("augment", lambda: step.augment, graphs, note=beside),
+    ]
+    steps = [
+        Variant(CANNED, lambda: step.whole, note="on canned views"),
+        Variant(LOADED, with_loader, note=source),
+    ]
+    if ranks.world_size > 1:
+        steps.append(Variant(LOCAL, lambda: make(global_bn=False).whole, note="batch norms not synchronised"))
+    else:
+        steps.append(Variant(GRAPH, graph, graph=True, note="on canned views, one CUDA graph"))
+    with closing(batches):
+        # ranks wait for each other in a call, so they must agree on the number of calls
+        timings = measure(steps, device, rounds=options.rounds, calls=calls, together=True)
+        whole_s, loaded = timings[0].median_s, timings[1]
+        if loaded.median_s is not None:
+            loaded.figures["data_wait_share"] = fed.wait_s() / mean(loaded.turns_s)
+            loaded.figures["slower_share"] = max(0.0, 1 - whole_s / loaded.median_s) if whole_s else None
+        timings += measure(pieces, device, rounds=options.rounds, calls=max(calls // 4, 1), together=True)
+    return _rows(timings, shape, step, ranks)
+
+
+def _rows(timings: list[Timing], shape: Shape, step: Step, ranks: Ranks) -> list[dict[str, Any]]:
+    whole_s = timings[0].median_s
+    views = 2 * shape.batch_size
+    floors = {
+        "encoder and head": flops_s(flops_per_image(shape) * shape.batch_size),
+        # a rank computes its own rows of the similarities with all
+        "loss": nt_xent_s(views * ranks.world_size, Z_WIDTH) / ranks.world_size,
+        "optimizer": lars_s(sum(p.numel() for p in step.params)),
+    }
+    step_floor = sum(floors.values())
+    floors["augment"] = augment_s(views, shape.size, step.dtype.itemsize)
+    rows = []
+    for timing in timings:
+        if timing.median_s is not None:
+            timing.figures["images_per_s"] = shape.batch_size * ranks.world_size / timing.median_s
+            timing.figures["step_share"] = timing.median_s / whole_s if whole_s else None
+        target = shape.name if timing.name == LOADED else None
+        rows.append(row_of(timing, floors.get(timing.name, step_floor), target))
+    return rows
+
+
+def _shares(rows: list[dict[str, Any]], ranks: Ranks) -> dict[str, float | None]:
+    """Of a step: waiting for data, what the loader costs in all, batch norms' synchronisation, loss, optimizer."""
+    by_name = {row["name"]: row for row in rows}
+    whole_s, local_s = by_name[CANNED]["median_s"], by_name.get(LOCAL, {}).get("median_s")
+    sync = 0.0 if ranks.world_size == 1 else None
+    if whole_s and local_s:
+        sync = max(0.0, 1 - local_s / whole_s)
+    return {
+        "data wait": by_name[LOADED].get("data_wait_share"),
+        "slower with loader": by_name[LOADED].get("slower_share"),
+        "batch norm sync": sync,
+        "loss": by_name["loss"].get("step_share"),
+        "optimizer": by_name["optimizer"].get("step_share"),
+    }

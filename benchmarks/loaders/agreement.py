@@ -1,0 +1,135 @@
+"""How far the engines' crops are from torchvision's.
+
+    python -m benchmarks.loaders.agreement FILE.beton --out FILE.json
+
+The reference is the engine `torchvision`: PIL decodes, `resized_crop` in float with antialiasing, rounded, flip.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from benchmarks.core.machine import describe
+from benchmarks.core.report import check_out, save
+from benchmarks.kernels.targets import NOT_MEASURED
+from fastclr.arguments import parse
+from fastclr.train.distributed import Ranks, pick_device
+from pipelines import BetonReader, EngineUnavailable, ViewSpec
+from pipelines.engines import ENGINES
+from pipelines.planner import Sampler
+from pipelines.system.cpus import cores
+
+ENGINES_ON: dict[str, tuple[str, ...]] = {
+    "cpu": ("native", "resident", "ffcv", "dali"),
+    "cuda": ("resident", "dali"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare the engines' crops with torchvision's, over two SimCLR views of every image of a file."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]
+    """Images; `fastclr convert` makes the file."""
+    engines: tuple[Literal["native", "resident", "ffcv", "dali"], ...] | None = None
+    """Engines to compare; None: all that crop on the device."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to crop; on a GPU `dali` decodes with nvJPEG there, too."""
+    size: int = 224
+    """Height and width of a view, pixels."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result."""
+
+    def __post_init__(self) -> None:
+        check_out(self.out)
+        pick_device(self.device, Ranks(), "--device")
+        if others := set(self.engines or ()) - set(ENGINES_ON[self.device]):
+            raise ValueError(f"engine {others.pop()} crops on the CPU, whatever the device")
+
+
+def main(argv: list[str]) -> None:
+    """Measure, print, and write the result."""
+    options = parse(Options, argv, "python -m benchmarks.loaders.agreement")
+    with BetonReader(options.file) as reader:
+        expected = crops(reader, "torchvision", options.size)
+        engines = options.engines or ENGINES_ON[options.device]
+        rows = [compare(reader, name, options.size, expected, options.device) for name in engines]
+        report: dict[str, Any] = {
+            "benchmark": "agreement",
+            "machine": describe(),
+            "settings": {
+                "device": options.device,
+                "size": options.size,
+                "views": 2 * len(reader),
+                "images": len(reader),
+            },
+            "results": rows,
+        }
+    print(agreement_table([report]))
+    if options.out is not None:
+        save(options.out, report)
+        print(f"wrote {options.out}")
+
+
+def crops(reader: BetonReader, engine: str, size: int, device: str = "cpu") -> list[np.ndarray]:
+    """The first epoch's crops of a run with seed 0: uint8 [V, B, size, size, 3] a batch."""
+    sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(size), 25, drop_last=False)
+    options = {"augment": False} if engine in ("native", "resident") else {}
+    made = ENGINES[engine](reader, sampler, num_threads=cores(), device=device, **options)
+    try:
+        return [torch.as_tensor(pixels).cpu().numpy() for _, pixels in made.run(sampler.plans(0))]
+    finally:
+        made.close()
+
+
+def compare(
+    reader: BetonReader, engine: str, size: int, expected: list[np.ndarray], device: str = "cpu"
+) -> dict[str, Any]:
+    """Differences in gray levels: the largest inside and in the outermost ring of pixels, and the mean of all."""
+    try:
+        found = crops(reader, engine, size, device)
+    except EngineUnavailable as error:
+        return {"name": engine, "error": str(error)}
+    inside = ring = 0
+    total = count = 0
+    for ours, theirs in zip(found, expected, strict=True):
+        off = np.abs(ours.astype(np.int16) - theirs)
+        total, count = total + int(off.sum()), count + off.size
+        inside = max(inside, int(off[:, :, 1:-1, 1:-1].max()))
+        off[:, :, 1:-1, 1:-1] = 0
+        ring = max(ring, int(off.max()))
+    return {"name": engine, "error": "", "inside": inside, "ring": ring, "mean": total / count}
+
+
+def agreement_table(reports: list[dict[str, Any]]) -> str:
+    """Markdown: a row per engine and device."""
+    lines = [
+        "| engine | largest difference, gray levels | in the outermost row and column | mean |",
+        "|---|---:|---:|---:|",
+    ]
+    for report in reports:
+        where = "" if report["settings"]["device"] == "cpu" else ", on a GPU"
+        for row in report["results"]:
+            cells = [NOT_MEASURED] * 3
+            if not row["error"]:
+                cells = [str(row["inside"]), str(row["ring"]), f"{row['mean']:.4f}"]
+            lines.append(f"| `{row['name']}`{where} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def unmeasured(device: str) -> dict[str, Any]:
+    """A report for `agreement_table` where there is none."""
+    rows = [{"name": name, "error": NOT_MEASURED} for name in ENGINES_ON[device]]
+    return {"settings": {"device": device}, "results": rows}
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        sys.exit(f"benchmarks.loaders.agreement: {error}")

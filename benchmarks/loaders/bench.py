@@ -1,0 +1,225 @@
+"""`fastclr bench loader`: our engines and their peers, interleaved, in source images per second."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.core.harness import LAST_BATCHES, WARM_BATCHES, Case, measure
+from benchmarks.core.machine import describe
+from benchmarks.core.report import check_out, save
+from benchmarks.loaders.ours import OurLoader
+from benchmarks.loaders.peers.dali_graph import DaliGraph
+from benchmarks.loaders.peers.decode_limit import DecodeLimit
+from benchmarks.loaders.peers.ffcv_loader import FfcvLoader
+from benchmarks.loaders.peers.lightly_loader import LightlyLoader
+from benchmarks.loaders.peers.torchvision_loader import TorchvisionLoader
+from benchmarks.loaders.plot import plot_loader, plot_scaling
+from benchmarks.loaders.scaling import measure_scaling, scaling_table
+from fastclr.arguments import parse
+from pipelines import BetonReader
+from pipelines.convert import FolderSource
+from pipelines.system.cpus import cores
+
+What = Literal["crops", "full"]
+CROPS: What = "crops"
+FULL: What = "full"
+TITLES = {
+    CROPS: "two crops, uint8",
+    FULL: "augmented, float32",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure loaders side by side on a file."""
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]
+    """Images; `fastclr convert` makes the file."""
+    folder: Path | None = None
+    """The image folder that it was made from: adds torchvision's ImageFolder on the original files."""
+    sizes: tuple[int, ...] = (224,)
+    """Heights and widths of a view, pixels: one report each, with the size in its name if there are several."""
+    engines: tuple[Literal["native", "resident", "ffcv", "dali", "torchvision"], ...] = ("native",)
+    """Our engines to measure."""
+    peers: tuple[Literal["torchvision", "ffcv", "dali", "lightly"], ...] = ("torchvision",)
+    """What else to measure; a peer whose package is missing gets a row that says how to install it."""
+    only: tuple[What, ...] = (CROPS, FULL)
+    """What to measure: two crops without augmentation, the full augmentation, or both."""
+    scaling: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Measure instead how the native engine and the decode limit grow from one thread to all."""
+    rounds: int = 5
+    """Rounds; every case runs once in each, for a second or more."""
+    threads: int = field(default_factory=cores)
+    """Threads, or worker processes, of every case."""
+    batch_size: int | None = None
+    """Images a batch; None: 64, or less where an epoch would be too short."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result; the plot goes beside it."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.threads < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise ValueError("--rounds, --threads and --batch-size must be at least 1")
+        if not self.sizes or min(self.sizes) < 8:
+            raise ValueError(f"--sizes takes numbers of at least 8 pixels, got {self.sizes}")
+        check_out(self.out)
+        if self.folder is not None and not self.folder.is_dir():
+            raise FileNotFoundError(f"--folder {self.folder}: no such folder")
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    options = parse(Options, argv, "fastclr bench loader")
+    console = Console()
+    with BetonReader(options.file) as reader:
+        batch_size = options.batch_size or _batch_size(len(reader))
+        if batch_size * (WARM_BATCHES + LAST_BATCHES + 1) > len(reader):
+            raise ValueError(
+                f"{options.file} holds {len(reader)} images, too few for batches of {batch_size}; lower --batch-size"
+            )
+        file = _describe_file(reader)
+    if options.folder is not None and FolderSource(options.folder).class_names is None:
+        raise ValueError(
+            f"--folder {options.folder} has no class folders, which torchvision's ImageFolder needs"
+        )
+    _read_through(options.file)
+    for size in options.sizes:
+        settings = {"size": size, "threads": options.threads, "batch_size": batch_size}
+        head = {"machine": describe(), "file": file, "settings": settings}
+        if options.scaling:
+            report = _scaling(options, head, console)
+        else:
+            report = _side_by_side(options, head, console)
+        if not console.is_terminal:
+            console.line()  # there, Live leaves the last line open
+        if options.out is not None:
+            suffix = f"-{size}" if len(options.sizes) > 1 else ""
+            out = options.out.with_stem(options.out.stem + suffix)
+            save(out, report)
+            plot = plot_scaling if options.scaling else plot_loader
+            plot(report, out.with_suffix(".svg"))
+            console.print(f"wrote {out} and {out.with_suffix('.svg')}")
+
+
+def _side_by_side(options: Options, head: dict[str, Any], console: Console) -> dict[str, Any]:
+    size, batch_size = head["settings"]["size"], head["settings"]["batch_size"]
+    groups = {
+        what: _cases(options, size, what == FULL, batch_size, head["file"]["images"]) for what in options.only
+    }
+    limit = DecodeLimit("decode limit", options.file, batch_size, options.threads)
+    cases: list[Case] = [limit, *(case for group in groups.values() for case in group)]
+    report: dict[str, Any] = {"benchmark": "loader", **head}
+    with Live(console=console, auto_refresh=False) as live:
+        for results in measure(cases, options.rounds):
+            found = [result.as_json() for result in results]
+            report["decode_limit"], rest = found[0], iter(found[1:])
+            report["results"] = {what: [next(rest) for _ in group] for what, group in groups.items()}
+            live.update(side_by_side_table(report), refresh=True)
+    return report
+
+
+def _scaling(options: Options, head: dict[str, Any], console: Console) -> dict[str, Any]:
+    report: dict[str, Any] = {"benchmark": "loader scaling", **head}
+    with Live(console=console, auto_refresh=False) as live:
+        for found in measure_scaling(options.file, options.rounds, **head["settings"]):
+            report.update(found)
+            live.update(scaling_table(report), refresh=True)
+    return report
+
+
+def _batch_size(num_samples: int) -> int:
+    """At most 64, and small enough that an epoch has 30 batches to count from."""
+    batch_size = min(64, num_samples // (WARM_BATCHES + LAST_BATCHES + 30))
+    if batch_size < 1:
+        need = WARM_BATCHES + LAST_BATCHES + 30
+        raise ValueError(
+            f"{num_samples} images are too few to measure a loader; the file must hold at least {need}"
+        )
+    return batch_size
+
+
+def _cases(options: Options, size: int, augment: bool, batch_size: int, num_images: int) -> list[Case]:
+    file, threads = options.file, options.threads
+    shape = (size, augment, batch_size, threads)
+    cases: list[Case] = [OurLoader(f"fastclr {engine}", file, engine, *shape) for engine in options.engines]
+    if "ffcv" in options.peers:
+        cases.append(FfcvLoader("FFCV, two pipelines", file, *shape))
+    if "dali" in options.peers:
+        cases.append(DaliGraph("DALI graph, CPU", file, *shape))
+    if "lightly" in options.peers and augment:
+        cases.append(LightlyLoader("lightly SimCLRTransform", file, size, batch_size, threads))
+    if "torchvision" in options.peers:
+        cases.append(TorchvisionLoader("torchvision, same JPEGs", file, *shape))
+        if options.folder is not None:
+            cases.append(
+                TorchvisionLoader("torchvision, folder", options.folder, *shape, repeat_to=num_images)
+            )
+    return cases
+
+
+def _read_through(file: Path) -> None:
+    """Into the page cache, so that no case reads from the disk what the next ones find in memory."""
+    with file.open("rb") as stream:
+        while stream.read(1 << 24):
+            pass
+
+
+def _describe_file(reader: BetonReader) -> dict[str, Any]:
+    """What the figures depend on: how large the images are, and how they were stored."""
+    convert = (reader.sidecar or {}).get("options", {})
+    return {
+        "name": reader.path.name,
+        "images": len(reader),
+        "bytes": reader.file_bytes,
+        "median_longer_side": int(np.median(np.maximum(reader.heights, reader.widths))),
+        "convert": {name: convert.get(name) for name in ("mode", "jpeg", "max_side", "quality")},
+    }
+
+
+def side_by_side_table(report: dict[str, Any]) -> Group:
+    limit, file, settings = report["decode_limit"], report["file"], report["settings"]
+    table = Table(
+        title=f"{file['name']}: {file['images']} images, views of {settings['size']} px, {settings['threads']} threads",
+        caption=f"medians of {limit['rounds']} interleaved rounds; one image is two views; limit: share of the "
+        "decode limit; CPU ms: of all processes, per image; first: seconds to the first batch, warm",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("", no_wrap=True)
+    for heading in ("images/s", "low–high", "limit", "CPU ms", "MiB", "first"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    remarks = []
+
+    def add(row: dict[str, Any]) -> None:
+        if row["error"]:
+            remarks.append(f"{row['name']}: {row['error']}")
+            table.add_row(row["name"], "failed")
+        elif row["rounds"]:
+            if row["lacks"]:
+                remarks.append(f"{row['name']} lacks {row['lacks']}")
+            table.add_row(
+                row["name"],
+                f"{row['median']:,.0f}",
+                f"{row['low']:,.0f}–{row['high']:,.0f}",
+                f"{row['median'] / limit['median']:.0%}" if limit["rounds"] else "",
+                f"{median(row['cpu_s_per_1000']):.2f}",
+                f"{row['peak_bytes'] / 2**20:,.0f}",
+                f"{row['first_batch_s']:.2f}",
+            )
+
+    add(limit)
+    for what, rows in report["results"].items():
+        table.add_section()
+        table.add_row(TITLES[what], style="bold")
+        for row in rows:
+            add(row)
+    return Group(table, *map(Text, dict.fromkeys(remarks)))  # 'fastclr[ffcv]' is no markup

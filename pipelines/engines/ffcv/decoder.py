@@ -1,0 +1,240 @@
+"""TwoViewDecoder: an FFCV operation that decodes an image once and crops all its views.
+
+It goes into the `pipelines` of a stock `ffcv.loader.Loader`; FFCV compiles and drives it like its own:
+
+    'image' ──TwoViewDecoder──┬─Pick(0)─▶ uint8 [B, H, W, 3]
+                              └─Pick(1)─▶ uint8 [B, H, W, 3]
+
+This file needs the package `ffcv`; `pipelines.engines.ffcv.engine` imports it where it is used.
+"""
+
+import os
+from collections.abc import Callable, Generator
+from dataclasses import replace
+
+import ffcv._libffcv
+import numpy as np
+from ffcv.fields import RGBImageField
+from ffcv.loader import Loader
+from ffcv.pipeline import PipelineSpec
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
+from ffcv.reader import Reader
+from numba import get_num_threads
+
+from pipelines.beton import BetonReader
+from pipelines.beton.layout import JPEG_MODE
+from pipelines.engines.ffcv.loader import drive
+from pipelines.engines.ffcv.sample import bytes_at, claim, compile_decode_sample, decode_sample
+from pipelines.engines.native.turbojpeg import ACCURATE_DCT, FAST_DCT, close_decoder, open_decoder
+from pipelines.ops.crop.cpu import scratch_bytes
+from pipelines.views import ViewParams, ViewSpec, draw_views
+
+DRAWN_AT_ONCE = 1 << 16
+"""Samples whose numbers are drawn in one go: bounds the working memory of `set_epoch`."""
+
+
+class TwoViewDecoder(Operation):
+    """Decodes each image once and crops, resizes and flips all its views, by numbers drawn beforehand.
+
+    The pixels are those of every engine of this package, given the same file, spec, seed and epoch.  The numbers
+    lie in a table that the compiled code reads through a pointer, 34 bytes per sample of two views: a new epoch
+    compiles nothing.
+
+    Args:
+        file: the `.beton` file that the loader reads, or an open BetonReader of it.
+        size: height and width of a view, with the crops of SimCLR; or give `spec`.
+        spec: scale, ratio and flip of the views, and how many there are; its color and blur are not applied.
+        seed: 64-bit seed of the crops.
+        epoch: the first epoch; None leaves the table empty, for a caller that fills it by `put`.
+        fast_dct: decode with the fast, less accurate inverse DCT that FFCV's own decoders use.
+
+    Raises:
+        ValueError: a bad file or argument; the message says which.
+
+    >>> decoder = TwoViewDecoder("train.beton", size=224)                                    # doctest: +SKIP
+    >>> loader = Loader("train.beton", 256, pipelines={                                      # doctest: +SKIP
+    ...     "image": PipelineSpec("image", decoder=decoder, transforms=[Pick(0), ToTensor()]),
+    ...     "image2": PipelineSpec(decoder, transforms=[Pick(1), ToTensor()])})
+    >>> for first, label, second in decoder.batches(loader): ...                             # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        file: str | os.PathLike | BetonReader,
+        *,
+        size: int | None = None,
+        spec: ViewSpec | None = None,
+        seed: int = 0,
+        epoch: int | None = 0,
+        fast_dct: bool = False,
+    ) -> None:
+        super().__init__()
+        if (size is None) == (spec is None):
+            raise ValueError("give either size or spec")
+        self.reader = file if isinstance(file, BetonReader) else BetonReader(file)
+        self.spec = spec or ViewSpec.simclr(size or 224)
+        self.seed, self.fast_dct = seed, fast_dct
+        views, samples = self.spec.views, len(self.reader)
+        # by sample, so that the views of one lie together
+        self._box = np.zeros((samples, views, 4), np.int32)
+        self._flip = np.zeros((samples, views), np.bool_)
+        self._failed = np.zeros(samples, np.bool_)
+        compile_decode_sample(ffcv._libffcv.__file__)
+        if epoch is not None:
+            self.set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the views of this epoch (a second per million images).  Call it while no iterator is running.
+
+        Raises:
+            ValueError: a sample met so far was corrupt.
+        """
+        self.check()
+        heights, widths = self.reader.heights, self.reader.widths
+        for low in range(0, len(self.reader), DRAWN_AT_ONCE):
+            some = np.arange(low, min(low + DRAWN_AT_ONCE, len(self.reader)))
+            self.put(some, draw_views(self.spec, self.seed, epoch, some, heights[some], widths[some]))
+
+    def put(self, indices: np.ndarray, params: ViewParams) -> None:
+        """Set the crops of these samples: indices int [B], params [V, B, …]."""
+        self._box[indices] = params.box.swapaxes(0, 1)
+        self._flip[indices] = params.flip.swapaxes(0, 1)
+
+    def batches(self, loader: Loader) -> Generator[tuple]:
+        """An epoch of a loader that this decoder is part of, batch by batch; no thread outlives it.
+
+        Raises:
+            ValueError: a sample that was decoded up to now is corrupt; the message names it.
+        """
+        batches = drive(loader)
+        try:
+            for batch in batches:
+                self.check()
+                yield batch
+        finally:
+            batches.close()
+
+    def check(self, indices: np.ndarray | None = None) -> None:
+        """ValueError, naming file, sample and reason, if one of these samples (None: any) was corrupt."""
+        failed = np.flatnonzero(self._failed) if indices is None else indices[self._failed[indices]]
+        if len(failed):
+            self._failed[failed] = False
+            sample = int(failed[0])
+            self.reader.decode(sample)  # it knows the reason
+            raise ValueError(f"{self.reader.path}: sample {sample}: libturbojpeg could not decode its JPEG")
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
+        columns = {
+            "height": self.reader.heights,
+            "width": self.reader.widths,
+            "data_ptr": self.reader.offsets,
+        }
+        # the compiled code checks nothing: what the reader checked must be what FFCV reads
+        if not all(np.array_equal(self.metadata[name], column) for name, column in columns.items()):
+            raise ValueError(
+                f"the decoder was made for the images of {self.reader.path}, the loader has others"
+            )
+        shape, dtype = (self.spec.size, self.spec.size, 3), np.dtype("u1")
+        state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
+        return state, tuple(AllocationQuery(shape, dtype) for _ in range(self.spec.views))
+
+    def generate_code(self) -> Callable:
+        read, iterate = self.memory_read, Compiler.get_iterator()
+        num_samples, num_views = self._flip.shape
+        box_at, flip_at, failed_at = (a.ctypes.data for a in (self._box, self._flip, self._failed))
+        heights, widths, size = self.reader.heights, self.reader.widths, self.spec.size
+        image_bytes = 3 * int((heights.astype(np.int64) * widths).max())
+        crop_bytes = int(scratch_bytes(heights.max(), widths.max(), size, size))
+        dct = FAST_DCT if self.fast_dct else ACCURATE_DCT
+
+        def decode(batch_indices, views, metadata, storage_state):
+            failed = bytes_at(failed_at, num_samples)
+            unclaimed = np.zeros(1, np.int64)
+            # one round per thread, with memory of its own: any number of batches may be in the making
+            for _ in iterate(get_num_threads()):
+                decoder = open_decoder()
+                image = np.empty(image_bytes, np.uint8)  # pages never touched cost nothing
+                scratch = np.empty(crop_bytes, np.uint8)
+                view_at = np.empty(num_views, np.uintp)
+                row = claim(unclaimed)
+                while row < len(batch_indices):
+                    sample = batch_indices[row]
+                    if sample < num_samples:  # others fill up a batch that is not full
+                        field = metadata[sample]
+                        payload = read(field["data_ptr"], storage_state)
+                        for view in range(num_views):
+                            view_at[view] = views[view][row].ctypes.data
+                        failed[sample] = decode_sample(
+                            decoder,
+                            payload.ctypes.data,
+                            payload.size,
+                            field["mode"] == JPEG_MODE,
+                            field["height"],
+                            field["width"],
+                            dct,
+                            num_views,
+                            size,
+                            box_at + 16 * num_views * sample,
+                            flip_at + num_views * sample,
+                            view_at.ctypes.data,
+                            image.ctypes.data,
+                            scratch.ctypes.data,
+                            crop_bytes,
+                        )
+                    row = claim(unclaimed)
+                close_decoder(decoder)
+            return views
+
+        decode.is_parallel = True  # type: ignore[attr-defined]
+        return decode
+
+
+class Pick(Operation):
+    """One view of a TwoViewDecoder: uint8 [B, H, W, 3], for any of FFCV's operations to go on with."""
+
+    def __init__(self, view: int) -> None:
+        super().__init__()
+        self.view = view
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        return previous_state, None
+
+    def generate_code(self) -> Callable:
+        view = self.view
+
+        def pick(views, _):
+            return views[view]
+
+        return pick
+
+
+def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batches_ahead: int) -> Loader:
+    """A stock loader whose batches are the decoder's views, and of which nothing else of the file is read."""
+    data, path = decoder.reader.data, _open_again(decoder.reader)
+    handlers = Reader(path).handlers
+    images = [name for name, field in handlers.items() if isinstance(field, RGBImageField)]
+    source = "image" if "image" in images else images[0]
+    pipelines: dict[str, PipelineSpec | None] = dict.fromkeys(handlers)
+    pipelines["view 0"] = PipelineSpec(source, decoder=decoder, transforms=[Pick(0)])
+    for view in range(1, decoder.spec.views):
+        pipelines[f"view {view}"] = PipelineSpec(decoder, transforms=[Pick(view)])
+    loader = Loader(
+        path,
+        batch_size,
+        num_workers=num_threads,
+        os_cache=True,
+        drop_last=False,
+        batches_ahead=batches_ahead,
+        pipelines=pipelines,
+    )
+    loader.memory_manager.context.mmap = data  # or FFCV would map the file itself, at its first batch
+    return loader
+
+
+def _open_again(reader: BetonReader) -> str:
+    """A name of the file that the reader has open: by its own, another may be found meanwhile."""
+    name = f"/proc/self/fd/{reader._descriptor}"
+    return name if os.path.exists(name) else str(reader._absolute)

@@ -1,0 +1,210 @@
+"""The FFCV engine: the stock `ffcv.loader.Loader`, with our decode-once operation plugged in.
+
+    plans ─▶ PlannedMemory ─▶ FFCV's thread ─▶ TwoViewDecoder in numba's threads ─▶ FFCV's memory ─copy─▶ Crops
+
+FFCV asks its memory manager to make the data of a batch ready; ours takes the next plan at that moment.  So
+plans are drawn one by one, ahead of need and no further, although FFCV wants to know the length of an epoch.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numba
+import numpy as np
+import torch
+
+from pipelines.beton import BetonReader
+from pipelines.contracts import BatchPlan, Crops
+from pipelines.errors import EngineUnavailable
+from pipelines.planner import Sampler
+
+if TYPE_CHECKING:
+    from ffcv.loader import Loader
+
+    from pipelines.engines.ffcv.decoder import Pick, TwoViewDecoder
+
+__all__ = ["FfcvEngine", "Pick", "TwoViewDecoder"]
+
+INSTALL = "apt-get install g++ libturbojpeg0-dev libopencv-dev pkg-config && pip install 'fastclr[ffcv]'"
+NO_SAMPLE = np.uint64(2**64 - 1)
+"""Fills up a batch of FFCV's that is not full."""
+
+
+def __getattr__(name: str) -> Any:
+    # the operations are classes of ffcv's; that package takes seconds to import, which only its users pay
+    if name in ("Pick", "TwoViewDecoder"):
+        return getattr(_import_decoder(), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _import_decoder() -> Any:
+    if numba.config.NUMBA_NUM_THREADS == 1 and numba.config.THREADING_LAYER == "default":
+        # numba's first choice, TBB, hangs at exit on one processor once the process has forked (numba #10556)
+        numba.config.THREADING_LAYER = "omp"
+    try:
+        with _thread_counts_kept():
+            from pipelines.engines.ffcv import decoder as ffcv_decoder
+        return ffcv_decoder
+    except (ImportError, OSError) as error:
+        raise EngineUnavailable(f"the ffcv engine needs the package ffcv ({error}): {INSTALL}") from error
+
+
+@contextmanager
+def _thread_counts_kept() -> Iterator[None]:
+    """FFCV sets the number of threads of torch and numba, for the whole process, when it is imported or made."""
+    counts = torch.get_num_threads(), numba.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(counts[0])
+        numba.set_num_threads(counts[1])
+
+
+class FfcvEngine:
+    """Decodes each image once and crops all its views in FFCV's threads, from FFCV's memory map of the file.
+
+    FFCV compiles the operation for each new size of the views, some seconds before the first batch.
+
+    Args:
+        reader: the file.
+        sampler: gives the views' spec and the batch size.
+        num_threads: FFCV's workers; no more than numba's limit (`NUMBA_NUM_THREADS`, the number of cores).
+        device: where the crops are wanted: for a GPU they lie in page-locked memory.
+        fast_dct: decode with the fast, less accurate inverse DCT that FFCV's own decoders use.
+        prefetch: finished batches that may wait for the receiver; FFCV's memory holds two more.
+
+    Raises:
+        EngineUnavailable: the package ffcv is missing or broken; the message says what installs it.
+        ValueError: from the iterator of `run`, naming a corrupt sample instead of handing out its batch.
+        RuntimeError: from there too, when FFCV's thread died.
+    """
+
+    def __init__(
+        self,
+        reader: BetonReader,
+        sampler: Sampler,
+        num_threads: int,
+        device: torch.device | str = "cpu",
+        fast_dct: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        self._ffcv = _import_decoder()
+        self.reader, self.sampler, self.prefetch, self.fast_dct = reader, sampler, prefetch, fast_dct
+        self.num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
+        self.device = torch.device(device)
+        self._idle: list[tuple[Loader, TwoViewDecoder]] = []  # compiled, and in no run
+
+    def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
+        loader, decoder = self._take()
+        manager = loader.memory_manager
+        planned = PlannedMemory(manager, plans, decoder)
+        loader.memory_manager = planned
+        try:
+            while not planned.exhausted:  # more than one pass, should there be more plans than in an epoch
+                batches = self._ffcv.drive(loader)
+                try:
+                    with _thread_counts_kept():
+                        batch = next(batches, None)
+                    while batch is not None:
+                        yield self._crops(planned.underway.popleft(), batch, decoder)
+                        batch = next(batches, None)
+                finally:
+                    batches.close()
+                if planned.error is not None:
+                    raise planned.error
+        finally:
+            loader.memory_manager = manager
+            self._idle.append((loader, decoder))
+
+    def close(self) -> None:
+        """Let go of the compiled loaders."""
+        self._idle.clear()
+
+    def _crops(self, plan: BatchPlan, views: Sequence[np.ndarray], decoder: "TwoViewDecoder") -> Crops:
+        """A copy that belongs to the receiver: FFCV will write its next batches over `views`."""
+        try:
+            decoder.check(plan.indices)
+        except ValueError as error:
+            raise ValueError(f"{error}; engine ffcv replaces no sample, engine native does") from None
+        num_rows, shape = len(plan.indices), views[0].shape[1:]
+        pin = self.device.type == "cuda"
+        pixels = torch.empty((len(views), num_rows, *shape), dtype=torch.uint8, pin_memory=pin).numpy()
+        for ours, theirs in zip(pixels, views, strict=True):
+            ours[...] = theirs[:num_rows]
+        return Crops(plan, pixels)
+
+    def _take(self) -> "tuple[Loader, TwoViewDecoder]":
+        """A compiled loader of the sampler's views that no other run is using."""
+        spec, batch_size = self.sampler.spec, self.sampler.batch_size
+        for number, (loader, decoder) in enumerate(self._idle):
+            same_views = (decoder.spec.size, decoder.spec.views) == (spec.size, spec.views)
+            if same_views and loader.batch_size == batch_size:
+                return self._idle.pop(number)
+        decoder = self._ffcv.TwoViewDecoder(self.reader, spec=spec, epoch=None, fast_dct=self.fast_dct)
+        with _thread_counts_kept():
+            loader = self._ffcv.make_loader(decoder, batch_size, self.num_threads, self.prefetch)
+        # room for the longest epoch and one batch more, at which its end is found
+        order = np.empty((len(self.reader) // batch_size + 2) * batch_size, np.uint64)
+        loader.first_traversal_order = order
+        loader.traversal_order = PlannedOrder(order)
+        return loader, decoder
+
+
+class PlannedOrder:
+    """The traversal order that FFCV sees: an array whose rows `PlannedMemory` fills batch by batch."""
+
+    def __init__(self, order: np.ndarray) -> None:
+        self.order = order
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        return self.order
+
+
+class PlannedMemory:
+    """FFCV's memory manager for an epoch, whose `start_batch` takes the next plan.
+
+    All of FFCV's calls but the first come from its thread, which then decodes that batch before it starts another.
+    """
+
+    def __init__(self, manager: Any, plans: Iterator[BatchPlan], decoder: "TwoViewDecoder") -> None:
+        self._manager, self._plans, self._decoder = manager, plans, decoder
+        self.underway: deque[BatchPlan] = deque()
+        """Plans whose batches are not yet handed out."""
+        self.exhausted = False
+        self.error: Exception | None = None
+
+    def schedule_epoch(self, batches: list[np.ndarray]) -> "PlannedMemory":
+        """batches: views of the traversal order, which FFCV passes to the compiled code one by one."""
+        self._batches = batches
+        self._context = self._manager.schedule_epoch(batches)
+        return self
+
+    @property
+    def state(self) -> Any:
+        return self._context.state
+
+    def __enter__(self) -> "PlannedMemory":
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._context.__exit__(*error)
+
+    def start_batch(self, number: int) -> None:
+        """Raises StopIteration, which ends FFCV's epoch, when there are no more plans or drawing one failed."""
+        try:
+            plan = next(self._plans, None)
+            if plan is not None:
+                self._decoder.put(plan.indices, plan.params)
+                rows = self._batches[number]
+                rows[: len(plan.indices)] = plan.indices
+                rows[len(plan.indices) :] = NO_SAMPLE
+                self.underway.append(plan)
+        except Exception as error:
+            self.error, plan = error, None
+        if plan is None:
+            self.exhausted = True
+            raise StopIteration
+        self._context.start_batch(number)

@@ -1,0 +1,117 @@
+"""What FFCV's threads run for one sample: libturbojpeg and our crop, in machine code behind a C signature.
+
+    compiled by FFCV, for each loader ──by name──▶ decode_sample, compiled once
+
+As they know each other by name only, FFCV compiles a few lines for a loader, and not our crop along with them.
+Nothing of this file is cached on disk: numba's cache would not notice an edit of the crop, which lives in another file.
+"""
+
+from functools import cache
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+from pipelines.engines.native.turbojpeg import bind_turbojpeg, decode_jpeg, external
+from pipelines.ops.crop.cpu import crop_resize
+
+_int, _address, _size = types.intc, types.uintp, types.uintp
+decode_sample: Any = external(
+    "fastclr_decode_sample", _int, _address, _address, _size, *[_int] * 6, *[_address] * 5, _size
+)
+"""`_decode_sample`."""
+
+
+@cache
+def compile_decode_sample(library: str) -> object:
+    """Give `decode_sample` its address, and libturbojpeg's functions theirs.
+
+    Args:
+        library: path of a shared library that was linked with libturbojpeg, should the system not know that.
+
+    Returns:
+        What must stay alive (the cache sees to it).
+
+    Raises:
+        OSError: there is no libturbojpeg of version 1.4 or newer.
+    """
+    bind_turbojpeg(library)
+    compiled = cfunc(decode_sample.sig)(_decode_sample)
+    llvmlite.binding.add_symbol(decode_sample.symbol, compiled.address)
+    return compiled
+
+
+@intrinsic
+def _add_one(typingctx, counter):
+    def codegen(context, builder, sig, args):
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, context.get_constant(types.int64, 1), "monotonic")
+
+    return types.int64(counter), codegen
+
+
+@njit(nogil=True)
+def claim(counter):
+    """The next number of an int64 [1] array that counts up: never the same for two threads."""
+    return _add_one(counter)
+
+
+@intrinsic
+def _pointer(typingctx, address):
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return types.CPointer(types.uint8)(types.uintp), codegen
+
+
+@njit(nogil=True)
+def bytes_at(address, size):
+    """uint8 [size]: the memory at an address.  (An array that compiled code closes over is a constant to it.)"""
+    return carray(_pointer(address), (size,))
+
+
+def _decode_sample(
+    decoder,
+    payload,
+    num_bytes,
+    is_jpeg,
+    height,
+    width,
+    dct,
+    num_views,
+    size,
+    boxes,
+    flips,
+    views,
+    image,
+    scratch,
+    scratch_size,
+):
+    """Decode a sample once and write its views; 1 if it is corrupt, and then they are black, else 0.
+
+    decoder: of this thread.  num_bytes at payload: JPEG or raw pixels, height × width by the file's metadata.
+    dct: `ACCURATE_DCT` or `FAST_DCT`.  At the other addresses: boxes int32 [V, 4]; flips bool [V]; views
+    uintp [V], each the address of a uint8 [size, size, 3] to be written; image and scratch, working memory of
+    this thread, 3·height·width bytes and the scratch_size bytes that `crop_resize` needs.
+    """
+    payload_bytes = bytes_at(payload, num_bytes)
+    sound = True
+    if is_jpeg:
+        pixels = bytes_at(image, 3 * height * width).reshape(height, width, 3)
+        sound = decode_jpeg(decoder, payload_bytes, dct, pixels)
+    else:
+        pixels = payload_bytes.reshape(height, width, 3)
+    box = bytes_at(boxes, 16 * num_views).view(np.int32).reshape(num_views, 4)
+    flip = bytes_at(flips, num_views).view(np.bool_)
+    view_at = bytes_at(views, 8 * num_views).view(np.uintp)
+    for v in range(num_views):
+        out = bytes_at(view_at[v], 3 * size * size).reshape(size, size, 3)
+        if sound:
+            top, left, box_height, box_width = box[v]
+            memory = bytes_at(scratch, scratch_size)
+            crop_resize(pixels, top, left, box_height, box_width, flip[v], out, memory)
+        else:
+            out[...] = 0
+    return 0 if sound else 1

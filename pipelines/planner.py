@@ -1,0 +1,159 @@
+"""The order of an epoch, cut into plans: who sees which samples in which batch.
+
+Order and cut are pure functions of (seed, epoch, world size, position): nothing here has a state, so a run
+resumed in mid-epoch, or on another number of ranks, sees exactly the batches it would have seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipelines.contracts import BatchPlan
+from pipelines.views import ViewParams, ViewSpec, draw_views
+from pipelines.views.philox import philox4x32, split_seed
+
+Order = Literal["random", "sequential", "blocks"]
+ORDERS: tuple[Order, ...] = ("random", "sequential", "blocks")
+
+BLOCK_SAMPLES = 64
+"""Consecutive samples in a block of the order "blocks": about one page of ImageNet photos."""
+MIXED_BLOCKS = 128
+"""Blocks whose samples are shuffled together: a window of 8192 samples."""
+
+_SAMPLE_STREAM, _BLOCK_STREAM = 1 << 31, (1 << 31) + 1
+"""First counter word of the order's keys; the views' blocks (0…12) stay clear of them."""
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int, order: Order = "random") -> np.ndarray:
+    """The positions 0…N−1 in the order of an epoch.
+
+    "random" is a stable argsort of 64-bit Philox keys (a library's `permutation` may change between
+    versions).  "blocks" shuffles blocks of 64 consecutive samples and then the samples within every 128
+    blocks, so that a file larger than memory is read in runs of pages.  "sequential" is the file's order.
+
+    Returns:
+        int64 [N], a permutation.
+
+    Raises:
+        ValueError: an unknown order.
+    """
+    if order == "sequential":
+        return np.arange(num_samples, dtype=np.int64)
+    if order == "random":
+        return np.argsort(_keys(num_samples, seed, epoch, _SAMPLE_STREAM), kind="stable")
+    if order == "blocks":
+        num_blocks = -(-num_samples // BLOCK_SAMPLES)
+        shuffled = np.argsort(_keys(num_blocks, seed, epoch, _BLOCK_STREAM), kind="stable")
+        samples = (shuffled[:, None] * BLOCK_SAMPLES + np.arange(BLOCK_SAMPLES)).ravel()
+        samples = samples[samples < num_samples]
+        # a window is not cut off short: a small last one would mix too few blocks, so it joins its neighbour
+        window = np.arange(num_samples) // (BLOCK_SAMPLES * MIXED_BLOCKS)
+        window = np.minimum(window, max(num_samples // (BLOCK_SAMPLES * MIXED_BLOCKS) - 1, 0))
+        return samples[np.lexsort((_keys(num_samples, seed, epoch, _SAMPLE_STREAM), window))]
+    raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+
+
+def _keys(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
+    low, high, _, _ = philox4x32((stream, 0, np.arange(count), epoch), split_seed(seed))
+    return high << np.uint64(32) | low
+
+
+DRAWN_AT_ONCE = 1024
+"""Samples whose numbers are drawn together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """Cuts epochs into plans for one rank, and draws their numbers.
+
+    Rank r of W holds rows [r·b, (r+1)·b) of each global batch of W·b samples, so W ranks together see
+    exactly the batches of one rank with batch size W·b.
+    """
+
+    heights: np.ndarray
+    """int [N]: height of each sample of the file, pixels."""
+    widths: np.ndarray
+    """int [N]: width of each sample of the file, pixels."""
+    spec: ViewSpec
+    batch_size: int
+    """Per rank."""
+    seed: int = 0
+    order: Order = "random"
+    rank: int = 0
+    world_size: int = 1
+    drop_last: bool = True
+    subset: np.ndarray | None = None
+    """int64, sorted: the samples to use; None means all of the file."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be in [0, world_size), got rank {self.rank} of {self.world_size}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+        split_seed(self.seed)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch, over all ranks."""
+        return len(self.heights) if self.subset is None else len(self.subset)
+
+    def num_batches(self) -> int:
+        """Batches of an epoch on this rank."""
+        whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
+        if self.drop_last or not rest:
+            return whole
+        return whole + (
+            _split(rest, self.world_size, self.rank)[1] > _split(rest, self.world_size, self.rank)[0]
+        )
+
+    def plans(self, epoch: int, consumed: int = 0) -> Iterator[BatchPlan]:
+        """The plans of an epoch, from the one that starts after `consumed` samples (over all ranks).
+
+        With `drop_last=False` the tail is split contiguously over the ranks; a rank may get none of it.
+        """
+        order = epoch_order(self.num_samples, self.seed, epoch, self.order)
+        if self.subset is not None:
+            order = self.subset[order]
+        global_batch = self.batch_size * self.world_size
+        # after a resume with another batch size, `consumed` need not be a multiple of the global batch
+        starts = range(consumed, len(order), global_batch)
+        # drawing costs a millisecond under Python's lock, for a small batch nearly as much as for a large one
+        at_once = max(1, DRAWN_AT_ONCE // self.batch_size)
+        for first in range(0, len(starts), at_once):
+            parts = [
+                self._rows(order[start : start + global_batch]) for start in starts[first : first + at_once]
+            ]
+            drawn = self.draw(epoch, np.concatenate(parts))
+            low = 0
+            for step, rows in enumerate(parts, consumed // global_batch + first):
+                if len(rows):
+                    yield BatchPlan(epoch, step, rows, drawn[:, low : low + len(rows)].copy())
+                low += len(rows)
+
+    def _rows(self, batch: np.ndarray) -> np.ndarray:
+        """This rank's samples of a global batch; of an incomplete one that is to be dropped, none."""
+        if self.drop_last and len(batch) < self.batch_size * self.world_size:
+            return batch[:0]
+        low, high = _split(len(batch), self.world_size, self.rank)
+        return batch[low:high]
+
+    def draw(self, epoch: int, indices: np.ndarray) -> ViewParams:
+        """The numbers of the views of these samples in this epoch."""
+        return draw_views(self.spec, self.seed, epoch, indices, self.heights[indices], self.widths[indices])
+
+    def successor(self, index: int) -> int:
+        """The sample that stands in for a corrupt one: the next of the file (of the subset), cyclically."""
+        if self.subset is None:
+            return (index + 1) % len(self.heights)
+        return int(self.subset[np.searchsorted(self.subset, index, "right") % len(self.subset)])
+
+
+def _split(rows: int, world_size: int, rank: int) -> tuple[int, int]:
+    """Contiguous share of a rank: the first ranks get one more where it does not divide."""
+    share, extra = divmod(rows, world_size)
+    low = rank * share + min(rank, extra)
+    return low, low + share + (rank < extra)
