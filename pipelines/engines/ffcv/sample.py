@@ -11,11 +11,12 @@ from typing import Any
 
 import llvmlite.binding
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 from pipelines.engines.native.turbojpeg import bind_turbojpeg, decode_jpeg, external
 from pipelines.ops.crop.cpu import crop_resize
+from pipelines.system.jit import njit
 
 _int, _address, _size = types.intc, types.uintp, types.uintp
 decode_sample: Any = external(

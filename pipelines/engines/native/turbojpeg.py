@@ -16,10 +16,11 @@ from typing import Any
 
 import llvmlite.binding
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core.typing import signature
 
 from pipelines.beton.layout import JPEG_MODE
+from pipelines.system.jit import njit
 
 INSTALL = "apt-get install libturbojpeg0-dev"  # the name that Debian and Ubuntu share
 LIBRARIES = ("libturbojpeg.so.0", "libturbojpeg.dylib")

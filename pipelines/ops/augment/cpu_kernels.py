@@ -1,7 +1,6 @@
 """The kernels of the CPU augmentation: numba, without the GIL, a view at a time while it is in the cache.
 
 What makes them fast:
-
 - Strips of STRIP pixels, as three planes of float32 that stay in L1: every loop runs over contiguous memory
   without branches, so LLVM vectorises it.
 - Contrast needs a gray mean: the operations before it run over all strips first.  Hue: no division, no branch.
@@ -17,8 +16,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import extending, types
+
+from pipelines.system.jit import njit
 
 STRIP = 512
 """Pixels per strip: source, planes and target together fit into L1."""
@@ -354,7 +354,7 @@ def _fixed_product(typing, x, weight):
     return types.uint16(types.uint16, types.uint16), generate
 
 
-_scaled: Any = intrinsic(_fixed_product)
+_scaled: Any = extending.intrinsic(_fixed_product)
 
 
 @_kernel

@@ -19,8 +19,10 @@ from typing import Any
 import numba.extending
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import models, register_model
+
+from pipelines.system.jit import njit
 
 LANES = 16
 """Words of a register, and rows of a block."""
