@@ -10,6 +10,7 @@ the payloads of a sample; how long a payload is, only the allocation table says.
 """
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -52,12 +53,34 @@ FIELD_METADATA: dict[int, np.dtype] = {
 """What a field of a type id takes in a row of the metadata.  255 is a type that its user defined: its size
 is in no file."""
 
+FIELD_KINDS = {
+    0: "float",
+    INT_FIELD: "int",
+    IMAGE_FIELD: "image",
+    3: "bytes",
+    4: "array",
+    5: "JSON",
+    6: "tensor",
+}
+"""What a field of a type id holds."""
+
 MAX_PIXELS = 1 << 28
 """Pixels of the largest image that is read or written (0.8 GB decoded): a bound for what an untrusted file
 can make a reader allocate."""
 MAX_SIDE = (1 << 16) - 1
 """The largest height or width that the metadata can hold."""
 MIN_PAGE_SIZE = 1 << 23
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a file."""
+
+    name: str
+    kind: str
+    """One of `FIELD_KINDS`."""
+    read_as: str | None
+    """"image" or "label"; None: the reader ignores the field."""
 
 
 def metadata_type(type_ids: list[int]) -> np.dtype:

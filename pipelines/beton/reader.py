@@ -14,6 +14,7 @@ import simplejpeg
 from pipelines.beton.layout import (
     ALLOCATION,
     FIELD_DESCRIPTOR,
+    FIELD_KINDS,
     FIELD_METADATA,
     HEADER,
     IMAGE_FIELD,
@@ -22,6 +23,7 @@ from pipelines.beton.layout import (
     MAX_PIXELS,
     RAW_MODE,
     VERSION,
+    Field,
     fingerprint,
     metadata_type,
 )
@@ -63,6 +65,8 @@ class BetonReader:
     sizes: np.ndarray
     """int64 [N]: bytes of the image's payload."""
     page_size: int
+    fields: tuple[Field, ...]
+    """The fields of the file, and which of them are read."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
@@ -115,12 +119,21 @@ class BetonReader:
         self._metadata_end = end
 
         metadata = data[start:end].view(row)
-        images = metadata[self._pick(fields, IMAGE_FIELD, b"image")]
+        image = self._pick(fields, IMAGE_FIELD, b"image")
+        images = metadata[image]
         self.modes = images["mode"].copy()
         self.heights = images["height"].astype(np.int32)
         self.widths = images["width"].astype(np.int32)
         label = self._pick(fields, INT_FIELD, b"label")
         self.labels = np.full(num, -1) if label is None else metadata[label].astype(np.int64)
+        self.fields = tuple(
+            Field(
+                _name(field),
+                FIELD_KINDS[int(field["type_id"])],
+                {image: "image", label: "label"}.get(f"f{k}"),
+            )
+            for k, field in enumerate(fields)
+        )
         self._locate(images["data_ptr"], data[table:].view(ALLOCATION), end, table)
         self._check_images()
 
