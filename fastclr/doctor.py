@@ -24,10 +24,15 @@ from pipelines.engines.ffcv import engine as ffcv
 from pipelines.engines.native import turbojpeg
 from pipelines.planner import Sampler
 from pipelines.system.cpus import cores
+from pipelines.system.jit import cache_folder
 from pipelines.system.triton import why_no_triton
 
 NVIDIA_VENDOR = "0x10de"
-"""Of PCI devices."""
+"""Vendor number of NVIDIA's PCI devices."""
+
+
+CACHE_FIX = "export NUMBA_CACHE_DIR=FOLDER  # one that you can write"
+TMPDIR_FIX = "export TMPDIR=FOLDER  # one that you can write"
 
 
 @dataclass(frozen=True)
@@ -38,20 +43,20 @@ class Check:
     name: str
     ok: bool
     detail: str
-    """A version, a figure, or why it can't run."""
+    """A version, a measurement, or why it can't run."""
     fix: str = ""
-    """The one command, or where there is none the one act, that makes it run."""
+    """The one command (or action, where no command helps) that makes it run."""
 
 
 def examine(file: Path | None = None) -> Iterator[Check]:
-    """All checks, in the order of the report.
+    """Run all checks, in the order of the report.
 
     Args:
         file: a `.beton` file whose images and disk are used for the speed tests; None: a drawn image, and a
             temporary file.
 
     Raises:
-        ValueError, OSError: `file` can't be read; before the first check.
+        ValueError, OSError: `file` can't be read; raised before the first check.
     """
     reader = BetonReader(file) if file is not None else None
     return _checks(reader)
@@ -90,7 +95,7 @@ def _machine() -> Iterator[Check]:
 
 
 def _gpu_fix() -> str:
-    """What makes torch see a GPU."""
+    """Return what makes torch see a GPU."""
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     if _driver() is None:
         if any(vendor.read_text().strip() == NVIDIA_VENDOR for vendor in vendors):
@@ -149,7 +154,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _dali_package() -> str:
-    """The one that is installed, else the one for torch's CUDA."""
+    """Return the DALI package that is installed, or else the one for torch's CUDA."""
     names = ["nvidia-dali-cuda130", "nvidia-dali-cuda120"]
     preferred = names[0] if (torch.version.cuda or "").startswith("13") else names[1]
     return next((name for name in names if _version(name)), preferred)
@@ -168,10 +173,16 @@ def _version(package: str) -> str | None:
 
 
 def _engines() -> Iterator[Check]:
-    """Every engine makes one batch; FFCV, which compiles for some seconds first, is only made."""
+    """Let every engine make one batch; FFCV's, which would compile for some seconds, is only constructed."""
     fixes = {"ffcv": ffcv.INSTALL, "dali": _dali_fix()}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    with tempfile.TemporaryDirectory(prefix="fastclr-doctor-") as folder:
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix="fastclr-doctor-")
+    except OSError as error:
+        for name in ENGINES:
+            yield Check("engines", name, False, f"not tried: {error}", TMPDIR_FIX)
+        return
+    with scratch as folder:
         file = Path(folder) / "drawn.beton"
         jpeg = drawn_jpeg()
         with BetonWriter(file, 4) as writer:
@@ -209,6 +220,7 @@ def _kernels() -> Iterator[Check]:
         return f"numba {numba.__version__}"
 
     yield _attempt("kernels", "crop and augmentation on the CPU", on_cpu, "pip install fastclr")
+    yield _compiled_code()
     for name, run in (
         ("augmentation on the GPU", _augment_on_gpu),
         ("NT-Xent, fused", _nt_xent_on_gpu),
@@ -224,6 +236,17 @@ def _kernels() -> Iterator[Check]:
                 "needs a GPU; the plain form runs instead",
                 _gpu_fix(),
             )
+
+
+def _compiled_code() -> Check:
+    """Where the machine code of the CPU's kernels is kept."""
+    from pipelines.ops.crop.cpu import crop_resize
+
+    folder = cache_folder(crop_resize)
+    detail = (
+        f"kept in {folder}" if folder else "no folder to keep it in: every run compiles for up to a minute"
+    )
+    return Check("kernels", "compiled code", folder is not None, detail, "" if folder else CACHE_FIX)
 
 
 def _kernel_fix() -> str:
@@ -300,19 +323,19 @@ def _decoder_speed(jpegs: list[bytes], threads: int, what: str) -> str:
 
 
 def _jpegs(reader: BetonReader | None) -> tuple[list[bytes], str]:
-    """What to decode, and that in words."""
+    """Return the JPEGs to decode, and a description of them."""
     if reader is None:
         return [drawn_jpeg()], "a drawn image, 500×375"
     first = range(min(64, len(reader)))
-    found = [bytes(reader.image_bytes(index)) for index in first if _is_sound_jpeg(reader, index)]
+    found = [bytes(reader.image_bytes(index)) for index in first if _is_intact_jpeg(reader, index)]
     if found:
         return found, f"{len(found)} images of {reader.path.name}"
     return [
         drawn_jpeg()
-    ], f"a drawn image: none of the first {len(first)} of {reader.path.name} is a sound JPEG"
+    ], f"a drawn image: none of the first {len(first)} of {reader.path.name} is an intact JPEG"
 
 
-def _is_sound_jpeg(reader: BetonReader, index: int) -> bool:
+def _is_intact_jpeg(reader: BetonReader, index: int) -> bool:
     try:
         reader.decode(index)
     except ValueError:

@@ -1,7 +1,7 @@
 """The contact sheet: what the loader makes of some images of a file, with the drawn numbers.
 
-Each row holds the source image with its two crop boxes, the two crops as the engine hands them on, and the two
-augmented views as training sees them; box and frames of a view have one color.
+A row shows the source image with the crop boxes, the crops as the engine delivers them, and the augmented views as
+training sees them.  The box and the frames of a view have one color.
 """
 
 from collections.abc import Sequence
@@ -22,26 +22,29 @@ from pipelines.engines.native.engine import NativeEngine
 from pipelines.ops.augment import cpu
 from pipelines.planner import Order, Sampler, epoch_order
 from pipelines.system.atomic_file import replacing, write_at
+from pipelines.system.terminal import printable
 
 CELL = 224
 """Height and width of a picture on the sheet, pixels."""
 SOURCE = 300
-"""Width that a source image may take."""
+"""Maximum width of a source image on the sheet, pixels."""
 GAP, GROUP_GAP, MARGIN = 16, 32, 30
-"""Between two pictures, before the crops and before the views, around the sheet."""
+"""Space between two pictures, before the crops and before the views, and around the sheet, pixels."""
 LINE = 17
-"""Distance of two lines of text."""
+"""Distance between two lines of text, pixels."""
 TEXT_LINES = 3
+MAX_NAME = 40
+"""Maximum length of a class name, letters; longer ones are shortened."""
 
 PAPER, INK, QUIET = "#fbfaf8", "#23211f", "#77716b"
 VIEW_COLORS = ("#e4572e", "#2e86ab", "#6a994e", "#9b5de5")
-"""Of the boxes and frames of view 1, 2, …"""
+"""Colors of the boxes and frames of view 1, 2, …"""
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """An image, what was drawn for it, and what became of it."""
+    """An image, the numbers drawn for it, and the views made of it."""
 
     index: int
     label: str
@@ -52,7 +55,7 @@ class Sample:
     crops: np.ndarray
     """uint8 [V, size, size, 3]."""
     views: np.ndarray
-    """uint8 [V, size, size, 3]: augmented, and brought back from the normalisation."""
+    """uint8 [V, size, size, 3]: augmented, with the normalisation undone."""
 
 
 def draw_samples(
@@ -65,7 +68,7 @@ def draw_samples(
     order: Order = "random",
     indices: Sequence[int] | None = None,
 ) -> list[Sample]:
-    """The images of some rows, through the engine and the augmentation that training uses.
+    """Take the images of some rows through the engine and the augmentation that training uses.
 
     Args:
         rows: number of images: the first of the epoch in a run with this seed and order.
@@ -104,13 +107,13 @@ def draw_samples(
 
 
 def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
-    """The sheet, RGB, one row per sample."""
+    """Draw the sheet: RGB, one row per sample."""
     num_views = len(samples[0].crops)
     width = _left(2 * num_views, num_views) + CELL + MARGIN
     header, row_height = MARGIN + 58, CELL + TEXT_LINES * LINE + 24
     sheet = Image.new("RGB", (width, header + len(samples) * row_height + MARGIN - 12), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN - 8), title, INK, _font(18))
+    pen.text((MARGIN, MARGIN - 8), printable(title), INK, _font(18))
     for column, name in enumerate(_column_names(num_views)):
         pen.text((_left(column, num_views), MARGIN + 31), name, QUIET, _font(12))
     for row, sample in enumerate(samples):
@@ -137,7 +140,7 @@ def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all, in the format of the path's suffix.
+    """Write a picture, whole or not at all, in the format that the path's suffix names.
 
     Raises:
         ValueError: a suffix that names no format of pictures.
@@ -162,7 +165,7 @@ def _column_names(num_views: int) -> list[str]:
 
 
 def _left(column: int, num_views: int) -> int:
-    """Left edge of a column: 0 is the source, then come the crops, then the views."""
+    """Return the left edge of a column; column 0 is the source, then come the crops, then the views."""
     if column == 0:
         return MARGIN
     groups = 1 if column <= num_views else 2
@@ -180,14 +183,14 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _fitted(pixels: np.ndarray) -> Image.Image:
-    """A square picture at the size of a cell; small ones keep their pixels visible."""
+    """Resize a square picture to the size of a cell; the pixels of a small one stay visible."""
     picture = Image.fromarray(pixels)
     enlarges = picture.width < CELL
     return picture.resize((CELL, CELL), Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)
 
 
 def _paste_source(sheet: Image.Image, sample: Sample, top: int) -> None:
-    """The source image, and on it the boxes of the crops."""
+    """Paste the source image, and draw the boxes of the crops on it."""
     height, width = sample.source.shape[:2]
     scale = min(SOURCE / width, CELL / height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -217,7 +220,7 @@ def _crop_text(params: ViewParams, view: int) -> list[str]:
 
 
 def _view_text(params: ViewParams, view: int) -> list[str]:
-    """The operations in the order in which they run."""
+    """List the operations in the order in which they run."""
     numbers = params.factors[view, 0].tolist()
     lines = ["no color jitter"]
     if params.jitter[view, 0]:
@@ -230,9 +233,9 @@ def _view_text(params: ViewParams, view: int) -> list[str]:
 
 
 def class_name(reader: BetonReader, index: int) -> str:
-    """The class of a sample, by name where the file's side-car knows it."""
+    """Return the class of a sample: its name where the side-car has one, else its number."""
     label = int(reader.labels[index])
     if label < 0:
         return "no label"
     names = reader.class_names
-    return names[label] if names and label < len(names) else f"class {label}"
+    return printable(names[label], MAX_NAME) if names and label < len(names) else f"class {label}"

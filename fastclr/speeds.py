@@ -9,15 +9,15 @@ import numpy as np
 import simplejpeg
 
 DECODE_SECONDS = 0.5
-"""Time of each decoding test."""
+"""Duration of each decoding test."""
 DISK_BYTES = 1 << 28
-"""Most that the reading test reads."""
+"""Maximum that the reading test reads, bytes."""
 BLOCK_BYTES = 1 << 17
-"""Of a random read: about one JPEG of ImageNet."""
+"""Size of a random read, bytes: about one JPEG of ImageNet."""
 
 
 def drawn_jpeg() -> bytes:
-    """A JPEG in FFCV's convention, 500 × 375, quality 90, 4:2:0: waves of color with some noise."""
+    """Return a JPEG in FFCV's convention, 500 × 375, quality 90, 4:2:0: waves of color with some noise."""
     y, x = np.mgrid[0:375, 0:500] / 500
     rng = np.random.default_rng(0)
     waves = [np.sin(20 * (channel + 1) * x + 35 * y + channel) for channel in range(3)]
@@ -26,7 +26,7 @@ def drawn_jpeg() -> bytes:
 
 
 def decode_rate(jpegs: list[bytes], threads: int, seconds: float = DECODE_SECONDS) -> float:
-    """Images per second that this many threads decode together, over about `seconds`."""
+    """Return how many images per second `threads` threads decode together, measured for about `seconds`."""
     counts, start = [0] * threads, time.perf_counter()
 
     def work(number: int) -> None:
@@ -43,9 +43,10 @@ def decode_rate(jpegs: list[bytes], threads: int, seconds: float = DECODE_SECOND
 
 
 def disk_speed(file: Path) -> str:
-    """In words: MB/s in sequence, and random reads of 128 KiB, after asking the system to forget the file.
+    """Return a sentence with the MB/s of sequential reads and of random reads of 128 KiB.
 
-    It may not obey (a file system in memory can't), so a figure of many GB/s is that of the page cache.
+    The system is asked to drop the file from the page cache first.  It may not do so (a file system in memory
+    can't), so a figure of many GB/s is the page cache's.
     """
     size = min(file.stat().st_size, DISK_BYTES)
     blocks = max(size // BLOCK_BYTES, 1)

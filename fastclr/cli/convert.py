@@ -19,6 +19,7 @@ from pipelines.beton import sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
 from pipelines.system.cpus import cores
+from pipelines.system.terminal import printable
 
 SHOWN = 5
 """Left-out images that are named on the screen; the side-car names all."""
@@ -64,12 +65,7 @@ class Arguments:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    try:
-        arguments = parse(Arguments, argv, "fastclr convert")
-    except ValueError as error:
-        if "Unrecognized options" in str(error) and "--" not in str(error).partition(";")[0]:
-            raise ValueError(f"{error}: options go before SOURCE or after OUT.beton") from None
-        raise
+    arguments = _parse(argv)
     _check(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no half file either
     console = Console(highlight=False)
@@ -78,7 +74,7 @@ def main(argv: list[str]) -> None:
     classes = f", {len(names)} class{'' if len(names) == 1 else 'es'}" if names else ", no class names"
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
     for remark in source.remarks:
-        console.print(f"  {remark}", markup=False, soft_wrap=True)
+        console.print(f"  {printable(remark)}", markup=False, soft_wrap=True)
     _print_comparison(console, source, arguments)
     start = time.monotonic()
     with _progress_bar(console, len(source.labels)) as progress:
@@ -93,6 +89,15 @@ def main(argv: list[str]) -> None:
             progress=progress,
         )
     _print_report(console, report, arguments.out, time.monotonic() - start)
+
+
+def _parse(argv: list[str]) -> Arguments:
+    arguments, unknown = parse(Arguments, argv, "fastclr convert", return_unknown_args=True)
+    if any(argument.startswith("-") for argument in unknown):
+        return parse(Arguments, argv, "fastclr convert")  # says which option it does not know
+    if unknown:
+        raise ValueError(f"{unknown[0]} stands behind an option: options go before SOURCE or after OUT.beton")
+    return arguments
 
 
 def _check(arguments: Arguments) -> None:
@@ -168,7 +173,7 @@ def _print_report(console: Console, report: Report, out: Path, seconds: float) -
     lines += [f"  left out: {name!r}: {reason}" for name, reason in report.skipped.items()][:SHOWN]
     if len(report.skipped) > SHOWN:
         lines.append(f"  … and {len(report.skipped) - SHOWN:,} more, named in {sidecar_path(out)}")
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    console.print("\n".join(map(printable, lines)), markup=False, soft_wrap=True)
 
 
 def _size(num_bytes: float) -> str:

@@ -2,44 +2,39 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from fastclr.arguments import call
+from fastclr.arguments import parse
+from pipelines.system.terminal import printable
 
 if TYPE_CHECKING:
     from fastclr.doctor import Check
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """Say what is installed, which engines and kernels can run here, and how fast the disk and the decoder are."""
+
+    file: Annotated[Path | None, tyro.conf.arg(metavar="FILE.beton")] = None
+    """Measure the decoder and the disk on this file; None: on a drawn image and a temporary file."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON list instead of tables."""
+
+
 def main(argv: list[str]) -> None:
     """Run the command."""
-    call(doctor, argv, "fastclr doctor")
-
-
-def doctor(
-    file: Annotated[Path | None, tyro.conf.arg(metavar="FILE.beton")] = None,
-    json: tyro.conf.FlagCreatePairsOff[bool] = False,
-) -> None:
-    """Say what is installed, which engines and kernels can run here, and how fast the disk and the decoder are.
-
-    Args:
-        file: Measure the decoder and the disk on this file, not on a drawn image and a temporary file.
-        json: Print one JSON list instead of tables.
-    """
+    arguments = parse(Arguments, argv, "fastclr doctor")
     from fastclr.doctor import examine
 
-    checks = examine(file)
-    if json:
-        _print_json([asdict(check) for check in checks])
+    checks = examine(arguments.file)
+    if arguments.json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))
     else:
         _print_tables(checks)
-
-
-def _print_json(rows: list[dict[str, object]]) -> None:
-    print(json.dumps(rows, indent=1, ensure_ascii=False))
 
 
 def _print_tables(checks: "Iterable[Check]") -> None:
@@ -54,14 +49,14 @@ def _print_tables(checks: "Iterable[Check]") -> None:
         table = Table(title=group, title_justify="left", title_style="bold", box=None, show_header=False)
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True)
-        table.add_column()
+        table.add_column(overflow="fold")
         for check in rows:
             engines += [check.name] if group == "engines" and check.ok else []
             gpus += check.name.startswith("GPU ") and check.ok
             mark = "[green]✓[/]" if check.ok else "[yellow]–[/]"
-            table.add_row(mark, escape(check.name), escape(check.detail))
+            table.add_row(mark, escape(check.name), escape(printable(check.detail)))
             if check.fix:
-                table.add_row("", "", f"[cyan]→ {escape(check.fix)}[/]")
+                table.add_row("", "", f"[cyan]→ {escape(printable(check.fix))}[/]")
         console.print(table)
     where = f"{gpus} GPU{'' if gpus == 1 else 's'}" if gpus else "the CPU"
     console.print(f"This machine can train on {where}, with the engines {', '.join(engines)}.")

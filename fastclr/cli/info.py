@@ -1,35 +1,41 @@
 """`fastclr info FILE`: what a .beton file holds."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
-from fastclr.arguments import call
+from fastclr.arguments import parse
 from pipelines.beton import BetonReader
-from pipelines.beton.layout import JPEG_MODE
+from pipelines.beton.layout import JPEG_MODE, Field
+from pipelines.system.terminal import printable
 
 BAR_WIDTH = 40
 CLASSES_SHOWN = 10
+FIELDS_SHOWN = 10
+MAX_NAME = 60
+"""Letters of a class name that are shown."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Print what a .beton file holds, and what its side-car says about where that came from."""
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE.beton")]
+    """A file that fastclr or FFCV wrote; it needs no side-car."""
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    call(info, argv, "fastclr info")
-
-
-def info(file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]) -> None:
-    """Print what a .beton file holds, with what its side-car says of where that came from.
-
-    Args:
-        file: a file of fastclr's or of FFCV's; it needs no side-car.
-    """
-    with BetonReader(file) as reader:
+    arguments = parse(Arguments, argv, "fastclr info")
+    with BetonReader(arguments.file) as reader:
         sidecar = reader.sidecar
         lines = [*_content(reader), "", *_classes(reader), "", *_image_sizes(reader)]
     lines += ["", *_origin(sidecar)] if sidecar else ["", "no side-car (a .json beside it, written with it)"]
-    print("\n".join(lines))
+    # names and texts are those of whoever wrote the file
+    print("\n".join(map(printable, lines)))
 
 
 def _content(reader: BetonReader) -> list[str]:
@@ -41,10 +47,27 @@ def _content(reader: BetonReader) -> list[str]:
         f"  bytes per image  {low:,.1f} to {high:,.1f} KB, median {middle:,.1f} KB",
         f"  page             {reader.page_size >> 20} MiB",
         f"  fingerprint      {reader.fingerprint}",
+        f"  fields           {_fields(reader.fields)}",
     ]
 
 
+def _fields(fields: tuple[Field, ...]) -> str:
+    """Name the fields, with those that are read first."""
+    described = []
+    for field in sorted(fields, key=lambda field: field.read_as is None):
+        use = f"read as {field.read_as}" if field.read_as else "not read"
+        described.append(f"{printable(field.name, MAX_NAME)} ({field.kind}, {use})")
+    more = [f"… and {len(fields) - FIELDS_SHOWN:,} more"] if len(fields) > FIELDS_SHOWN else []
+    return ", ".join(described[:FIELDS_SHOWN] + more)
+
+
 def _classes(reader: BetonReader) -> list[str]:
+    floats = [field.name for field in reader.fields if field.kind == "float"]
+    if floats and not any(field.read_as == "label" for field in reader.fields):
+        name = printable(floats[0], MAX_NAME)
+        return [
+            f"labels: none; the floats of field {name!r} are dropped, as class labels are integers (IntField)"
+        ]
     labels, counts = np.unique(reader.labels, return_counts=True)
     known = labels >= 0
     if not known.any():
@@ -80,7 +103,7 @@ def _image_sizes(reader: BetonReader) -> list[str]:
 
 
 def _bars(rows: list[tuple[str, int]]) -> list[str]:
-    names = [ascii(name)[1:-1] if not name.isprintable() else name for name, _ in rows]
+    names = [printable(name, MAX_NAME) for name, _ in rows]
     width, top = max(map(len, names)), max(count for _, count in rows)
     return [
         f"  {name:<{width}}  {count:>9,}  {'█' * round(BAR_WIDTH * count / top)}".rstrip()
@@ -89,7 +112,7 @@ def _bars(rows: list[tuple[str, int]]) -> list[str]:
 
 
 def _origin(sidecar: dict[str, Any]) -> list[str]:
-    """The side-car's words; it may have been edited, so nothing is taken for granted."""
+    """What the side-car says; it may have been edited, so every type is checked."""
     lines = ["side-car"]
     for key in ("source", "counts", "options", "versions"):
         value = sidecar.get(key)

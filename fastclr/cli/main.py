@@ -1,10 +1,15 @@
-"""`fastclr COMMAND …`: finds the command, and turns the user's errors into one line."""
+"""`fastclr COMMAND …`: find the command, and turn the user's errors into one line."""
 
 import importlib
+import io
 import os
 import sys
 import traceback
 import warnings
+from typing import TextIO
+
+from pipelines.system.jit import announce_compiling
+from pipelines.system.terminal import printable
 
 COMMANDS = {
     "convert": "a folder of images, or a data set, into one .beton file",
@@ -16,6 +21,45 @@ COMMANDS = {
     "bench": "measure the parts, in images per second",
     "demo": "the whole way in two minutes, with a report",
 }
+MAX_MESSAGE = 2000
+"""Length of the longest error or warning that is printed whole, in letters."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 success, 2 the user's error, 130 Ctrl-C, 1 a bug of ours."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    _escape_what_cannot_be_encoded()
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    name, *rest = argv
+    if name == "--version":
+        from fastclr import __version__
+
+        print(f"fastclr {__version__}")
+        return 0
+    if name not in COMMANDS:
+        _complain(f"fastclr: no command {name!r}; there are {', '.join(COMMANDS)}")
+        return 2
+    warnings.formatwarning = _format_warning
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        announce_compiling(lambda text: _complain(f"fastclr: {text}"))
+    try:
+        code = importlib.import_module(f"fastclr.cli.{name}").main(rest) or 0
+        _flush(sys.stdout)
+        return code
+    except SystemExit as stop:  # tyro printed the help (0), or what is wrong with the arguments (2)
+        return stop.code if isinstance(stop.code, int) else 0
+    except KeyboardInterrupt:
+        _complain("\nfastclr: stopped")
+        return 130
+    except BrokenPipeError:  # `fastclr info FILE | head`: the reader has gone, there is nobody to tell
+        _discard(sys.stdout)
+        return 1
+    except Exception as error:
+        return _report(error, name, debug)
 
 
 def _usage() -> str:
@@ -27,22 +71,29 @@ def _usage() -> str:
     )
 
 
-def _warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Ours as one line, without the place in the code that gave it."""
-    from pipelines.errors import CorruptSample
-
-    if issubclass(category, CorruptSample):
-        return f"fastclr: {message}\n"
-    return _formatwarning(message, category, filename, lineno, line)
+def _escape_what_cannot_be_encoded() -> None:
+    """Have letters that the terminal's or the log's encoding lacks printed as escapes, instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
-_formatwarning = warnings.formatwarning
+def _report(error: Exception, command: str, debug: bool) -> int:
+    """Say what is wrong, and return the exit code: 2 if the user can mend it, 1 for a bug of ours."""
+    from pipelines.errors import EngineUnavailable
+
+    by_user = isinstance(error, (ValueError, OSError, EngineUnavailable))
+    if debug or not by_user:
+        _complain("".join(traceback.format_exception(error)).rstrip("\n"))
+    if not by_user:
+        _complain(f"fastclr {command}: this is a bug in fastclr, please report it")
+    elif not debug:
+        _complain(f"fastclr {command}: {_reason(error)}")
+    return 2 if by_user else 1
 
 
 def _reason(error: Exception) -> str:
-    """One line that says what is wrong."""
+    """What is wrong, on one line."""
     if isinstance(error, IsADirectoryError) and error.filename:
         return f"{error.filename} is a folder, where a file is needed; `fastclr convert` makes a .beton file of one"
     if isinstance(error, OSError) and error.strerror:
@@ -56,45 +107,54 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 well, 2 the user's error, 130 Ctrl-C, 1 a bug of ours."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
-    argv = [argument for argument in argv if argument != "--debug"]
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0 if argv else 2
-    name, *rest = argv
-    if name == "--version":
-        from fastclr import __version__
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings on one line, without the place in the code; others as Python shows them."""
+    from pipelines.errors import CorruptSample
 
-        print(f"fastclr {__version__}")
-        return 0
-    if name not in COMMANDS:
-        print(f"fastclr: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
-    warnings.formatwarning = _warning
+    if issubclass(category, CorruptSample):
+        return f"fastclr: {printable(message, MAX_MESSAGE)}\n"
+    return f"{_printable_lines(_python_format(message, category, filename, lineno, line))}\n"
+
+
+_python_format = warnings.formatwarning
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(printable(line, MAX_MESSAGE) for line in text.rstrip("\n").split("\n"))
+
+
+def _complain(text: str) -> None:
+    """Print to stderr; a stderr that is closed or full changes nothing."""
     try:
-        command = importlib.import_module(f"fastclr.cli.{name}")
-        return command.main(rest) or 0
-    except KeyboardInterrupt:
-        print("\nfastclr: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `fastclr info FILE | head`: the reader has gone, there is nobody to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        from pipelines.errors import EngineUnavailable
+        print(_printable_lines(text), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        _discard(sys.stderr)
 
-        if debug:
-            traceback.print_exc()
-        elif isinstance(error, (ValueError, OSError, EngineUnavailable)):
-            print(f"fastclr {name}: {_reason(error)}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-            print(f"fastclr {name}: this is a bug in fastclr, please report it", file=sys.stderr)
-            return 1
-        return 2
+
+def _flush(stream: TextIO | None) -> None:
+    """Write what is still buffered, so that an error of the stream is heard of now and not at Python's exit."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        _discard(stream)
+        raise
+
+
+def _discard(stream: TextIO | None) -> None:
+    """Send all further output of a stream nowhere: Python flushes it at exit, and would fail once more."""
+    if stream is None:
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    except (OSError, ValueError):
+        pass  # a stream that is no file, as in a notebook
+    finally:
+        os.close(nowhere)
 
 
 if __name__ == "__main__":

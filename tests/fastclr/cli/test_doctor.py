@@ -18,7 +18,7 @@ from pipelines.engines import ENGINES
 from pipelines.engines.native import turbojpeg
 from pipelines.errors import EngineUnavailable
 
-NONE_SOUND = "a drawn image: none of the first 2 of x.beton is a sound JPEG"
+NONE_INTACT = "a drawn image: none of the first 2 of x.beton is an intact JPEG"
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +72,12 @@ def test_of_a_file(capsys, tiny_photos, tmp_path):
     assert "40 images of tiny.beton" in found["speed", "decoder, 1 thread"]["detail"]
 
 
-@pytest.mark.parametrize(("sound", "says"), [(3, "3 images of x.beton"), (0, NONE_SOUND)])
-def test_only_sound_jpegs_are_decoded(tmp_path, sound, says):
-    """After a raw image and one cut short, on which a thread would end."""
-    with BetonWriter(tmp_path / "x.beton", 2 + sound) as writer:
+@pytest.mark.parametrize(("num_intact", "says"), [(3, "3 images of x.beton"), (0, NONE_INTACT)])
+def test_only_intact_jpegs_are_decoded(tmp_path, num_intact, says):
+    """A raw image and a truncated one, on which a decoding thread would end, come first."""
+    with BetonWriter(tmp_path / "x.beton", 2 + num_intact) as writer:
         writer.add_raw(np.zeros((8, 8, 3), np.uint8))
-        for jpeg in [drawn_jpeg()[:-2000], *sound * [drawn_jpeg()]]:
+        for jpeg in [drawn_jpeg()[:-2000], *num_intact * [drawn_jpeg()]]:
             writer.add_jpeg(jpeg)
     with BetonReader(tmp_path / "x.beton") as reader:
         one, *_ = doctor._speeds(reader)
