@@ -90,3 +90,22 @@ def test_wheel_ships_three_packages(tmp_path):
         "benchmarks",
     }
     assert "fastclr/recipes/demo.toml" in names
+    for package in (
+        "fastclr",
+        "pipelines",
+        "benchmarks",
+    ):  # type checkers look into packages with this file only
+        assert f"{package}/py.typed" in names
+
+
+def test_the_version_has_one_source(capsys):
+    """Package and command tell that of `fastclr.__version__`."""
+    import fastclr
+    from fastclr.cli.main import main
+
+    metadata = pytest.importorskip("hatchling.metadata.core", reason="the build backend is not installed")
+    manager = pytest.importorskip("hatchling.plugin.manager")
+    found = metadata.ProjectMetadata(str(ROOT), manager.PluginManager())
+    assert found.version == fastclr.__version__
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastclr {fastclr.__version__}\n"
