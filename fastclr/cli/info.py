@@ -1,5 +1,6 @@
 """`fastclr info FILE`: what a .beton file holds."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,10 +106,20 @@ def _image_sizes(reader: BetonReader) -> list[str]:
 def _bars(rows: list[tuple[str, int]]) -> list[str]:
     names = [printable(name, MAX_NAME) for name, _ in rows]
     width, top = max(map(len, names)), max(count for _, count in rows)
+    block = _block()
     return [
-        f"  {name:<{width}}  {count:>9,}  {'█' * round(BAR_WIDTH * count / top)}".rstrip()
+        f"  {name:<{width}}  {count:>9,}  {block * round(BAR_WIDTH * count / top)}".rstrip()
         for name, (_, count) in zip(names, rows, strict=True)
     ]
+
+
+def _block() -> str:
+    """Return the letter that bars are drawn with: a full block where stdout's encoding has it."""
+    try:
+        "█".encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return "#"
+    return "█"
 
 
 def _origin(sidecar: dict[str, Any]) -> list[str]:
