@@ -9,6 +9,7 @@ import warnings
 from typing import TextIO
 
 from pipelines.system.jit import announce_compiling
+from pipelines.system.private_folder import private_folder
 from pipelines.system.terminal import printable
 
 COMMANDS = {
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         _complain(f"fastclr: no command {name!r}; there are {', '.join(COMMANDS)}")
         return 2
     warnings.formatwarning = _format_warning
+    _keep_caches_without_a_home()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         announce_compiling(lambda text: _complain(f"fastclr: {text}"))
     try:
@@ -76,6 +78,19 @@ def _escape_what_cannot_be_encoded() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _keep_caches_without_a_home() -> None:
+    """Where the home folder can't be written, have matplotlib and Triton keep their caches in a private folder.
+
+    matplotlib would warn in every run, and Triton would not compile.
+    """
+    home = os.path.expanduser("~")  # stays "~" for a user whom the system does not know
+    if os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
+        return
+    for variable, name in (("MPLCONFIGDIR", "matplotlib"), ("TRITON_CACHE_DIR", "triton")):
+        if variable not in os.environ and (folder := private_folder(name)) is not None:
+            os.environ[variable] = str(folder)
 
 
 def _report(error: Exception, command: str, debug: bool) -> int:

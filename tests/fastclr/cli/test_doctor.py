@@ -130,6 +130,25 @@ def test_a_missing_package(capsys, monkeypatch):
     )
 
 
+def test_where_the_compiled_code_is_kept(monkeypatch):
+    row = doctor._compiled_code()
+    assert row.ok
+    assert os.environ["NUMBA_CACHE_DIR"] in row.detail
+    monkeypatch.setattr(doctor, "cache_folder", lambda function: None)
+    row = doctor._compiled_code()
+    assert not row.ok
+    assert "NUMBA_CACHE_DIR" in row.fix
+
+
+def test_without_a_temporary_directory_the_other_rows_are_shown(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    found = {(check.group, check.name): check for check in doctor.examine()}
+    for name in ENGINES:
+        assert "TMPDIR" in found["engines", name].fix
+    assert not found["speed", "disk"].ok
+    assert found["speed", "decoder, 1 thread"].ok
+
+
 def test_kernels_on_a_gpu_without_a_compiler(capsys, monkeypatch):
     reason = "Triton cannot start (no gcc); it needs a C compiler: apt-get install gcc"
     monkeypatch.setattr(doctor, "why_no_triton", lambda: reason)

@@ -104,6 +104,16 @@ def test_a_disabled_compiler_is_one_line(tiny_file, tmp_path, line):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_a_user_without_a_home_sees_no_more_than_others(tmp_path):
+    """matplotlib, which brings the font, would warn of its cache folder."""
+    environment = {"HOME": os.devnull, "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": "", "TMPDIR": str(tmp_path)}
+    done = run("preview", "missing.beton", "--out", "a.png", **environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fastclr preview: No such file")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_file_is_read_without_the_compiler(tiny_file):
     done = run("info", str(tiny_file), NUMBA_DISABLE_JIT="1")
     assert done.returncode == 0, done.stderr
