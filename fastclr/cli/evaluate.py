@@ -91,10 +91,10 @@ def _evaluate(
 def _table(record: dict[str, Any]) -> Any:
     from rich.table import Table
 
+    from fastclr.train.encoder_file import encoder_title
+
     meta, knn = record["encoder"], record["knn"]
-    title = f"ResNet-{meta['depth']} ×{meta['width']:g}" + (
-        f", step {meta['step']}" if "step" in meta else ""
-    )
+    title = encoder_title(meta) + (f", step {meta['step']}" if "step" in meta else "")
     table = Table(title=f"{title}: {record['num_classes']} classes")
     for name in ("measurement", "protocol"):
         table.add_column(name)
