@@ -6,6 +6,8 @@ import sys
 import traceback
 import warnings
 
+from pipelines.system.output import LenientOutput, lenient_output
+
 COMMANDS = {
     "convert": "a folder of images, or a data set, into one .beton file",
     "info": "what a .beton file holds",
@@ -16,6 +18,8 @@ COMMANDS = {
     "bench": "measure the parts, in images per second",
     "demo": "the whole way in two minutes, with a report",
 }
+LONG_COMMANDS = {"convert", "train", "evaluate", "bench", "demo"}
+"""Commands that go on working when nobody reads what they print."""
 
 
 def _usage() -> str:
@@ -73,6 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"fastclr: no command {name!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    if name in LONG_COMMANDS and not isinstance(sys.stdout, LenientOutput):
+        with lenient_output():
+            return main([*argv, *(["--debug"] if debug else [])])
     warnings.formatwarning = _warning
     try:
         command = importlib.import_module(f"fastclr.cli.{name}")

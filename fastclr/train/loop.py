@@ -32,6 +32,7 @@ from fastclr.train.run_folder import CHECKPOINT, ENCODER, RunLock, new_run, save
 from fastclr.train.run_log import RunLog
 from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
+from pipelines.system.output import say
 from pipelines.system.threads import torch_threads
 
 MAY_CHANGE = {
@@ -141,7 +142,7 @@ def _train(
         done = restore(saved, model, optimizer, loader)
 
     if ranks.is_main:
-        print(_opening(config, num_images, total, done), flush=True)
+        say(_opening(config, num_images, total, done))
     meter, saved_at, stopped_by = Meter(ranks), time.monotonic(), 0
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -154,6 +155,7 @@ def _train(
             meter.add(loss, len(batch))
             overdue = time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
             stopped_by, saving = agree(ranks, stop.signal or 0, overdue)
+            record: dict[str, Any] = {}
             ending = stopped_by or done == total
             if ending or saving or done % config.train.log_every == 0:
                 contrast = contrastive_metrics(z, config.loss.temperature, ranks.group)
@@ -171,6 +173,9 @@ def _train(
             if ending or saving:
                 save(done)
                 saved_at = time.monotonic()
+            # saved first: whatever happens to what is shown, it costs no checkpoint
+            if record and log is not None:
+                log.show(record)
             if ending:
                 break
     agree(ranks, 0)  # a rank that left now would have torchrun end rank 0 while it writes

@@ -9,20 +9,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from torch.utils.tensorboard import SummaryWriter
 
 from fastclr.train.run_folder import METRICS
+from pipelines.system.output import LenientOutput, say
 
 PLAIN_EVERY_S = 10.0
 """Where stdout is no terminal, seconds between two printed lines."""
 
 
 class RunLog:
-    """Writes each record to the run folder and shows it to the user.
+    """Writes records to the run folder and shows them to the user.
 
     Args:
         folder: the run folder, which exists.
@@ -44,9 +46,13 @@ class RunLog:
             self._events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
         self._excepthook, threading.excepthook = threading.excepthook, self._thread_failed
         self._bar: Progress | None = None
-        if sys.stdout.isatty():
+        if sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty():
             # a column of its own making: rich's would cut the line on a narrow terminal instead of folding it
-            self._bar = Progress(BarColumn(20), TextColumn("{task.description}", table_column=Column()))
+            self._bar = Progress(
+                BarColumn(20),
+                TextColumn("{task.description}", table_column=Column()),
+                console=Console(file=cast(TextIO, LenientOutput(sys.stdout))),
+            )
             self._task = self._bar.add_task("starting", total=total_steps, completed=step)
             self._bar.start()
 
@@ -59,6 +65,9 @@ class RunLog:
             for name, value in record.items():
                 if name not in ("step", "epoch"):
                     self._events.add_scalar(name, value, record["step"])
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Show a record on stdout; where nobody reads that, nothing happens."""
         line = self._line(record)
         if self._bar is not None:
             self._bar.update(self._task, completed=record["step"], description=line)
@@ -66,7 +75,7 @@ class RunLog:
         now = time.perf_counter()
         if now - self._printed >= PLAIN_EVERY_S or record["step"] == self._total_steps:
             self._printed = now
-            print(line, flush=True)
+            say(line)
 
     def _line(self, record: dict[str, Any]) -> str:
         done = record["step"] - self._first_step

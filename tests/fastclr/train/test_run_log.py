@@ -27,9 +27,9 @@ def record(step: int) -> dict:
 
 def test_records_arrive_in_all_three_places(tmp_path, capsys):
     with RunLog(tmp_path, step=0, total_steps=100) as log:
-        log.write(record(50))
-        log.write(record(60))  # too soon after the line before to be printed
-        log.write(record(100))  # the last one is
+        for step in (50, 60, 100):  # the second one is too soon after the line before to be printed
+            log.write(record(step))
+            log.show(record(step))
     assert read_metrics(tmp_path) == [record(50), record(60), record(100)]
 
     events = EventAccumulator(str(tmp_path)).Reload()
