@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from pipelines.views import ViewSpec
 
+MAX_WHOLE_NUMBER = 2**64 - 1
+"""Largest value of a setting: what a seed can be."""
+
 
 def _need(condition: bool, name: str, value: object, what: str) -> None:
     if not condition:
@@ -178,6 +181,8 @@ class Config:
     def __post_init__(self) -> None:
         for name, value in flatten(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, int) and abs(number) > MAX_WHOLE_NUMBER for number in numbers):
+                raise ValueError(f"{name} is a number of more than 20 digits; it must be below 2⁶⁴")
             finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
             _need(finite, name, value, "finite")
         _need(
