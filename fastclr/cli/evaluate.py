@@ -57,6 +57,7 @@ def _evaluate(
     from fastclr.train.checkpoint import atomic_write, load_encoder
     from fastclr.train.distributed import Ranks, pick_device
     from pipelines import BetonReader
+    from pipelines.system.terminal import printable
 
     encoder, meta = load_encoder(run)
     out = (run if run.is_dir() else run.parent) / RESULT
@@ -69,8 +70,12 @@ def _evaluate(
         model = Frozen.from_meta(
             encoder, meta, where, autocast=torch.bfloat16 if half else None, num_threads=threads
         )
-        console = Console()
-        results = evaluate_files(model, train_reader, test_reader, protocol, note=console.print)
+        console = Console(highlight=False)
+
+        def note(text: str) -> None:
+            console.print(printable(text), markup=False, soft_wrap=True)
+
+        results = evaluate_files(model, train_reader, test_reader, protocol, note=note)
         record = {
             "encoder": meta,
             "train": _identity(train_reader),
@@ -85,7 +90,7 @@ def _evaluate(
     with atomic_write(out) as file:
         file.write((json.dumps(record, indent=2) + "\n").encode())
     console.print(_table(record))
-    console.print(f"written to {out}")
+    console.print(printable(f"written to {out}", 5000), markup=False, soft_wrap=True)
 
 
 def _table(record: dict[str, Any]) -> Any:
