@@ -51,11 +51,10 @@ def _evaluate(
     import torch
     from rich.console import Console
 
+    from fastclr.device import has_bfloat16, pick_device
     from fastclr.evaluate.encoder import Frozen
     from fastclr.evaluate.protocol import evaluate_files
-    from fastclr.train.build import has_bfloat16
     from fastclr.train.checkpoint import atomic_write, load_encoder
-    from fastclr.train.distributed import Ranks, pick_device
     from pipelines import BetonReader
     from pipelines.system.terminal import printable
 
@@ -63,7 +62,7 @@ def _evaluate(
     out = (run if run.is_dir() else run.parent) / RESULT
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out} can't be written: no permission for this folder")
-    where = pick_device(device, Ranks(), "--device")
+    where = pick_device(device)
     half = precision == "bfloat16" or (precision == "auto" and has_bfloat16(where))
     start = time.perf_counter()
     with BetonReader(train) as train_reader, BetonReader(test) as test_reader:

@@ -44,7 +44,7 @@ def recipe_of(argv: list[str], command: str) -> Config:
     if {"-h", "--help"} & set(argv):
         return Config()
     raise ValueError(
-        f"the recipe comes first: {command} RECIPE --train FILE.beton; recipes are "
+        f"the recipe comes first: {command} RECIPE FILE.beton; recipes are "
         f"{', '.join(recipe_names())}, or the path of a TOML file"
     )
 

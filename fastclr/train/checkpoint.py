@@ -136,12 +136,19 @@ def restore(
         ) from error
 
 
-def differences(saved: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+def differences(
+    saved: Mapping[str, object], now: Mapping[str, object], defaults: Mapping[str, object] | None = None
+) -> list[str]:
     """Settings with two values, as "name was A, is now B".
+
+    A setting that is not in `saved`, because an older version wrote that, had the value in `defaults`.
 
     >>> differences({"train.epochs": 5, "train.seed": 0}, {"train.epochs": 6, "train.seed": 0})
     ['train.epochs was 5, is now 6']
+    >>> differences({}, {"model.encoder": "resnet"}, defaults={"model.encoder": "resnet"})
+    []
     """
+    saved = {**{name: value for name, value in (defaults or {}).items() if name in now}, **saved}
     names = [*saved, *(name for name in now if name not in saved)]
     return [
         f"{name} was {saved.get(name)!r}, is now {now.get(name)!r}"

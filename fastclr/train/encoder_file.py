@@ -13,6 +13,7 @@ Files of fastclr 0.1 have no checksum, and `depth`, `width`, `stem` and `sk_rati
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from fastclr.model import resnet
+from fastclr.model import make_encoder
 from pipelines.system.atomic_file import replacing, write_at
 from pipelines.system.terminal import printable
 
@@ -147,15 +148,13 @@ def _check_views(meta: Mapping[str, Any]) -> None:
 
 
 def _rebuild(name: str, kwargs: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
-    if name != "resnet":
-        raise ValueError(f"there is no encoder {name!r}")
-    # without memory of its own: metadata may lie about the size
-    with torch.device("meta"):
-        encoder = resnet(kwargs["depth"], kwargs["width"], stem=kwargs["stem"], sk_ratio=kwargs["sk_ratio"])
+    # our own needs no memory until the weights are known to fit: the metadata of 0.1 may lie about the size
+    with torch.device("meta") if name == "resnet" else nullcontext():
+        encoder = make_encoder(name, **kwargs)
     for key, tensor in encoder.state_dict().items():
         if key in weights and weights[key].dtype != tensor.dtype:
             raise ValueError(f"{key} is {weights[key].dtype}, and should be {tensor.dtype}")
-    encoder.load_state_dict(weights, assign=True)
+    encoder.load_state_dict(weights, assign=name == "resnet")
     return encoder
 
 
