@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from pipelines.views import ViewSpec
 
+MAX_WHOLE_NUMBER = 2**64 - 1
+"""Largest value of a setting: what a seed can be."""
+
 
 def _need(condition: bool, name: str, value: object, what: str) -> None:
     if not condition:
@@ -38,6 +41,8 @@ class DataConfig:
 class ModelConfig:
     """Encoder and projection head."""
 
+    encoder: str = "resnet"
+    """resnet, of the depth, width and stem below; or torchvision:NAME or timm:NAME, a model of theirs."""
     depth: int = 50
     """Layers of the ResNet: 18, 34, 50, 101 or 152; 10 is a small one for CPUs."""
     width: float = 1.0
@@ -56,6 +61,10 @@ class ModelConfig:
     """Width of the projection z."""
 
     def __post_init__(self) -> None:
+        # the names behind the colon are checked where the packages are imported
+        theirs = self.encoder.partition(":")[0] in ("torchvision", "timm") and self.encoder[-1:] != ":"
+        known = self.encoder == "resnet" or (theirs and ":" in self.encoder)
+        _need(known, "model.encoder", self.encoder[:80], "resnet, torchvision:NAME or timm:NAME")
         _need(self.width > 0, "model.width", self.width, "positive")
         _need(self.head_layers >= 1, "model.head_layers", self.head_layers, "at least 1")
         _need(self.head_out >= 1, "model.head_out", self.head_out, "at least 1")
@@ -139,6 +148,8 @@ class TrainConfig:
     """Steps between two lines of metrics.jsonl; the loss is checked for NaN as often."""
     checkpoint_minutes: float = 10.0
     """Minutes between two checkpoints; there is always one at the end."""
+    eval_epochs: int = 10
+    """Epochs between two evaluations of the encoder by kNN, where `--val` names held-out images."""
 
     def __post_init__(self) -> None:
         _need(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
@@ -160,6 +171,7 @@ class TrainConfig:
             self.micro_batch,
             "at least 1, or left out",
         )
+        _need(self.eval_epochs >= 1, "train.eval_epochs", self.eval_epochs, "at least 1")
         _need(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")
         _need(self.checkpoint_minutes > 0, "train.checkpoint_minutes", self.checkpoint_minutes, "positive")
 
@@ -178,6 +190,8 @@ class Config:
     def __post_init__(self) -> None:
         for name, value in flatten(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(number, int) and abs(number) > MAX_WHOLE_NUMBER for number in numbers):
+                raise ValueError(f"{name} is a number of more than 20 digits; it must be below 2⁶⁴")
             finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
             _need(finite, name, value, "finite")
         _need(

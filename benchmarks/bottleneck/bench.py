@@ -14,9 +14,9 @@ from benchmarks.core.machine import describe
 from benchmarks.core.report import check_out, save
 from fastclr.arguments import call
 from fastclr.config import Config
+from fastclr.device import pick_device
 from fastclr.recipes import recipe_of
 from fastclr.train.build import resolve
-from fastclr.train.distributed import Ranks, pick_device
 from pipelines import BetonReader
 
 NOISY = 0.03
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 
 def _verdict(name: str, file: Path, config: Config, rounds: int, steps: int, out: Path | None) -> None:
     console = Console()
-    device = pick_device(config.train.device, Ranks())
+    device = pick_device(config.train.device, option="--train.device")
     with BetonReader(file) as reader, console.status("measuring"):
         resolved = resolve(config, reader, device)
         facts = facts_of(resolved, reader)

@@ -20,7 +20,7 @@ from benchmarks.kernels.report import Column, add_group, new_report, print_group
 from benchmarks.kernels.roofline import augment_s
 from benchmarks.kernels.timing import Function, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
-from fastclr.train.distributed import Ranks, pick_device
+from fastclr.device import pick_device
 from pipelines.contracts import Crops
 from pipelines.ops.augment import reference
 from pipelines.system.threads import torch_threads
@@ -69,7 +69,7 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError, OSError: an option that does not fit; the message says which.
     """
-    device, console = pick_device(options.device, Ranks(), "--device"), Console()
+    device, console = pick_device(options.device), Console()
     on_gpu = device.type == "cuda"
     batch_size, dtype = (
         options.batch_size or (256 if on_gpu else 8),

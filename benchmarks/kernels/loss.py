@@ -22,8 +22,8 @@ from benchmarks.kernels.roofline import nt_xent_s
 from benchmarks.kernels.targets import LOSS
 from benchmarks.kernels.timing import Function, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
+from fastclr.device import pick_device
 from fastclr.loss import nt_xent
-from fastclr.train.distributed import Ranks, pick_device
 
 COLUMNS: tuple[Column, ...] = (
     ("MiB", "peak_bytes", "bytes"),
@@ -77,7 +77,7 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError, OSError: an option that does not fit; the message says which.
     """
-    device, console = pick_device(options.device, Ranks(), "--device"), Console()
+    device, console = pick_device(options.device), Console()
     # the sizes with a goal first: a run that is cut short has them
     sizes = options.rows or ((*LOSS, 1024, 4096, 32768) if device.type == "cuda" else (256, 512, 1024))
     report = new_report("loss", {**asdict(options), "rows": sizes, "out": None, "device": str(device)})

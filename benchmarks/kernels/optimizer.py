@@ -16,8 +16,8 @@ from benchmarks.kernels.report import Column, add_group, new_report, print_group
 from benchmarks.kernels.roofline import lars_s
 from benchmarks.kernels.timing import Function, NotMeasured, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
+from fastclr.device import pick_device
 from fastclr.optim import LARS
-from fastclr.train.distributed import Ranks, pick_device
 
 COLUMNS: tuple[Column, ...] = (("MiB", "peak_bytes", "bytes"), ("of floor", "floor_share", "share"))
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
@@ -54,7 +54,7 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ValueError, OSError: an option that does not fit; the message says which.
     """
-    device, console = pick_device(options.device, Ranks(), "--device"), Console()
+    device, console = pick_device(options.device), Console()
     model = options.model or ("resnet50" if device.type == "cuda" else "resnet18")
     shapes = resnet_shapes(model)
     num_params = sum(shape.numel() for shape in shapes)

@@ -26,7 +26,8 @@ from benchmarks.kernels.roofline import augment_s, flops_s, lars_s, nt_xent_s
 from benchmarks.kernels.step_parts import Z_WIDTH, FedStep, Shape, Step, flops_per_image, need_capture
 from benchmarks.kernels.timing import Function, Timing, Variant, measure
 from fastclr.arguments import parse
-from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
+from fastclr.device import pick_device
+from fastclr.train.distributed import Ranks, process_group, ranks_from_env
 
 COLUMNS: tuple[Column, ...] = (
     ("images/s", "images_per_s", "count"),
@@ -96,7 +97,7 @@ def run(options: Options) -> dict[str, Any]:
         ValueError, OSError: an option that does not fit; the message says which.
     """
     ranks = ranks_from_env()
-    device = pick_device(options.device, ranks, "--device")
+    device = pick_device(options.device, ranks.local_rank, ranks.local_world_size)
     on_gpu = device.type == "cuda"
     console = Console(quiet=not ranks.is_main)
     bfloat16 = options.precision == "bfloat16" or (options.precision == "auto" and on_gpu)

@@ -17,8 +17,7 @@ from benchmarks.kernels.timing import NotMeasured, need
 from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.optim import LARS
-from fastclr.train.collective import data_parallel
-from fastclr.train.distributed import Ranks
+from fastclr.train.distributed import Ranks, data_parallel
 from pipelines.errors import EngineUnavailable
 from pipelines.system.cpus import cores
 from pipelines.views import ViewSpec
@@ -55,7 +54,7 @@ class Shape:
 def make_model(shape: Shape) -> SimCLR:
     stem = "cifar" if shape.name.endswith("-32") else "imagenet"
     encoder = resnet(shape.depth, shape.width, stem=stem)
-    return SimCLR(encoder, projector(encoder.feature_width, out_width=Z_WIDTH))
+    return SimCLR(encoder, projector(encoder.num_features, out_width=Z_WIDTH))
 
 
 def flops_per_image(shape: Shape) -> int:

@@ -18,7 +18,7 @@ from benchmarks.core.machine import describe
 from benchmarks.core.report import check_out, save
 from benchmarks.kernels.targets import NOT_MEASURED
 from fastclr.arguments import parse
-from fastclr.train.distributed import Ranks, pick_device
+from fastclr.device import pick_device
 from pipelines import BetonReader, EngineUnavailable, ViewSpec
 from pipelines.engines import ENGINES
 from pipelines.planner import Sampler
@@ -47,7 +47,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_out(self.out)
-        pick_device(self.device, Ranks(), "--device")
+        pick_device(self.device)
         if others := set(self.engines or ()) - set(ENGINES_ON[self.device]):
             raise ValueError(f"engine {others.pop()} crops on the CPU, whatever the device")
 

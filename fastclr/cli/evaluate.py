@@ -51,26 +51,30 @@ def _evaluate(
     import torch
     from rich.console import Console
 
+    from fastclr.device import has_bfloat16, pick_device
     from fastclr.evaluate.encoder import Frozen
     from fastclr.evaluate.protocol import evaluate_files
-    from fastclr.train.build import has_bfloat16
     from fastclr.train.checkpoint import atomic_write, load_encoder
-    from fastclr.train.distributed import Ranks, pick_device
     from pipelines import BetonReader
+    from pipelines.system.terminal import printable
 
     encoder, meta = load_encoder(run)
     out = (run if run.is_dir() else run.parent) / RESULT
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out} can't be written: no permission for this folder")
-    where = pick_device(device, Ranks(), "--device")
+    where = pick_device(device)
     half = precision == "bfloat16" or (precision == "auto" and has_bfloat16(where))
     start = time.perf_counter()
     with BetonReader(train) as train_reader, BetonReader(test) as test_reader:
         model = Frozen.from_meta(
             encoder, meta, where, autocast=torch.bfloat16 if half else None, num_threads=threads
         )
-        console = Console()
-        results = evaluate_files(model, train_reader, test_reader, protocol, note=console.print)
+        console = Console(highlight=False)
+
+        def note(text: str) -> None:
+            console.print(printable(text), markup=False, soft_wrap=True)
+
+        results = evaluate_files(model, train_reader, test_reader, protocol, note=note)
         record = {
             "encoder": meta,
             "train": _identity(train_reader),
@@ -85,16 +89,16 @@ def _evaluate(
     with atomic_write(out) as file:
         file.write((json.dumps(record, indent=2) + "\n").encode())
     console.print(_table(record))
-    console.print(f"written to {out}")
+    console.print(printable(f"written to {out}", 5000), markup=False, soft_wrap=True)
 
 
 def _table(record: dict[str, Any]) -> Any:
     from rich.table import Table
 
+    from fastclr.train.encoder_file import encoder_title
+
     meta, knn = record["encoder"], record["knn"]
-    title = f"ResNet-{meta['depth']} ×{meta['width']:g}" + (
-        f", step {meta['step']}" if "step" in meta else ""
-    )
+    title = encoder_title(meta) + (f", step {meta['step']}" if "step" in meta else "")
     table = Table(title=f"{title}: {record['num_classes']} classes")
     for name in ("measurement", "protocol"):
         table.add_column(name)

@@ -6,9 +6,11 @@ import os
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
 from typing import TextIO
 
 from pipelines.system.jit import announce_compiling
+from pipelines.system.output import lenient_output
 from pipelines.system.private_folder import private_folder
 from pipelines.system.terminal import printable
 
@@ -22,6 +24,8 @@ COMMANDS = {
     "bench": "measure the parts, in images per second",
     "demo": "the whole way in two minutes, with a report",
 }
+LONG_COMMANDS = {"convert", "train", "evaluate", "bench", "demo"}
+"""Commands that go on working when nobody reads what they print."""
 MAX_MESSAGE = 2000
 """Length of the longest error or warning that is printed whole, in letters."""
 
@@ -49,9 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         announce_compiling(lambda text: _complain(f"fastclr: {text}"))
     try:
-        code = importlib.import_module(f"fastclr.cli.{name}").main(rest) or 0
-        _flush(sys.stdout)
-        return code
+        with lenient_output() if name in LONG_COMMANDS else nullcontext():
+            code = importlib.import_module(f"fastclr.cli.{name}").main(rest) or 0
+            _flush(sys.stdout)
+            return code
     except SystemExit as stop:  # tyro printed the help (0), or what is wrong with the arguments (2)
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:

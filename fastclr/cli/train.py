@@ -1,77 +1,108 @@
-"""`fastclr train RECIPE --train FILE`: pre-train an encoder by a recipe, on one device or under torchrun."""
+"""`fastclr train RECIPE FILE.beton`: pre-train an encoder by a recipe, on one device or under torchrun."""
 
 import shlex
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from fastclr.arguments import call
+from fastclr.arguments import parse
 from fastclr.config import Config
 from fastclr.recipes import FOLDER, recipe_names, recipe_of, run_folder_of
+from pipelines.system.terminal import printable
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What and where to train."""
+
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
+    """Name of a recipe, or path of a TOML file or of a run folder."""
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE.beton")]
+    """Images to train on, a .beton file; `fastclr convert` makes one."""
+    val: Annotated[Path | None, tyro.conf.arg(metavar="VAL.beton")] = None
+    """Held-out images, a .beton file with labels: their kNN accuracy is logged every train.eval_epochs epochs."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR")] = None
+    """The run folder; None: runs/RECIPE, or the RECIPE that is one. A run that it holds is continued."""
+    fresh: tyro.conf.FlagCreatePairsOff[bool] = False
+    """An error if the run folder holds a run, instead of continuing it."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Not needed any more: an error if the run folder holds no run."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 def main(argv: list[str]) -> int:
-    """Exit codes: 0 the run is complete; 130 (Ctrl-C) or 143 (SIGTERM) it was stopped and can be resumed."""
-    recipe = recipe_of(argv, "fastclr train")
-
-    def train(
-        name: Annotated[
-            tyro.conf.Positional[str],
-            tyro.conf.arg(
-                metavar="RECIPE", help="Name of a recipe, or path of a TOML file or of a run folder."
-            ),
-        ],
-        train: Annotated[
-            Path, tyro.conf.arg(metavar="FILE.beton", help="Images; `fastclr convert` makes the file.")
-        ],
-        out: Annotated[
-            Path | None,
-            tyro.conf.arg(
-                metavar="RUN_DIR", help="The run folder; None: runs/RECIPE, or the RECIPE that is one."
-            ),
-        ] = None,
-        resume: Annotated[
-            tyro.conf.FlagCreatePairsOff[bool],
-            tyro.conf.arg(help="Continue the run in the run folder, exactly where it was stopped."),
-        ] = False,
-        config: Annotated[Config, tyro.conf.arg(name="")] = recipe,
-    ) -> int:
-        return _train(config, train, out or run_folder_of(name), resume)
-
-    return call(train, argv, "fastclr train", description=_description())
+    """Exit codes: 0 the run is complete; 128 + its number where a signal stopped it (Ctrl-C 130, SIGTERM 143)."""
+    argv = _with_file(argv)
+    default = Arguments(tyro.MISSING, tyro.MISSING, config=recipe_of(argv, "fastclr train"))
+    arguments = parse(Arguments, argv, "fastclr train", default=default, description=_description())
+    if arguments.resume:
+        _say("--resume is not needed any more: a run is continued by the command that started it")
+    return _train(arguments)
 
 
-def _train(config: Config, file: Path, folder: Path, resume: bool) -> int:
+def _with_file(argv: list[str]) -> list[str]:
+    """The arguments of fastclr 0.1, `RECIPE --train FILE`, as `RECIPE FILE`."""
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name == "--train" and (equals or i + 1 < len(argv)):
+            _say("--train FILE is now the second argument: fastclr train RECIPE FILE.beton")
+            rest = argv[i + 1 :] if equals else argv[i + 2 :]
+            return [*argv[:1], value if equals else argv[i + 1], *argv[1:i], *rest]
+    return argv
+
+
+def _say(text: str) -> None:
+    print(f"fastclr train: {text}", file=sys.stderr)
+
+
+def _train(arguments: Arguments) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from fastclr.train.distributed import ranks_from_env
     from fastclr.train.loop import train
 
+    file, folder = arguments.file, arguments.out or run_folder_of(arguments.recipe)
     ranks = ranks_from_env()
     # recorded: torchrun then shows the error of the rank that failed first
     run = record(train) if ranks.world_size > 1 else train
-    outcome = run(config, file, folder, resume=resume)
-    assert outcome is not None
-    if not ranks.is_main:
-        return 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
-    where = f"step {outcome.step} of {outcome.total_steps}"
-    if outcome.stopped_by is not None:
-        print(f"stopped by {outcome.stopped_by.name} at {where}; continue with: {resuming(folder, file)}")
-        return 128 + outcome.stopped_by
-    print(
-        f"done: {where}, {outcome.images_per_s:,.0f} images/s, {outcome.data_wait:.1%} waiting for data; "
-        f"next: fastclr evaluate {folder} --train {file} --test FILE.beton"
+    outcome = run(
+        arguments.config,
+        file,
+        folder,
+        val=arguments.val,
+        fresh=arguments.fresh,
+        resume=arguments.resume,
     )
-    return 0
+    assert outcome is not None
+    status = 0 if outcome.stopped_by is None else 128 + outcome.stopped_by
+    if not ranks.is_main:
+        return status
+    where = f"step {outcome.step} of {outcome.total_steps}"
+    test = arguments.val or "FILE.beton"
+    evaluate = f"next: fastclr evaluate {folder} --train {file} --test {test}"
+    if outcome.stopped_by is not None:
+        command = resuming(folder, file, arguments.val)
+        text = f"stopped by {outcome.stopped_by.name} at {where}; continue with: {command}"
+    elif outcome.first_step == outcome.total_steps:
+        text = (
+            f"{folder} holds this run, and it is done: {where}; another one needs another --out; {evaluate}"
+        )
+    else:
+        speed = f"{outcome.images_per_s:,.0f} images/s, {outcome.data_wait:.1%} waiting for data"
+        text = f"done: {where}, {speed}; {evaluate}"
+    print(printable(text, 5000))
+    return status
 
 
-def resuming(folder: Path, file: Path) -> str:
+def resuming(folder: Path, file: Path, val: Path | None = None) -> str:
     """The command that continues the run in this folder."""
-    recipe = (
-        f"./{folder}" if f"{folder}" in recipe_names() else f"{folder}"
-    )  # else it means the package's own
-    return shlex.join(["fastclr", "train", recipe, "--train", f"{file}", "--resume"])
+    # "./demo", not "demo": a bare name means the recipe of the package
+    recipe = f"./{folder}" if f"{folder}" in recipe_names() else f"{folder}"
+    held_out = [] if val is None else ["--val", f"{val}"]
+    return shlex.join(["fastclr", "train", recipe, f"{file}", *held_out])
 
 
 def _description() -> str:

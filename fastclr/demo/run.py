@@ -26,15 +26,15 @@ from fastclr.demo.images import split_folder
 from fastclr.demo.measure import Measured, gallery, measure, num_neighbours
 from fastclr.demo.report import Report, Stage, render
 from fastclr.demo.shapes import SHAPES, draw_folder
+from fastclr.device import pick_device
 from fastclr.evaluate.encoder import Frozen
 from fastclr.preview import contact_sheet, draw_samples, save_picture
 from fastclr.recipes import load_recipe, to_toml
 from fastclr.train.build import make_model, resolve
 from fastclr.train.checkpoint import atomic_write, load_encoder
-from fastclr.train.distributed import Ranks, pick_device
 from fastclr.train.loop import train
-from fastclr.train.run_folder import FILES
-from fastclr.train.run_log import read_metrics
+from fastclr.train.run import FILES
+from fastclr.train.sinks import read_metrics
 from pipelines import BetonReader
 from pipelines.convert import Source, convert, open_source
 from pipelines.system.cpus import cores
@@ -123,7 +123,7 @@ def run_demo(settings: Settings, console: Console) -> Done:
 
     with BetonReader(files[0]) as train_file, BetonReader(files[1]) as test_file:
         config = fit_to_images(config, len(train_file), settings.minutes, settings.seed)
-        device = pick_device(config.train.device, Ranks())
+        device = pick_device(config.train.device, option="--train.device")
         config = resolve(config, train_file, device)
         with clock.stage("preview") as notes:
             samples = draw_samples(train_file, config.views, rows=min(4, len(train_file)), seed=settings.seed)
@@ -133,7 +133,7 @@ def run_demo(settings: Settings, console: Console) -> Done:
 
         with clock.stage("evaluate random weights") as notes:
             torch.manual_seed(config.train.seed)  # as the training does: these are the weights it starts from
-            encoder = make_model(config.model).encoder
+            encoder = make_model(config.model, config.views.size).encoder
             before = measure(_frozen(encoder, config, device), train_file, test_file)
             notes.append(_summary(before, train_file))
 

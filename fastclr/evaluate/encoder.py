@@ -10,7 +10,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fastclr.evaluate.features import extract_features
+from fastclr.evaluate.labels import check_num_classes
 from pipelines import BetonReader, TwoViewLoader, ViewSpec
+from pipelines.system.terminal import printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +123,40 @@ def need_same_classes(train: BetonReader, test: BetonReader) -> int:
             (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
             min(len(ours), len(theirs)),
         )
-        names = [repr(each[k]) if k < len(each) else "missing" for each in (ours, theirs)]
+        names = [repr(printable(each[k], 80)) if k < len(each) else "missing" for each in (ours, theirs)]
         raise ValueError(
             f"{test.path} and {train.path} have other classes: number {k} is {names[1]} and {names[0]}; "
             "convert both from folders with the same class names"
         )
-    num_classes = int(train.labels.max()) + 1
+    num_classes = check_num_classes(int(train.labels.max()), train.path)
     if int(test.labels.max()) >= num_classes:
         raise ValueError(
             f"{test.path} has class {int(test.labels.max())}, {train.path} only 0…{num_classes - 1}; "
             "convert both from folders with the same class names"
         )
     return num_classes
+
+
+def remarks_on_labels(train: BetonReader, test: BetonReader) -> list[str]:
+    """What the user should know about the labels of two files before believing an accuracy."""
+    remarks = []
+    for reader in (train, test):
+        missing = int((reader.labels < 0).sum())
+        if missing:
+            remarks.append(
+                f"{reader.path}: {missing} of {len(reader)} samples have no label and are left out"
+            )
+    if train.fingerprint == test.fingerprint:
+        remarks.append("the test file is the training file: every image is its own nearest neighbour")
+    unnamed = [f"{reader.path}" for reader in (train, test) if not reader.class_names]
+    if unnamed:
+        remarks.append(
+            f"{' and '.join(unnamed)} {'has' if len(unnamed) == 1 else 'have'} no class names (the side-car .json of "
+            "`fastclr convert` lies beside a file): they can't be compared, label k is taken to be one class in both"
+        )
+    num_classes = len(np.unique(train.labels[train.labels >= 0]))
+    if num_classes == 1:
+        remarks.append(
+            f"{train.path} has one class only: any encoder gets 100 % for its images, which says nothing of this one"
+        )
+    return remarks

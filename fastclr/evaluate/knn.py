@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastclr.evaluate.labels import need_labelled_pair, need_labels
+from fastclr.evaluate.labels import check_num_classes, need_labelled_pair, need_labels
 
 SIMILARITY_BYTES = 128 << 20
-"""Bound on the block of similarities that is held at a time."""
+"""Bound on the blocks of similarities and of votes that are held at a time."""
 
 
 def knn_accuracy(
@@ -76,13 +76,16 @@ def knn_predict(
         warnings.warn(f"kNN: k = {k} capped at the {len(train_features)} training samples", stacklevel=2)
         k = len(train_features)
     labels = train_labels.to(train_features.device)
-    num_classes = int(labels.max()) + 1
+    num_classes = check_num_classes(int(labels.max()), "the training set")
     predictions = []
     for similarity, neighbours in nearest(train_features, test_features, k):
         # relative to the nearest, whose weight is 1: the same vote, and no T overflows it or makes it vanish
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(len(weights), num_classes).scatter_add_(1, labels[neighbours], weights)
-        predictions.append(votes.argmax(1))
+        # as many rows at a time as keep the votes, too, within the bound
+        rows = max(1, SIMILARITY_BYTES // (4 * num_classes))
+        for part, voters in zip(weights.split(rows), labels[neighbours].split(rows), strict=True):
+            votes = part.new_zeros(len(part), num_classes).scatter_add_(1, voters, part)
+            predictions.append(votes.argmax(1))
     return torch.cat(predictions)
 
 

@@ -2,6 +2,26 @@
 
 from torch import Tensor
 
+MAX_CLASSES = 1 << 20
+"""Largest number of classes: votes and heads have a column for each, up to the largest label."""
+
+
+def check_num_classes(largest_label: int, name: object) -> int:
+    """The number of classes that a largest label stands for.
+
+    Args:
+        name: what has the labels, for the message.
+
+    Raises:
+        ValueError: more than MAX_CLASSES.
+    """
+    if largest_label >= MAX_CLASSES:
+        raise ValueError(
+            f"{name} has a label of {largest_label}; labels must be class numbers 0, 1, … below {MAX_CLASSES:,}: "
+            "convert from a folder with one sub-folder per class"
+        )
+    return largest_label + 1
+
 
 def need_labels(features: Tensor, labels: Tensor, which: str) -> None:
     """Raises ValueError unless there is one label ≥ 0 per feature, and at least one."""
@@ -29,7 +49,7 @@ def need_labelled_pair(
             f"training features are {train_features.shape[-1]} wide, test features {test_features.shape[-1]}: "
             "extract both with the same encoder"
         )
-    num_classes = int(train_labels.max()) + 1
+    num_classes = check_num_classes(int(train_labels.max()), "the training set")
     if int(test_labels.max()) >= num_classes:
         raise ValueError(
             f"the test set has class {int(test_labels.max())}, the training set only 0…{num_classes - 1}: "

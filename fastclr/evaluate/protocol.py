@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 
-from fastclr.evaluate.encoder import Frozen, labelled_samples, need_same_classes, progress_bar
+from fastclr.evaluate.encoder import (
+    Frozen,
+    labelled_samples,
+    need_same_classes,
+    progress_bar,
+    remarks_on_labels,
+)
 from fastclr.evaluate.features import feature_batches, frozen
 from fastclr.evaluate.knn import knn_accuracy
 from fastclr.evaluate.linear import head_accuracy, linear_probe, train_head
@@ -89,12 +95,8 @@ def evaluate_files(
         AssertionError: weights or buffers of the encoder changed; a bug.
     """
     num_classes = need_same_classes(train, test)
-    for reader in (train, test):
-        missing = int((reader.labels < 0).sum())
-        if missing:
-            note(f"{reader.path}: {missing} of {len(reader)} samples have no label and are left out")
-    if train.fingerprint == test.fingerprint:
-        note("the test file is the training file: every image is its own nearest neighbour")
+    for remark in remarks_on_labels(train, test):
+        note(remark)
     results: dict[str, Any] = {"num_classes": num_classes}
     # torch counts the machine's cores, a container may have a share of them
     with frozen(model.encoder), at_most_threads(cores()):

@@ -1,8 +1,18 @@
 """What is trained: encoders, projection heads, SimCLR, and batch norm over ranks."""
 
+from fastclr.model.encoders import ENCODERS, make_encoder
 from fastclr.model.global_bn import GlobalBatchNorm, convert_batchnorm
 from fastclr.model.projector import projector
 from fastclr.model.resnet import ResNet, resnet
 from fastclr.model.simclr import SimCLR
 
-__all__ = ["GlobalBatchNorm", "ResNet", "SimCLR", "convert_batchnorm", "projector", "resnet"]
+__all__ = [
+    "ENCODERS",
+    "GlobalBatchNorm",
+    "ResNet",
+    "SimCLR",
+    "convert_batchnorm",
+    "make_encoder",
+    "projector",
+    "resnet",
+]

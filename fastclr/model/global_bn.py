@@ -107,6 +107,16 @@ class _AllReduce(torch.autograd.Function):
         return total, None
 
 
+class GlobalBatchNormAct(GlobalBatchNorm):
+    """`GlobalBatchNorm`, followed by the dropout and the activation that timm keeps inside its batch norms."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 def convert_batchnorm(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
     """The model with every batch norm made global: torch's SyncBatchNorm on CUDA, `GlobalBatchNorm` on the CPU.
 
@@ -116,15 +126,29 @@ def convert_batchnorm(model: nn.Module, group: dist.ProcessGroup | None = None) 
     Args:
         model: changed in place, except where it is a batch norm itself.
         group: ranks; None: the default group.
+
+    Raises:
+        ValueError: a batch norm that does more than torch's and timm's do.
     """
     if any(p.is_cuda for p in model.parameters()):
+        if any(_is_timms(module) for module in model.modules()):
+            from timm.layers import convert_sync_batchnorm
+
+            return convert_sync_batchnorm(model, group)
         return nn.SyncBatchNorm.convert_sync_batchnorm(model, group)
     return _convert(model, group)
 
 
+def _is_timms(module: nn.Module) -> bool:
+    """Whether it is one of timm's batch norms, which hold a dropout and an activation."""
+    return isinstance(module, _BatchNorm) and dict(module.named_children()).keys() == {"drop", "act"}
+
+
 def _convert(module: nn.Module, group: dist.ProcessGroup | None) -> nn.Module:
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-        made = GlobalBatchNorm(
+        if not _is_timms(module) and type(module).forward is not _BatchNorm.forward:
+            raise ValueError(f"{type(module).__name__} has no form that spans ranks; train it on one")
+        made = (GlobalBatchNormAct if _is_timms(module) else GlobalBatchNorm)(
             module.num_features,
             group,
             eps=module.eps,
@@ -132,6 +156,8 @@ def _convert(module: nn.Module, group: dist.ProcessGroup | None) -> nn.Module:
             affine=module.affine,
             track_running_stats=module.track_running_stats,
         )
+        if isinstance(made, GlobalBatchNormAct):
+            made.drop, made.act = module.get_submodule("drop"), module.get_submodule("act")
         for name in ("weight", "bias"):
             made.register_parameter(name, getattr(module, name))
         for name in ("running_mean", "running_var", "num_batches_tracked"):

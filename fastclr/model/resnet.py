@@ -5,6 +5,7 @@ module names, so that weights move to and from torchvision.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ STEMS = ("auto", "imagenet", "cifar", "stride2")
 def resnet(
     depth: int = 50, width: float = 1.0, image_size: int = 224, stem: str = "auto", sk_ratio: float = 0.0
 ) -> "ResNet":
-    """An encoder without classifier: images [B, 3, H, W] → h [B, encoder.feature_width].
+    """An encoder without classifier: images [B, 3, H, W] → h [B, encoder.num_features].
 
     Args:
         depth: 10, 18, 34, 50, 101 or 152.
@@ -45,7 +46,7 @@ def resnet(
 
     >>> import torch
     >>> encoder = resnet(18, width=0.5, image_size=32)
-    >>> encoder(torch.zeros(2, 3, 32, 32)).shape, encoder.feature_width
+    >>> encoder(torch.zeros(2, 3, 32, 32)).shape, encoder.num_features
     (torch.Size([2, 256]), 256)
     """
     if depth not in DEPTHS:
@@ -98,9 +99,15 @@ class ResNet(nn.Module):
                 in_channels, stride = stage_channels * block.expansion, 1
             stages.append(nn.Sequential(*layers))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.feature_width = in_channels
+        self.num_features = in_channels
         """Width of h."""
         self._initialise()
+
+    @property
+    def feature_width(self) -> int:
+        """The name of `num_features` in fastclr 0.1."""
+        warnings.warn("ResNet.feature_width is now num_features", DeprecationWarning, stacklevel=2)
+        return self.num_features
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)

@@ -17,7 +17,7 @@ class SimCLR(nn.Module):
     >>> import torch
     >>> from fastclr.model import projector, resnet
     >>> encoder = resnet(18, image_size=32)
-    >>> model = SimCLR(encoder, projector(encoder.feature_width))
+    >>> model = SimCLR(encoder, projector(encoder.num_features))
     >>> views = torch.randn(2, 4, 3, 32, 32)                    # [V, B, 3, H, W]
     >>> h, z = model(views.flatten(0, 1))
     >>> h.shape, z.shape

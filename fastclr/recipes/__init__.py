@@ -13,12 +13,15 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fastclr.config import Config, flatten
+from fastclr.config import MAX_WHOLE_NUMBER, Config, flatten
+from pipelines.system.terminal import printable
 from pipelines.views import ViewSpec
 
 FOLDER = Path(__file__).parent
 CONFIG = "config.toml"
 """The recipe that a run leaves in its folder: its settings, those of the command line among them."""
+MAX_BYTES = 1 << 20
+"""Largest recipe that is read; those of the package have 1 or 2 kB."""
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
@@ -41,7 +44,7 @@ def recipe_of(argv: list[str], command: str) -> Config:
     if {"-h", "--help"} & set(argv):
         return Config()
     raise ValueError(
-        f"the recipe comes first: {command} RECIPE --train FILE.beton; recipes are "
+        f"the recipe comes first: {command} RECIPE FILE.beton; recipes are "
         f"{', '.join(recipe_names())}, or the path of a TOML file"
     )
 
@@ -68,13 +71,28 @@ def load_recipe(name_or_path: str) -> Config:
     if path.suffix == ".beton":
         raise ValueError(f"{path} is a file of images, where a recipe is needed: {', '.join(recipe_names())}")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from None
-    try:
-        return from_table(table)
+        return from_table(_read(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ValueError: it is too large, no TOML, or nested so deeply that Python's reader gives up.
+    """
+    with open(path, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"a file of more than {MAX_BYTES >> 20} MiB is no recipe")
+    try:
+        return tomllib.loads(content.decode())
+    except RecursionError:
+        raise ValueError("not valid as a recipe: brackets nested too deeply") from None
+    # a number of more than 4,300 digits is a ValueError of Python's, too
+    except ValueError as error:
+        raise ValueError(f"not valid TOML: {printable(error, 300)}") from None
 
 
 def run_folder_of(name_or_path: str) -> Path:
@@ -99,14 +117,14 @@ def from_table(table: dict[str, Any]) -> Config:
     sections: dict[str, Any] = {}
     for name, given in table.items():
         if name not in types:
-            raise ValueError(f"unknown section [{name}]{_nearest(name, [*types, *known])}")
+            raise ValueError(f"unknown section [{_shown(name)}]{_nearest(name, [*types, *known])}")
         if not isinstance(given, dict):
-            raise ValueError(f"{name} is {given!r}; it must be a section, [{name}]")
+            raise ValueError(f"{name} is {_shown(given)}; it must be a section, [{name}]")
         hints = get_type_hints(types[name])
         values = {}
         for key, value in given.items():
             if key not in hints:
-                raise ValueError(f"unknown key {name}.{key}{_nearest(f'{name}.{key}', known)}")
+                raise ValueError(f"unknown key {name}.{_shown(key)}{_nearest(f'{name}.{key}', known)}")
             values[key] = _checked(f"{name}.{key}", value, hints[key])
         make = ViewSpec.simclr if types[name] is ViewSpec else types[name]
         sections[name] = make(**values)
@@ -131,25 +149,51 @@ def to_toml(config: Config) -> str:
 def _nearest(name: str, known: Iterable[str]) -> str:
     """A hint at the key that was meant: the same one in another section, else one spelled alike."""
     same = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
-    near = same or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = same or difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else "; `fastclr train --help` lists the keys"
+
+
+def _shown(value: Any) -> str:
+    """A value of a recipe as an error message shows it: printable, and not long."""
+    if isinstance(value, str):
+        return printable(value, 80)
+    if isinstance(value, list) and value and len(value) <= 8 and not any(map(_is_long, value)):
+        return repr(value)
+    if isinstance(value, (dict, list)) and value:
+        return "a table" if isinstance(value, dict) else f"a list of {len(value)}"
+    if isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
+        return f"a number of about {int(value.bit_length() * 0.30103) + 1} digits"
+    return printable(repr(value), 80)
+
+
+def _is_long(value: Any) -> bool:
+    return not isinstance(value, (int, float)) or (isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
     """The value as the type of its field, or a ValueError that names the type."""
     options = [option for option in get_args(hint) if option is not NoneType]
-    if get_origin(hint) is UnionType:  # of a type and None, which TOML can't say
+    # a type and None, which TOML can't say
+    if get_origin(hint) is UnionType:
         return _checked(name, value, options[0])
     if get_origin(hint) is Literal:
-        if value not in options:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(options)}")
+        # a list can't be looked up, and true is not 1
+        if type(value) is not type(options[0]) or value not in options:
+            raise ValueError(f"{name} is {_quoted(value)}; it must be one of {', '.join(map(str, options))}")
         return value
     if get_origin(hint) is tuple:
         if not isinstance(value, list) or len(value) != len(options):
-            raise ValueError(f"{name} is {value!r}; it must be a list of {len(options)} numbers")
+            raise ValueError(f"{name} is {_quoted(value)}; it must be a list of {len(options)} numbers")
         return tuple(_checked(name, item, option) for item, option in zip(value, options, strict=True))
+    if type(value) is int and abs(value) > MAX_WHOLE_NUMBER:
+        raise ValueError(f"{name} is {_shown(value)}; it must be below 2⁶⁴")
     if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint:  # not isinstance: true is no number of epochs
-        raise ValueError(f"{name} is {value!r}; it must be {_NAMES[hint]}")
+    # not isinstance: true is no number of epochs
+    if type(value) is not hint:
+        raise ValueError(f"{name} is {_quoted(value)}; it must be {_NAMES[hint]}")
     return value
+
+
+def _quoted(value: Any) -> str:
+    return repr(_shown(value)) if isinstance(value, str) else _shown(value)

@@ -3,17 +3,18 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastclr.config import Config, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from fastclr.device import has_bfloat16
 from fastclr.loss import margin_triplet, nt_logistic, nt_xent
-from fastclr.model import SimCLR, projector, resnet
+from fastclr.model import SimCLR, make_encoder, projector
 from fastclr.optim import LARS
-from fastclr.train.collective import data_parallel
-from fastclr.train.distributed import Ranks
+from fastclr.train.distributed import Ranks, data_parallel
 from fastclr.train.step import CapturedStep, EagerStep
 from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.cpus import cores
@@ -58,16 +59,6 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
             threads=max(1, step_threads),
         ),
     )
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; without that it is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if not hasattr(torch.cpu, "get_capabilities"):  # older torch
-        return torch.cpu._is_avx512_bf16_supported()
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def check_batch(config: TrainConfig, reader: BetonReader, ranks: Ranks) -> None:
@@ -119,12 +110,28 @@ def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch
     )
 
 
-def make_model(config: ModelConfig) -> SimCLR:
-    """Encoder and projection head with fresh weights from torch's generator; the stem must be resolved."""
-    encoder = resnet(config.depth, config.width, stem=config.stem, sk_ratio=config.sk_ratio)
-    head = projector(
-        encoder.feature_width, config.head, config.head_layers, config.head_hidden, config.head_out
-    )
+def encoder_spec(config: ModelConfig, size: int) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the encoder for `make_encoder`; the stem must be resolved.
+
+    Args:
+        size: pixels of a view.
+    """
+    if config.encoder != "resnet":
+        return config.encoder, {"size": size}
+    names = ("depth", "width", "stem", "sk_ratio")
+    return config.encoder, {name: getattr(config, name) for name in names}
+
+
+def make_model(config: ModelConfig, size: int = 224) -> SimCLR:
+    """Encoder and projection head with fresh weights from torch's generator; the stem must be resolved.
+
+    Args:
+        size: pixels of a view; a ResNet does not depend on it.
+    """
+    name, kwargs = encoder_spec(config, size)
+    encoder = make_encoder(name, **kwargs)
+    num_features = cast(int, encoder.num_features)
+    head = projector(num_features, config.head, config.head_layers, config.head_hidden, config.head_out)
     return SimCLR(encoder, head)
 
 

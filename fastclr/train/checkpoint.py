@@ -1,31 +1,28 @@
-"""Checkpoints: the whole state of a run in `last.pt`, and its encoder alone in `encoder.safetensors`.
+"""Checkpoints: the whole state of a run in `last.pt`.
 
-Both are written to a hidden file that is synced and renamed, so whatever happens, what stands under the name
-is a whole file.
+It is written to a hidden file that is synced and renamed, so whatever happens, what stands under the name is a
+whole file.  It is a zip file, as torch writes it, and the checksums of its members are compared when it is read.
 """
 
-import json
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import nn
 
-from fastclr.model import resnet
+from fastclr.train.encoder_file import ENCODER as ENCODER
+from fastclr.train.encoder_file import export_encoder as export_encoder
+from fastclr.train.encoder_file import load_encoder as load_encoder
 from pipelines import TwoViewLoader
 from pipelines.system.atomic_file import replacing
+from pipelines.system.terminal import printable
 
 FORMAT = "fastclr checkpoint 1"
-ENCODER = "encoder.safetensors"
-"""In a run folder."""
 STATE_KEYS = {"step", "identity", "model", "optimizer", "loader", "random"}
-ENCODER_KEYS = ("depth", "width", "stem", "sk_ratio", "size", "mean", "std")
-"""What the metadata of an encoder file must hold for it to be rebuilt and fed."""
 
 
 @contextmanager
@@ -61,21 +58,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is cut, or no checkpoint of fastclr.
+        ValueError: the file is cut or damaged, or no checkpoint of fastclr.
     """
     with open(path, "rb") as file:
         try:
+            _check_members(file)
+            file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
-        except (
-            Exception
-        ) as error:  # torch raises RuntimeError, EOFError, UnpicklingError, KeyError … by the damage
+        # what zipfile and torch raise depends on the damage: BadZipFile, RuntimeError, UnpicklingError, KeyError …
+        except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{path} is cut or damaged ({reason[:120]}); start anew in another folder"
+                f"{path} is cut or damaged ({printable(reason, 120)}); put a copy of it in its place, or start anew in "
+                "another --out"
             ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= STATE_KEYS:
         raise ValueError(f"{path} is no checkpoint of this version of fastclr")
     return state
+
+
+def _check_members(file: BinaryIO) -> None:
+    """Compare each member of the zip file with its CRC-32, which torch writes but does not look at."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
 def run_state(
@@ -129,78 +136,22 @@ def restore(
         ) from error
 
 
-def differences(saved: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+def differences(
+    saved: Mapping[str, object], now: Mapping[str, object], defaults: Mapping[str, object] | None = None
+) -> list[str]:
     """Settings with two values, as "name was A, is now B".
+
+    A setting that is not in `saved`, because an older version wrote that, had the value in `defaults`.
 
     >>> differences({"train.epochs": 5, "train.seed": 0}, {"train.epochs": 6, "train.seed": 0})
     ['train.epochs was 5, is now 6']
+    >>> differences({}, {"model.encoder": "resnet"}, defaults={"model.encoder": "resnet"})
+    []
     """
+    saved = {**{name: value for name, value in (defaults or {}).items() if name in now}, **saved}
     names = [*saved, *(name for name in now if name not in saved)]
     return [
         f"{name} was {saved.get(name)!r}, is now {now.get(name)!r}"
         for name in names
         if saved.get(name) != now.get(name)
     ]
-
-
-def export_encoder(path: Path, encoder: nn.Module, meta: Mapping[str, Any]) -> None:
-    """Write the encoder in torchvision's ResNet key names, without a classifier.
-
-    Args:
-        path: a .safetensors file.
-        encoder: what `fastclr.model.resnet` made.
-        meta: what rebuilds and feeds it, values that JSON knows: depth, width, stem, sk_ratio, size (pixels), mean,
-            std (per channel, on a scale of [0, 1]), and whatever else is worth knowing.  Each entry becomes
-            one of the file's metadata, as JSON.
-
-    Raises:
-        OSError: the file can't be written.
-    """
-    assert all(key in meta for key in ENCODER_KEYS), meta
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    metadata = {"format": "pt", **{key: json.dumps(value) for key, value in meta.items()}}
-    with atomic_write(path) as file:
-        file.write(safetensors_bytes(weights, metadata))
-
-
-def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Rebuild the encoder from its file alone.
-
-    Args:
-        path: an `encoder.safetensors`, or the run folder that holds one.
-
-    Returns:
-        The encoder on the CPU, float32, in eval mode, mapping [B, 3, H, W] to [B, features], and the
-        metadata: what `export_encoder` was given.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: the file is cut, was not written by fastclr, or its weights don't fit its metadata.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / ENCODER
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no encoder here; `fastclr train` writes one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            weights: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is cut, or no safetensors file ({error}); give the run folder or its encoder.safetensors"
-        ) from None
-    try:
-        meta = {key: json.loads(value) for key, value in metadata.items() if key != "format"}
-    except json.JSONDecodeError:
-        meta = {}
-    missing = [key for key in ENCODER_KEYS if key not in meta]
-    if missing:
-        raise ValueError(f"{path} was not written by fastclr: its metadata lacks {', '.join(missing)}")
-    encoder = resnet(meta["depth"], meta["width"], stem=meta["stem"], sk_ratio=meta["sk_ratio"])
-    try:
-        encoder.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ValueError(f"{path}: the weights don't fit the metadata: {reason}") from None
-    return encoder.eval(), meta

@@ -1,30 +1,40 @@
-"""Ranks: one process per device, started by torchrun, or the single process that is the trivial case.
+"""Ranks: one process per device, started by torchrun, or the single process; and what they compute together.
 
 torchrun sets RANK, LOCAL_RANK and WORLD_SIZE in the environment of each process; without them there is one
-rank, and nothing here talks to anybody.  torchrun also ends the job: when a process dies, it kills the others,
+rank, and nothing here communicates.  torchrun also ends the job: when a process dies, it kills the others,
 names the first that failed, and starts all of them again if `--max-restarts` says so.
 """
 
 import gc
 import os
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import reduce
+from typing import TypeVar, cast
 
-import psutil
 import torch
 import torch.distributed as dist
 
 # its functions take the group of the moment of import as a default and so keep it for ever (seen in torch 2.15);
 # DDP imports it, by then with a group: imported here there is none yet, and a group that ends is really gone
 import torch.distributed.nn.functional
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastclr.loss.rows import gather_rows
+from fastclr.model.global_bn import convert_batchnorm
+
+Answer = TypeVar("Answer")
 
 TIMEOUT = {"gloo": timedelta(seconds=60), "cpu:gloo,cuda:nccl": timedelta(minutes=10)}
 """How long a rank waits for one that hangs; one that dies is noticed at once.  On GPUs compiling may take longer
 on one rank than on another."""
-PATIENCE_S = 5.0
+EXIT_DELAY_S = 5.0
 """How long a rank that lost another stays alive, so that torchrun finds the one that died first, and names it."""
 
 
@@ -44,10 +54,6 @@ class Ranks:
     """Number of this process on its node; the device it owns."""
     local_world_size: int = 1
     """Processes of the run on this node; they share its cores."""
-    launched: float = 0.0
-    """When torchrun began on this node, seconds since the epoch."""
-    restarts: int = 0
-    """How often torchrun has started the processes of this node again."""
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -72,62 +78,13 @@ def ranks_from_env() -> Ranks:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local_rank = int(os.environ.get("LOCAL_RANK", rank))
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"RANK and WORLD_SIZE must both be numbers ({error}); start several ranks with torchrun"
         ) from None
     if not 0 <= rank < world_size:
         raise ValueError(f"RANK is {rank} of WORLD_SIZE {world_size}; it must be 0 to {world_size - 1}")
-    return Ranks(rank, world_size, local_rank, local_world_size, _launched(), restarts)
-
-
-def _launched() -> float:
-    """When torchrun began: the nearest process above this one that was not itself started by it."""
-    outside = (above for above in psutil.Process().parents() if not _is_of_the_job(above))
-    return next((process.create_time() for process in outside), 0.0)
-
-
-def _is_of_the_job(process: psutil.Process) -> bool:
-    """Whether torchrun started it: a script between torchrun and us."""
-    try:
-        return "TORCHELASTIC_RUN_ID" in process.environ()
-    except psutil.AccessDenied:  # somebody else's
-        return False
-
-
-def pick_device(name: str, ranks: Ranks, option: str = "--train.device") -> torch.device:
-    """The device of this rank.
-
-    Args:
-        name: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one.
-        ranks: of the run.
-        option: what the user calls the setting, for messages.
-
-    Raises:
-        ValueError: a GPU that this machine does not have; one GPU for several ranks.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{option} is {name!r}; it must be auto, cpu, cuda or cuda:N")
-    if device.type == "cpu":
-        return device
-    if not torch.cuda.is_available():
-        raise ValueError(f"{option} is {name!r}, but torch sees no GPU here; use {option} cpu")
-    if device.index is not None and ranks.local_world_size > 1:
-        raise ValueError(
-            f"{option} is {name!r}, one GPU, and torchrun started {ranks.local_world_size} ranks here; "
-            f"use {option} cuda: each takes its own"
-        )
-    index = ranks.local_rank if device.index is None else device.index
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"there is no GPU {index}: torch sees {torch.cuda.device_count()} of them here")
-    return torch.device("cuda", index)
+    return Ranks(rank, world_size, local_rank, local_world_size)
 
 
 @contextmanager
@@ -158,7 +115,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     except Exception as error:
         # the group is left to the end of the process: to take it down, NCCL would wait for the others
         if _is_about_another_rank(error):
-            time.sleep(PATIENCE_S)
+            time.sleep(EXIT_DELAY_S)
             raise RankLost(
                 f"{name} lost another rank, which died or hangs; torchrun names the first that failed"
             ) from error
@@ -186,7 +143,7 @@ def _store_of_this_attempt(ranks: Ranks, timeout: timedelta) -> dist.Store:
     store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
     if ranks.local_world_size < ranks.world_size:
         return store
-    return dist.PrefixStore(f"attempt {ranks.restarts}", store)
+    return dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _is_about_another_rank(error: Exception) -> bool:
@@ -194,3 +151,103 @@ def _is_about_another_rank(error: Exception) -> bool:
     return isinstance(error, (dist.DistError, RankLost)) or (
         type(error) is RuntimeError and "gloo" in str(error)
     )
+
+
+def data_parallel(
+    model: nn.Module,
+    ranks: Ranks,
+    *,
+    compiled: bool = False,
+    accumulates: bool = False,
+    global_bn: bool = True,
+) -> nn.Module:
+    """The module to call in training: batch norms over all ranks, weight gradients averaged over them.
+
+    Args:
+        model: on its device, with the same weights on every rank; its batch norms are replaced in place, and
+            parameters, buffers and their names stay as they are.
+        ranks: of the run; with one, the model itself is returned.
+        compiled: compile it with `torch.compile`.
+        accumulates: gradients of several backward passes are added up under `no_sync`, which DDP can't do with a
+            static graph.
+        global_bn: False leaves the batch norms to each rank: to measure what their synchronisation costs.
+    """
+    if ranks.world_size > 1 and global_bn:
+        model = convert_batchnorm(model, ranks.group)
+    # compiled inside of DDP, not around it: torch.compile can't split a static graph at DDP's buckets
+    forward = cast(nn.Module, torch.compile(model)) if compiled else model
+    if ranks.world_size == 1:
+        return forward
+    device = next(model.parameters()).device
+    with warnings.catch_warnings():
+        # newer versions of torch (2.15) have another name for broadcast_buffers, older ones (2.8) only this
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        parallel = DistributedDataParallel(
+            forward,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,  # global batch norm makes the same running statistics everywhere
+            gradient_as_bucket_view=True,
+            static_graph=not accumulates,
+        )
+    if device.type == "cpu":
+        parallel.register_comm_hook(ranks.group, _average_in_order)
+    return parallel
+
+
+def _average_in_order(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """A bucket of gradients, averaged over the ranks: each rank adds up a share of it, in the order of the ranks.
+
+    gloo's own order depends on where in a bucket a gradient lies, and DDP packs its buckets anew after the first
+    step of a process: with three ranks or more a resumed run would differ in the last bits.
+    """
+    own, world_size = bucket.buffer(), group.size()
+    shares = F.pad(own, (0, -len(own) % world_size)).view(world_size, -1)
+    share_of_ranks = torch.empty_like(shares)
+    dist.all_to_all_single(share_of_ranks, shares, group=group)
+    total = gather_rows(reduce(torch.add, share_of_ranks.unbind()), group)
+    average: torch.futures.Future[Tensor] = torch.futures.Future()
+    average.set_result(total[: len(own)] / world_size)
+    return average
+
+
+def run_on_main_and_broadcast(ranks: Ranks, compute: Callable[[], Answer]) -> Answer:
+    """Return on every rank what `compute()` returns on rank 0: only one looks at files that others may be writing.
+
+    Raises:
+        ValueError, OSError: on rank 0, what `compute` raised.
+        RankLost: in that case on the other ranks, so that only rank 0 tells the reason.
+    """
+    if ranks.world_size == 1:
+        return compute()
+    answer: list = [None, None]
+    if ranks.is_main:
+        try:
+            answer[0] = compute()
+        except (ValueError, OSError) as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, device=torch.device("cpu"))
+    if answer[1] is None:
+        return answer[0]
+    raise answer[1] if ranks.is_main else RankLost("rank 0 failed")
+
+
+def all_reduce_max(ranks: Ranks, *values: int) -> tuple[int, ...]:
+    """Return the largest of each value over all ranks, on every rank; the values are on the CPU.
+
+    A signal reaches the ranks in different steps, and clocks differ: what ends a step must be decided together,
+    or one rank waits in an all-reduce that the others don't do.
+    """
+    if ranks.world_size == 1:
+        return values
+    largest = torch.tensor([int(value) for value in values])
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return tuple(largest.tolist())
+
+
+def mean_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
+    """Return the average of `values` over the ranks, in the same shape."""
+    if ranks.world_size == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / ranks.world_size

@@ -1,7 +1,7 @@
 """The training loop: learning rate → step → log, until the last step or until somebody asks it to stop."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,34 +9,46 @@ from signal import Signals
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastclr.config import Config, flatten
+from fastclr.device import pick_device
 from fastclr.loss import contrastive_metrics
+from fastclr.model import SimCLR
 from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
 from fastclr.train.build import (
     check_batch,
     check_graph,
+    encoder_spec,
     make_loader,
     make_model,
     make_optimizer,
     make_step,
     resolve,
 )
-from fastclr.train.checkpoint import differences, export_encoder, restore, run_state, save_checkpoint
-from fastclr.train.collective import agree, from_main, mean_over_ranks
-from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
+from fastclr.train.checkpoint import differences, restore, run_state, save_checkpoint
+from fastclr.train.distributed import (
+    Ranks,
+    all_reduce_max,
+    mean_over_ranks,
+    process_group,
+    ranks_from_env,
+    run_on_main_and_broadcast,
+)
+from fastclr.train.encoder_file import encoder_title, export_encoder
 from fastclr.train.memory import check_memory
 from fastclr.train.meter import Meter, NotFinite
-from fastclr.train.run_folder import CHECKPOINT, ENCODER, RunLock, new_run, saved_run, write_config
-from fastclr.train.run_log import RunLog
+from fastclr.train.online_knn import OnlineKnn, check_val
+from fastclr.train.run import CHECKPOINT, ENCODER, RunLock, never_stepped, new_run, saved_run, write_config
+from fastclr.train.sinks import EventsFile, LiveLine, MetricsFile, Sink
 from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
+from pipelines.system.output import say
 from pipelines.system.threads import torch_threads
 
 MAY_CHANGE = {
     *("data.threads", "train.threads", "train.device", "train.compile", "train.graph", "optim.impl"),
-    *("train.log_every", "train.checkpoint_minutes"),
+    *("train.log_every", "train.checkpoint_minutes", "train.eval_epochs"),
 }
 """Settings that say how a run is computed and not what: a resumed run may have others."""
 
@@ -52,138 +64,242 @@ class Outcome:
     total_steps: int
     """Steps of the whole run."""
     stopped_by: Signals | None
-    """The signal that ended it early; the run can then be resumed."""
+    """The signal that ended it early; the same call continues the run."""
     images_per_s: float
-    """Source images per second of this call; checkpoints and log lines included."""
+    """Source images per second of this call; checkpoints and log lines included, evaluations not."""
     data_wait: float
     """Share of this call's time that the loop spent waiting for data."""
+    first_step: int = 0
+    """Steps that were done before this call; equal to `total_steps` if the run was complete."""
 
 
-def train(config: Config, file: Path, folder: Path, *, resume: bool = False) -> Outcome:
+@dataclass(frozen=True)
+class Run:
+    """What a run works with, ready for its next step."""
+
+    config: Config
+    """Resolved."""
+    ranks: Ranks
+    device: torch.device
+    folder: Path
+    loader: TwoViewLoader
+    model: SimCLR
+    optimizer: torch.optim.Optimizer
+    take_step: Callable[[Tensor, float], tuple[Tensor, Tensor]]
+    """(views, learning rate) → (loss, z)."""
+    learning_rate: Callable[[int], float]
+    """Of a step, from 0."""
+    total_steps: int
+    knn: OnlineKnn | None
+    """kNN accuracy on held-out images."""
+
+    def knn_is_due(self, done: int) -> bool:
+        """Whether `train.eval_epochs` epochs have passed again with the last of the steps done, or all."""
+        if self.knn is None:
+            return False
+        images, interval = (
+            self.config.train.batch_size,
+            len(self.loader.reader) * self.config.train.eval_epochs,
+        )
+        return done == self.total_steps or done * images // interval > (done - 1) * images // interval
+
+    def save(self, done: int) -> None:
+        """Write checkpoint and encoder; rank 0 does it.
+
+        Raises:
+            NotFinite: the weights are not; nothing is written.
+        """
+        _check_finite(self.model, done)
+        if self.ranks.is_main:
+            meta = {**encoder_meta(self.config), "step": done}
+            export_encoder(self.folder / ENCODER, self.model.encoder, meta)
+            identity = _identity(self.config, self.loader.reader, self.ranks)
+            state = run_state(done, identity, self.model, self.optimizer, self.loader)
+            save_checkpoint(self.folder / CHECKPOINT, state)
+
+
+def train(
+    config: Config,
+    file: Path,
+    folder: Path,
+    *,
+    val: Path | None = None,
+    fresh: bool = False,
+    resume: bool = False,
+    sinks: Sequence[Sink] = (),
+) -> Outcome:
     """Train an encoder on the images of `file`; checkpoint, encoder and metrics go into `folder`.
 
-    SIGINT and SIGTERM end it after the step that is under way, with a checkpoint.  Under torchrun W ranks see
-    together the batches of one; rank 0 writes the folder, and after a restart the run goes on by itself.
+    A run that `folder` holds is continued exactly where its checkpoint was written.  SIGINT, SIGTERM, SIGHUP and
+    SIGUSR1 end it after the step that is under way, with a checkpoint.  Under torchrun W ranks see together the
+    batches of one; rank 0 writes the folder.
 
     Args:
         config: the recipe; what it leaves to `auto` is decided here, and stands resolved in config.toml.
         file: a `.beton` file.
         folder: the run folder; made if it is missing.
-        resume: continue the run in `folder` exactly where its checkpoint was written.
+        val: a `.beton` file of held-out images: their kNN accuracy is logged every `train.eval_epochs` epochs.
+        fresh: an error if the folder holds a run.
+        resume: an error if it holds none.
+        sinks: called on rank 0 with each record of metrics.jsonl, a dict.
 
     Raises:
-        ValueError: a setting that does not fit the file; a config or file that is not the resumed run's; a
-            damaged checkpoint; a loss that is not finite, after which the last good checkpoint is kept.
+        ValueError: a setting that does not fit the file; a folder with a run of other settings or data; a damaged
+            checkpoint; a loss that is not finite, after which the last good checkpoint is kept.
         RankLost: another rank died, or hangs.
-        OSError: a file that can't be read or written; a folder that holds a run, or none to resume.
+        OSError: a file that can't be read or written; a folder that another process trains in, or that `fresh` or
+            `resume` rules out.
     """
     ranks = ranks_from_env()
-    device = pick_device(config.train.device, ranks)
+    device = pick_device(config.train.device, ranks.local_rank, ranks.local_world_size, "--train.device")
     check_graph(config, device, ranks)
-    with process_group(ranks, device), BetonReader(file) as reader, RunLock() as lock:
+    with process_group(ranks, device), ExitStack() as stack:
+        reader = stack.enter_context(BetonReader(file))
+        val_reader = None if val is None else stack.enter_context(BetonReader(val))
+        lock = stack.enter_context(RunLock())
         config = resolve(config, reader, device, ranks.local_world_size)
-        restarts, launched = agree(ranks, ranks.restarts, -int(ranks.launched))  # the nodes count their own
-        since = -launched if restarts else None
-        saved = from_main(ranks, lambda: _prepare(config, reader, ranks, folder, lock, resume, since))
-        with _machine_settings(config), make_loader(config, reader, ranks, device) as loader:
-            try:
-                return _train(config, loader, ranks, device, folder, lock, saved)
-            except NotFinite as error:
-                raise ValueError(
-                    f"{error}; {folder / CHECKPOINT} keeps the last good state: try a lower optim.base_lr, a "
-                    f"longer warm-up, or train.precision float32, in a new --out"
-                ) from error
-            except torch.OutOfMemoryError as error:
-                raise ValueError(
-                    f"{device} has too little memory for a step of {config.train.batch_size // ranks.world_size} "
-                    "images; lower --train.batch-size, or set --train.micro-batch to a part of it"
-                ) from error
+
+        def prepare() -> dict[str, Any] | None:
+            check_batch(config.train, reader, ranks)
+            if val_reader is not None:
+                check_val(reader, val_reader, ranks)
+            saved = saved_run(folder, lock, fresh=fresh, resume=resume)
+            return saved if _is_same_run(folder, saved, _identity(config, reader, ranks)) else None
+
+        saved = run_on_main_and_broadcast(ranks, prepare)
+        total = num_steps(len(reader), config.train.epochs, config.train.batch_size)
+        if saved is not None and saved["step"] == total:
+            return Outcome(total, total, None, 0.0, 0.0, first_step=total)
+        stack.enter_context(_machine_settings(config))
+        loader = stack.enter_context(make_loader(config, reader, ranks, device))
+        try:
+            run, done = _setup(config, loader, val_reader, ranks, device, folder, lock, saved)
+            return _loop(run, done, sinks)
+        except NotFinite as error:
+            raise ValueError(
+                f"{error}; {folder / CHECKPOINT} keeps the last good state: try a lower optim.base_lr, a "
+                f"longer warm-up, or train.precision float32, in a new --out"
+            ) from error
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{device} has too little memory for a step of {config.train.batch_size // ranks.world_size} "
+                "images; lower --train.batch-size, or set --train.micro-batch to a part of it"
+            ) from error
 
 
-def _train(
+def _setup(
     config: Config,
     loader: TwoViewLoader,
+    val: BetonReader | None,
     ranks: Ranks,
     device: torch.device,
     folder: Path,
     lock: RunLock,
     saved: dict[str, Any] | None,
-) -> Outcome:
+) -> tuple[Run, int]:
+    """Build the run, begin its folder or restore its state; returns it and the steps done."""
     torch.manual_seed(config.train.seed)
-    model = make_model(config.model).to(device).to(memory_format=torch.channels_last)
+    model = make_model(config.model, config.views.size).to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
         check_memory(config, model, ranks.local_world_size, ranks.world_size)
-
     num_images, batch_size = len(loader.reader), config.train.batch_size
     total = num_steps(num_images, config.train.epochs, batch_size)
     warmup = num_warmup_steps(num_images, config.optim.warmup_epochs, batch_size)
     peak_lr = scaled_lr(config.optim.base_lr, batch_size, config.optim.scaling)
     optimizer = make_optimizer(config.optim, model, peak_lr)
     take_step = make_step(config, model, optimizer, ranks, device)
+    knn = None if val is None else OnlineKnn(model.encoder, loader.reader, val, config, ranks, device)
+    run = Run(
+        config=config,
+        ranks=ranks,
+        device=device,
+        folder=folder,
+        loader=loader,
+        model=model,
+        optimizer=optimizer,
+        take_step=take_step,
+        learning_rate=lambda step: warmup_cosine(step, total, warmup, peak_lr),
+        total_steps=total,
+        knn=knn,
+    )
 
-    def save(step: int) -> None:
-        _check_finite(model, step)
-        if ranks.is_main:
-            export_encoder(folder / ENCODER, model.encoder, _encoder_meta(config, step))
-            identity = _identity(config, loader.reader, ranks)
-            state = run_state(step, identity, model, optimizer, loader)
-            save_checkpoint(folder / CHECKPOINT, state)
-
-    def start() -> None:
+    def begin() -> None:
         with new_run(folder, lock):
             write_config(folder, config, loader.reader.path)
-            save(0)
+            run.save(0)
 
     if saved is None:
-        from_main(ranks, start)
-        done = 0
-    else:
-        done = restore(saved, model, optimizer, loader)
+        run_on_main_and_broadcast(ranks, begin)
+        return run, 0
+    return run, restore(saved, model, optimizer, loader)
 
+
+def _loop(run: Run, first_step: int, sinks: Sequence[Sink]) -> Outcome:
+    """Take the steps that are left."""
+    config, ranks, total, done = run.config, run.ranks, run.total_steps, first_step
     if ranks.is_main:
-        print(_opening(config, num_images, total, done), flush=True)
-    meter, saved_at, stopped_by = Meter(ranks), time.monotonic(), 0
+        say(_opening(run, first_step))
+    meter, saved_at, signal = Meter(ranks), time.monotonic(), 0
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        log = stack.enter_context(RunLog(folder, done, total)) if ranks.is_main else None
-        batches = stack.enter_context(closing(meter.waiting(_endless(loader))))
-        for step, batch in zip(range(done, total), batches, strict=False):
-            lr = warmup_cosine(step, total, warmup, peak_lr)
-            loss, z = take_step(batch.views, lr)
+        record_to, show_to = _open_sinks(run, first_step, sinks, stack)
+        batches = stack.enter_context(closing(meter.timed(_endless(run.loader))))
+        for step, batch in zip(range(first_step, total), batches, strict=False):
+            lr = run.learning_rate(step)
+            loss, z = run.take_step(batch.views, lr)
             done = step + 1
             meter.add(loss, len(batch))
             overdue = time.monotonic() - saved_at > 60 * config.train.checkpoint_minutes
-            stopped_by, saving = agree(ranks, stop.signal or 0, overdue)
-            ending = stopped_by or done == total
-            if ending or saving or done % config.train.log_every == 0:
+            signal, saving = all_reduce_max(ranks, stop.signal or 0, overdue)
+            ending = bool(signal) or done == total
+            evaluating = not signal and run.knn_is_due(done)
+            record: dict[str, Any] = {}
+            if ending or saving or evaluating or done % config.train.log_every == 0:
                 contrast = contrastive_metrics(z, config.loss.temperature, ranks.group)
                 accuracy, entropy = mean_over_ranks(torch.stack(contrast), ranks).tolist()
-                record = {
-                    "step": done,
-                    "epoch": batch.epoch,
-                    "lr": lr,
-                    "accuracy": accuracy,
-                    "entropy": entropy,
-                }
-                record |= meter.read(done)
-                if log is not None:
-                    log.write(record)
+                record = {"step": done, "epoch": batch.epoch, "lr": lr}
+                record |= {"accuracy": accuracy, "entropy": entropy} | meter.flush(done)
+                if evaluating and run.knn is not None:
+                    with meter.paused():
+                        record["val_knn"] = run.knn()
+                for sink in record_to:
+                    sink(record)
             if ending or saving:
-                save(done)
+                run.save(done)
                 saved_at = time.monotonic()
+            # saved first: whatever happens to what is shown, it costs no checkpoint
+            if record:
+                for sink in show_to:
+                    sink(dict(record))
             if ending:
                 break
-    agree(ranks, 0)  # a rank that left now would have torchrun end rank 0 while it writes
-    return Outcome(done, total, Signals(stopped_by) if done < total else None, **meter.overall())
+    # a rank that left now would have torchrun end rank 0 while it writes
+    all_reduce_max(ranks, 0)
+    return Outcome(
+        done, total, Signals(signal) if done < total else None, **meter.totals(), first_step=first_step
+    )
 
 
-def _opening(config: Config, num_images: int, total: int, done: int) -> str:
+def _open_sinks(
+    run: Run, step: int, sinks: Sequence[Sink], stack: ExitStack
+) -> tuple[list[Sink], list[Sink]]:
+    """The sinks that a record goes to before the checkpoint is written, and those after it; none but on rank 0."""
+    if not run.ranks.is_main:
+        return [], []
+    metrics = stack.enter_context(MetricsFile(run.folder, step))
+    events = stack.enter_context(EventsFile(run.folder, step))
+    line = stack.enter_context(LiveLine(step, run.total_steps))
+    return [metrics], [events, line, *sinks]
+
+
+def _opening(run: Run, done: int) -> str:
     """What is about to happen: the first step may take minutes."""
-    model, train, data = config.model, config.train, config.data
+    config, data = run.config, run.config.data
+    train = config.train
     return (
-        f"{num_images:,} images, {train.epochs:,} epochs, {total:,} steps of {train.batch_size:,}"
+        f"{len(run.loader.reader):,} images, {train.epochs:,} epochs, {run.total_steps:,} steps of {train.batch_size:,}"
         + (f", from step {done:,} on" if done else "")
-        + f"; ResNet-{model.depth} at {config.views.size} px in {train.precision} on {train.device}; "
+        + f"; {encoder_title(encoder_meta(config))} at {config.views.size} px in {train.precision} on {train.device}; "
         f"engine {data.engine}, {data.threads} loader thread{'' if data.threads == 1 else 's'}"
     )
 
@@ -194,29 +310,13 @@ def _endless(batches: Iterable[Item]) -> Iterator[Item]:
         yield from batches
 
 
-def _prepare(
-    config: Config,
-    reader: BetonReader,
-    ranks: Ranks,
-    folder: Path,
-    lock: RunLock,
-    resume: bool,
-    restarted_since: float | None,
-) -> dict[str, Any] | None:
-    """Check what can be checked before anything is written; returns the checkpoint to continue, if there is."""
-    check_batch(config.train, reader, ranks)
-    saved = saved_run(folder, lock, resume, restarted_since)
-    if saved is not None:
-        _check_same_run(folder, saved["identity"], _identity(config, reader, ranks))
-    return saved
-
-
 @contextmanager
 def _machine_settings(config: Config) -> Iterator[None]:
     """torch's process-wide settings for the duration of a run."""
     benchmark = torch.backends.cudnn.benchmark
     assert config.train.threads is not None
-    torch.backends.cudnn.benchmark = True  # shapes never change: let cuDNN look for the fastest convolutions
+    # shapes never change: let cuDNN look for the fastest convolutions
+    torch.backends.cudnn.benchmark = True
     try:
         with torch_threads(config.train.threads):
             yield
@@ -225,21 +325,32 @@ def _machine_settings(config: Config) -> Iterator[None]:
 
 
 def _identity(config: Config, reader: BetonReader, ranks: Ranks) -> dict[str, Any]:
-    """What must be the same for a resumed run to be the same run."""
+    """What must be the same for a run to be continued."""
     settings = {name: value for name, value in flatten(config).items() if name not in MAY_CHANGE}
     micro_batch = settings.pop("train.micro_batch")
-    if micro_batch is not None:  # batch norm sees as many images at a time; on other ranks, other ones
+    # batch norm sees as many images at a time; on other ranks, other ones
+    if micro_batch is not None:
         settings["train.micro_batch times the ranks"] = micro_batch * ranks.world_size
     return {**settings, "the data's fingerprint": reader.fingerprint}
 
 
-def _check_same_run(folder: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = differences(saved, now)
+def _is_same_run(folder: Path, saved: dict[str, Any] | None, now: dict[str, Any]) -> bool:
+    """Whether the run that the folder holds is to be continued; not if it is another one without a single step.
+
+    Raises:
+        ValueError: it is another run.
+    """
+    if saved is None:
+        return False
+    changed = differences(saved["identity"], now, flatten(Config()))
+    if changed and never_stepped(folder):
+        return False
     if changed:
         raise ValueError(
-            f"{folder} can't be resumed with other settings: {'; '.join(changed)}; "
-            f"take {folder} as the recipe, or start a run in another --out"
+            f"{folder} holds a run with other settings: {'; '.join(changed)}; take {folder} as the recipe to continue "
+            "it, or choose another --out"
         )
+    return True
 
 
 def _check_finite(model: nn.Module, step: int) -> None:
@@ -249,16 +360,15 @@ def _check_finite(model: nn.Module, step: int) -> None:
         raise NotFinite(step, "the weights", "not finite")
 
 
-def _encoder_meta(config: Config, step: int) -> dict[str, Any]:
-    model, views = config.model, config.views
+def encoder_meta(config: Config) -> dict[str, Any]:
+    """What rebuilds and feeds the encoder of a run, as `export_encoder` takes it; the config must be resolved."""
+    name, kwargs = encoder_spec(config.model, config.views.size)
+    views = config.views
     return {
-        "depth": model.depth,
-        "width": model.width,
-        "stem": model.stem,
-        "sk_ratio": model.sk_ratio,
+        "encoder": name,
+        "kwargs": kwargs,
         "size": views.size,
         "mean": views.mean,
         "std": views.std,
         "precision": config.train.precision,
-        "step": step,
     }

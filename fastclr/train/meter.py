@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from fastclr.train.collective import mean_over_ranks
-from fastclr.train.distributed import Ranks
+from fastclr.train.distributed import Ranks, mean_over_ranks
 
 Item = TypeVar("Item")
 
@@ -25,26 +25,28 @@ class Meter:
     """Collects the numbers of the steps between two log lines.
 
     Losses are averaged over the ranks, images are those of all of them.  Losses stay tensors on the device until
-    `read`: one transfer per log line, no synchronisation per step.
+    `flush`: one transfer per log line, no synchronisation per step.
 
-        for batch in meter.waiting(loader):
+        for batch in meter.timed(loader):
             …
             meter.add(loss, len(batch))
             if step % log_every == 0:
-                numbers = meter.read(step)      # on every rank
+                numbers = meter.flush(step)      # on every rank
 
     Args:
         ranks: of the run; None: a single process.
+        clock: gives seconds.
     """
 
-    def __init__(self, ranks: Ranks | None = None) -> None:
+    def __init__(self, ranks: Ranks | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
         self._ranks = ranks or Ranks()
+        self._clock = clock
         self._losses: list[torch.Tensor] = []
-        self._images, self._wait_s = 0, 0.0
-        self._start = self._last = (0, 0.0, time.perf_counter())
+        self._images, self._wait_s, self._paused_s = 0, 0.0, 0.0
+        self._start = self._last = (0, 0.0, self._now())
 
-    def waiting(self, batches: Iterable[Item]) -> Generator[Item]:
-        """The same batches; counts the time that this thread is blocked in `next`.
+    def timed(self, batches: Iterable[Item]) -> Generator[Item]:
+        """Yield the batches, and count the time that this thread is blocked in `next`.
 
         On a GPU, which runs behind the thread that feeds it, this is an upper bound: the device may still
         have work while the thread waits.
@@ -52,26 +54,38 @@ class Meter:
         iterator = iter(batches)
         try:
             while True:
-                start = time.perf_counter()
+                start = self._clock()
                 try:
                     batch = next(iterator)
                 except StopIteration:
                     return
                 finally:
-                    self._wait_s += time.perf_counter() - start
+                    self._wait_s += self._clock() - start
                 yield batch
         finally:
             close = getattr(iterator, "close", None)
             if close is not None:
                 close()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time that the block takes, for an evaluation, does not count."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._paused_s += self._clock() - start
+
+    def _now(self) -> float:
+        return self._clock() - self._paused_s
+
     def add(self, loss: torch.Tensor, images: int) -> None:
         """Count a step: its loss (0-dim, any device) and its source images on this rank."""
         self._losses.append(loss.detach())
         self._images += images * self._ranks.world_size
 
-    def read(self, step: int) -> dict[str, float]:
-        """Mean loss of the steps since the last `read`, and the speed; then starts anew.
+    def flush(self, step: int) -> dict[str, float]:
+        """Mean loss of the steps since the last `flush`, and the speed; then starts anew.
 
         Args:
             step: steps done so far; the last one that was added.
@@ -92,16 +106,16 @@ class Meter:
             if not math.isfinite(loss):
                 raise NotFinite(number, "the loss", loss)
         speed = self._speed_since(self._last)
-        self._last = (self._images, self._wait_s, time.perf_counter())
+        self._last = (self._images, self._wait_s, self._now())
         return {"loss": math.fsum(losses) / len(losses), **speed}
 
-    def overall(self) -> dict[str, float]:
+    def totals(self) -> dict[str, float]:
         """images_per_s and data_wait since the meter was made."""
         return self._speed_since(self._start)
 
     def _speed_since(self, past: tuple[int, float, float]) -> dict[str, float]:
         images, wait_s, since = past
-        elapsed_s = max(time.perf_counter() - since, 1e-9)
+        elapsed_s = max(self._now() - since, 1e-9)
         return {
             "images_per_s": (self._images - images) / elapsed_s,
             "data_wait": (self._wait_s - wait_s) / elapsed_s,

@@ -1,4 +1,4 @@
-"""StopRequest: Ctrl-C and SIGTERM become a flag that the loop looks at between two steps."""
+"""StopRequest: signals that end a run become a flag that the loop looks at between two steps."""
 
 import signal
 import threading
@@ -6,14 +6,19 @@ from types import FrameType
 
 
 class StopRequest:
-    """While its `with` block runs, the first SIGINT or SIGTERM only sets `signal`.
+    """While its `with` block runs, the first of these signals only sets `signal`:
 
-    After it Ctrl-C acts as it would without this class, for the user who does not want to wait.  SIGTERM does not:
-    a cluster sends it to torchrun and to the ranks alike, and torchrun sends it to the ranks once more.  Outside
-    the main thread, where Python allows no handlers, the flag is never set.
+        SIGINT     Ctrl-C
+        SIGTERM    from a cluster, a container, torchrun
+        SIGHUP     the terminal or the SSH session is gone; ignored if it was before, as under nohup
+        SIGUSR1    from Slurm, before the time is up (`--signal=USR1@120`)
+
+    After it Ctrl-C acts as it would without this class, for the user who does not want to wait.  The others do not:
+    a cluster sends SIGTERM to torchrun and to the ranks alike, and torchrun sends it to the ranks once more.
+    Outside the main thread, where Python allows no handlers, the flag is never set.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -21,7 +26,9 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            numbers = [n for n in self.SIGNALS if n != signal.SIGHUP or not ignored]
+            self._before = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,12 +15,16 @@ FORMAT = "fastclr side-car 1"
 
 
 def sidecar_path(beton: Path | str) -> Path:
-    """Where the side-car of a file lies.
+    """Where the side-car of a file lies: beside it, or beside the file that a symbolic link leads to.
 
     >>> sidecar_path("sets/train.beton").name
     'train.json'
     """
-    return Path(beton).with_suffix(".json")
+    path = Path(beton)
+    beside = path.with_suffix(".json")
+    if path.is_symlink() and not beside.exists():
+        return path.resolve().with_suffix(".json")
+    return beside
 
 
 def read_sidecar(beton: Path | str) -> dict[str, Any] | None:

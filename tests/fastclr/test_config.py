@@ -87,7 +87,7 @@ def test_recipe_errors_name_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"mine.toml: unknown key train.epoch; did you mean train.epochs\?"):
         load_recipe(str(path))
     path.write_text("[train\n")
-    with pytest.raises(ValueError, match=r"mine.toml is not valid TOML"):
+    with pytest.raises(ValueError, match=r"mine.toml: not valid TOML"):
         load_recipe(str(path))
     with pytest.raises(ValueError, match=r"no recipe 'cifar11'; there are .*cifar10-rn18"):
         load_recipe("cifar11")
@@ -130,3 +130,36 @@ def test_numbers_are_finite(setting):
             from_table({section: {key: value}})
     with pytest.raises(ValueError, match=r"views.blur_sigma is \(0.1, inf\); it must be finite"):
         from_table({"views": {"blur_sigma": [0.1, float("inf")]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nepochs = " + "9" * 400, r"train.epochs is a number of about 40\d digits"),
+        ("[optim]\nbase_lr = -" + "9" * 400, r"optim.base_lr is a number of about 40\d digits"),
+        ("[train]\nepochs = " + "9" * 5000, "not valid TOML"),
+        ("[train]\nseed = 18446744073709551616", "train.seed is a number of"),
+        ("[optim]\nbase_lr = 1e400", "optim.base_lr is inf; it must be finite"),
+        ("views = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("views = " + "[" * 50 + "]" * 50, "views is a list of 1"),
+        ("train" + ".a" * 3000 + " = 1", "unknown key train.a"),
+        ("[model]\nstem = [[[]]]", "model.stem is a list of 1; it must be one of auto, imagenet"),
+        ("[model]\nstem = {a = 1}", "model.stem is a table"),
+        ("[train]\ndevice = 1979-05-27", "train.device is datetime"),
+        ('[train]\n"\\u001b[31m" = 1', r"unknown key train.\\x1b\[31m"),
+        ("#" * (1 << 20) + "\n", "more than 1 MiB"),
+    ],
+)
+def test_hostile_recipes_get_one_line(tmp_path, text, message):
+    path = tmp_path / "hostile.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_recipe(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value)) < 800
+    assert str(caught.value).isprintable()
+
+
+def test_a_whole_number_from_the_command_line_has_the_same_bound():
+    with pytest.raises(ValueError, match=r"train.epochs is a number of more than 20 digits"):
+        Config(train=dataclasses.replace(Config().train, epochs=10**400))

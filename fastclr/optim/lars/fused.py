@@ -15,12 +15,12 @@ can move it between replays; a number is frozen into the graph, as decay, moment
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import triton
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastclr.optim.lars import kernels
 from fastclr.optim.lars.reference import FORMS
@@ -34,54 +34,6 @@ LAUNCH = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
 
 INTERPRETED = not isinstance(kernels.update_kernel, triton.JITFunction)
 """Whether Triton's interpreter runs the kernels, which it does on CPU tensors."""
-
-
-@torch.no_grad()
-def fused_step(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    buffers: Sequence[Tensor],
-    *,
-    lr: float | Tensor,
-    momentum: float,
-    weight_decay: Sequence[float],
-    trust_coefficient: float,
-    adapt: Sequence[bool],
-    form: str,
-) -> None:
-    """Update `params` and `buffers` in place; `reference_step` has the equations and the arguments.
-
-    The same results on every run.  Sums of squares are float32.
-
-    Raises:
-        ValueError: tensors that aren't float32, or aren't on one CUDA device.
-    """
-    assert form in FORMS, form
-    if not params:
-        return
-    # Autograd leaves gradients in the parameters' memory order; somebody may have set another.
-    pairs = zip(params, grads, strict=True)
-    grads = [g if _laid_out_alike(g, p) else torch.empty_like(p).copy_(g) for p, g in pairs]
-    plan = _plan(params, grads, buffers, weight_decay, adapt)
-    on_device = isinstance(lr, Tensor) and lr.device == params[0].device
-    constants = {"FORM": form, "CHUNK": CHUNK, "BLOCK": BLOCK, "COLUMNS": kernels.COLUMNS}
-    with torch.cuda.device_of(params[0]):
-        if plan.num_adapted_chunks:
-            kernels.norms_kernel[(plan.num_adapted_chunks,)](
-                plan.table,
-                plan.decays,
-                plan.chunk_tensors,
-                plan.partials,
-                float(momentum),
-                **constants,
-                **LAUNCH,
-            )
-        if len(plan.chunk_tensors):
-            kernels.update_kernel[(len(plan.chunk_tensors),)](
-                plan.table, plan.decays, plan.chunk_tensors, plan.partials,
-                lr if on_device else float(lr), float(momentum), float(trust_coefficient),
-                LR_ON_DEVICE=on_device, PARTIALS=PARTIALS, **constants, **LAUNCH,
-            )  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -100,34 +52,100 @@ class _Plan:
     """What table, decays and chunk_tensors were, or at a graph's every replay are, copied from; pinned."""
 
 
-_plans: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-"""By the first of a list of parameters: the list's last plan, and the plans that captured graphs depend on."""
+class FusedStep:
+    """The step for one list of parameters; keeps the table on the device from call to call.
+
+    A captured CUDA graph reads tables that are kept here: this object must live as long as the graph.
+    """
+
+    def __init__(self) -> None:
+        self._last: _Plan | None = None
+        self._captured: list[_Plan] = []
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        *,
+        lr: float | Tensor,
+        momentum: float,
+        weight_decay: Sequence[float],
+        trust_coefficient: float,
+        adapt: Sequence[bool],
+        form: str,
+    ) -> None:
+        """Update `params` and `buffers` in place; `reference_step` has the equations and the arguments.
+
+        The same results on every run.  Sums of squares are float32.
+
+        Raises:
+            ValueError: tensors that aren't float32, or aren't on one CUDA device.
+        """
+        assert form in FORMS, form
+        if not params:
+            return
+        # Autograd leaves gradients in the parameters' memory order; somebody may have set another.
+        pairs = zip(params, grads, strict=True)
+        grads = [g if _laid_out_alike(g, p) else torch.empty_like(p).copy_(g) for p, g in pairs]
+        plan = self._plan(params, grads, buffers, weight_decay, adapt)
+        on_device = isinstance(lr, Tensor) and lr.device == params[0].device
+        constants = {"FORM": form, "CHUNK": CHUNK, "BLOCK": BLOCK, "COLUMNS": kernels.COLUMNS}
+        with torch.cuda.device_of(params[0]):
+            if plan.num_adapted_chunks:
+                kernels.norms_kernel[(plan.num_adapted_chunks,)](
+                    plan.table,
+                    plan.decays,
+                    plan.chunk_tensors,
+                    plan.partials,
+                    float(momentum),
+                    **constants,
+                    **LAUNCH,
+                )
+            if len(plan.chunk_tensors):
+                kernels.update_kernel[(len(plan.chunk_tensors),)](
+                    plan.table, plan.decays, plan.chunk_tensors, plan.partials,
+                    lr if on_device else float(lr), float(momentum), float(trust_coefficient),
+                    LR_ON_DEVICE=on_device, PARTIALS=PARTIALS, **constants, **LAUNCH,
+                )  # fmt: skip
+
+    def _plan(
+        self,
+        params: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        decays: Sequence[float],
+        adapt: Sequence[bool],
+    ) -> _Plan:
+        """Return the last plan if it still holds, else a new one.
+
+        While a graph is captured, the plan becomes the graph's own:
+        - the graph copies the table from pinned memory at every replay, so nobody else may write there;
+        - the last plan is reused if it holds;
+        - a new one takes over the last one's pinned memory: not every torch can allocate that during a capture.
+        """
+        last = self._last
+        key = [t.data_ptr() for tensors in (params, grads, buffers) for t in tensors] + [*decays, *adapt]
+        holds = last is not None and last.key == key
+        if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
+            spare = last.host if last else []
+            plan = last if holds else _make_plan(key, params, grads, buffers, decays, adapt, spare)
+            assert plan is not None
+            self._captured.append(plan)
+            self._last = None
+            return plan
+        if not holds:
+            last = self._last = _make_plan(key, params, grads, buffers, decays, adapt, spare=[])
+        assert last is not None
+        return last
 
 
-def _plan(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    buffers: Sequence[Tensor],
-    decays: Sequence[float],
-    adapt: Sequence[bool],
-) -> _Plan:
-    """The last plan if it still holds, else a new one."""
-    last, captured = _plans.get(params[0], (None, []))
-    key = [t.data_ptr() for tensors in (params, grads, buffers) for t in tensors] + [*decays, *adapt]
-    if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        # A graph shares its plan with nobody.  The last one, if it holds, becomes the graph's.  Of a new one, what
-        # is copied now is written at every replay, and the memory is the graph's.  Not every torch can pin memory
-        # here, so it takes over that of the last plan.
-        if last is not None and last.key == key:
-            _plans[params[0]] = (None, [*captured, last])
-            return last
-        plan = _make_plan(key, params, grads, buffers, decays, adapt, spare=last.host if last else [])
-        _plans[params[0]] = (None, [*captured, plan])
-        return plan
-    if last is None or last.key != key:
-        last = _make_plan(key, params, grads, buffers, decays, adapt, spare=[])
-        _plans[params[0]] = (last, captured)
-    return last
+def fused_step(
+    params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], **settings: Any
+) -> None:
+    """Take one step as `FusedStep` does, and keep nothing for the next one; not for capture in a CUDA graph."""
+    FusedStep()(params, grads, buffers, **settings)
 
 
 def _make_plan(

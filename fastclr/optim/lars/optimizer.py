@@ -21,6 +21,11 @@ class LARS(Optimizer):
     adaptation: momentum steps at the full rate.  A parameter group that sets `weight_decay` or `adapt` itself
     decides about all its parameters; but for "port", the two are independent.
 
+    `LARS(params, lr, form="port", exclude_vectors=False)` takes the steps of lightly's and timm's LARS with the same
+    parameters, momentum, weight decay and trust coefficient (tested at 1e-7; their 1e-8 in the denominator shows
+    where a gradient is about as small).  With the default, `form="port"` equals theirs if vectors are put into a
+    group of their own there, with a weight decay of 0.
+
     Args:
         params: parameters, or groups as torch's optimizers take them; float32 or float64.
         lr: learning rate, a number or a 0-dim tensor (on the device, for a captured graph).
@@ -31,6 +36,7 @@ class LARS(Optimizer):
             the buffer), or "port" (Bolts, lightly, timm), in which a parameter without decay is not adapted.
         impl: "reference", "fused" (Triton, CUDA only), "apex" (NVIDIA apex), or "auto": fused where it can
             run, else reference.  State moves freely between them.
+        exclude_vectors: False: parameters with fewer than two dimensions are treated like all others.
 
     Raises:
         ValueError: for a setting out of range, an `impl` that can't run here, or half-precision parameters.
@@ -53,6 +59,7 @@ class LARS(Optimizer):
         trust_coefficient: float = 1e-3,
         form: str = "authors",
         impl: str = "auto",
+        exclude_vectors: bool = True,
     ) -> None:
         if impl not in IMPLS:
             raise ValueError(f"LARS impl {impl!r} is unknown; there are {', '.join(IMPLS)}")
@@ -63,9 +70,10 @@ class LARS(Optimizer):
             "trust_coefficient": trust_coefficient,
             "form": form,
             "weight_decay": weight_decay,
-            "vector_weight_decay": 0.0,  # of parameters with fewer than two dimensions
+            # of parameters with fewer than two dimensions
+            "vector_weight_decay": 0.0 if exclude_vectors else weight_decay,
             "adapt": True,
-            "vector_adapt": False,
+            "vector_adapt": not exclude_vectors,
         }
         super().__init__(params, defaults)
 
@@ -100,8 +108,8 @@ class LARS(Optimizer):
 
     def check(self) -> None:
         """Raise now what the first step would: a ValueError, if `impl` can't run on these parameters."""
-        for group in self.param_groups:
-            _step_function(self.impl, group["params"])
+        for number, group in enumerate(self.param_groups):
+            self._step_function(number, group["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -110,7 +118,7 @@ class LARS(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for number, group in enumerate(self.param_groups):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
@@ -122,7 +130,7 @@ class LARS(Optimizer):
             adapt = [group["vector_adapt" if v else "adapt"] for v in is_vector]
             if group["form"] == "port":
                 adapt = [wanted and decay != 0 for wanted, decay in zip(adapt, weight_decay, strict=True)]
-            _step_function(self.impl, params)(
+            self._step_function(number, params)(
                 params,
                 [p.grad for p in params],
                 [self.state[p]["momentum_buffer"] for p in params],
@@ -135,23 +143,24 @@ class LARS(Optimizer):
             )
         return loss
 
+    def _step_function(self, number: int, params: list[Tensor]) -> Callable[..., None]:
+        """The step that `impl` names, for these parameters of group `number`."""
+        if self.impl == "apex":
+            from fastclr.optim.lars.apex import apex_step, find_l2norm
 
-def _step_function(impl: str, params: list[Tensor]) -> Callable[..., None]:
-    """The step that `impl` names, for these parameters."""
-    if impl == "apex":
-        from fastclr.optim.lars.apex import apex_step, find_l2norm
+            find_l2norm()  # says what is missing
+            return apex_step
+        if self.impl == "fused" or (self.impl == "auto" and params[0].is_cuda):
+            reason = _why_not_fused(params)
+            if reason is None:
+                from fastclr.optim.lars.fused import FusedStep
 
-        find_l2norm()  # says what is missing
-        return apex_step
-    if impl == "fused" or (impl == "auto" and params[0].is_cuda):
-        reason = _why_not_fused(params)
-        if reason is None:
-            from fastclr.optim.lars.fused import fused_step
-
-            return fused_step
-        if impl == "fused":
-            raise ValueError(f"LARS impl='fused' can't run here: {reason}; use impl='auto'")
-    return reference_step
+                # made when first needed: copies and unpickled optimizers begin without
+                steps: dict[int, FusedStep] = self.__dict__.setdefault("_fused_steps", {})
+                return steps.setdefault(number, FusedStep())
+            if self.impl == "fused":
+                raise ValueError(f"LARS impl='fused' can't run here: {reason}; use impl='auto'")
+        return reference_step
 
 
 def _why_not_fused(params: list[Tensor]) -> str | None:

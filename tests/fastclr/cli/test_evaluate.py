@@ -209,6 +209,56 @@ def test_files_of_other_classes_are_refused(run, train_file, held_out_file, tmp_
     assert "number 1 is 'dog' and 'cat'" in capsys.readouterr().err
 
 
+NO_PROBE = ("--epochs", "0")
+
+
+def test_class_names_are_compared_through_links(run, train_file, held_out_file, tmp_path, capsys):
+    (tmp_path / "store").mkdir()
+    cats = rewritten(train_file, tmp_path / "store" / "cats.beton", lambda label: label, list("abcde"))
+    dogs = rewritten(held_out_file, tmp_path / "store" / "dogs.beton", lambda label: label, list("abxde"))
+    for name, file in (("train.beton", cats), ("test.beton", dogs)):
+        (tmp_path / name).symlink_to(file)
+    assert evaluate(run, tmp_path / "train.beton", tmp_path / "test.beton") == 2
+    assert "number 2 is 'x' and 'c'" in capsys.readouterr().err
+
+
+def test_an_evaluation_without_class_names_says_so(run, train_file, held_out_file, tmp_path, capsys):
+    named = rewritten(train_file, tmp_path / "named.beton", lambda label: label, list("abcde"))
+    for train, count in ((train_file, "have"), (named, "has")):
+        assert evaluate(run, train, held_out_file, *NO_PROBE) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"{held_out_file} {count} no class names" in said
+    test = rewritten(held_out_file, tmp_path / "test.beton", lambda label: label, list("abcde"))
+    assert evaluate(run, named, test, *NO_PROBE) == 0
+    assert "no class names" not in capsys.readouterr().out
+
+
+def test_one_class_says_nothing_of_the_encoder(run, train_file, held_out_file, tmp_path, capsys):
+    files = [rewritten(file, tmp_path / file.name, lambda label: 0) for file in (train_file, held_out_file)]
+    assert evaluate(run, *files, *NO_PROBE) == 0
+    assert "train.beton has one class only" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_labels_of_ten_digits_get_one_line(run, train_file, held_out_file, tmp_path, capsys, which):
+    """A vote for each of two billion classes would take 2.4 TB."""
+    files = [train_file, held_out_file]
+    files[which] = rewritten(files[which], tmp_path / "ids.beton", lambda label: 2_000_000_000 + label)
+    assert evaluate(run, *files) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "ids.beton" in error
+    assert "200000000" in error
+
+
+def test_a_path_in_brackets_is_printed_as_it_is(run, train_file, held_out_file, tmp_path, capsys):
+    folder = tmp_path / "run[" / "bold][1]"
+    folder.parent.mkdir()
+    run.rename(folder)
+    assert evaluate(folder, train_file, held_out_file, *NO_PROBE) == 0
+    assert f"written to {folder / 'evaluate.json'}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

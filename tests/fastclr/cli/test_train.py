@@ -36,7 +36,6 @@ def arguments(place: Path, out: str, *more: str) -> list[str]:
     return [
         "train",
         str(place / "tiny.toml"),
-        "--train",
         str(place / "tiny.beton"),
         "--out",
         str(place / out),
@@ -62,14 +61,18 @@ def records(folder: Path) -> list[dict]:
 def run_and_kill(place: Path, out: str, number: signal.Signals, after_step: int) -> subprocess.Popen:
     # a larger network than the recipe's: its steps take long enough to hit one of them
     process = start(*arguments(place, out, *SLOW))
-    deadline = time.monotonic() + TIMEOUT_S
-    while len(records(place / out)) < after_step:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for_records(process, place / out, after_step)
     process.send_signal(number)
     process.wait(TIMEOUT_S)
     return process
+
+
+def wait_for_records(process: subprocess.Popen, folder: Path, number: int) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(records(folder)) < number:
+        assert process.poll() is None, "it ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 SLOW = ("--views.size", "32", "--model.width", "0.5")
@@ -104,11 +107,21 @@ def test_killed_and_resumed_is_the_same_run(place):
     assert both[0] == both[1]
 
 
-def test_ctrl_c_saves_and_leaves(place):
-    process = run_and_kill(place, "interrupted", signal.SIGINT, after_step=1)
-    assert process.returncode == 128 + signal.SIGINT
-    assert 1 <= load_checkpoint(place / "interrupted" / "last.pt")["step"] < 20
-    assert "Traceback" not in process.communicate()[1]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_saves_though_nobody_reads_the_output(place, number):
+    """As in `fastclr train … 2>&1 | tee log`: Ctrl-C ends tee first."""
+    out = f"unread-{number.name}"
+    process = start(*arguments(place, out, *SLOW))
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("79 images")
+    process.stdout.close()
+    assert process.stderr is not None
+    process.stderr.close()
+    wait_for_records(process, place / out, 2)
+    process.send_signal(number)
+    assert process.wait(TIMEOUT_S) == 128 + number
+    saved = load_checkpoint(place / out / "last.pt")["step"]
+    assert saved == records(place / out)[-1]["step"] >= 2
 
 
 def test_no_space_left_leaves_nothing(place):
@@ -127,9 +140,16 @@ def test_no_space_left_leaves_nothing(place):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--train", "missing.beton"], "No such file or directory: missing.beton"),
-        (["--train", "tiny.toml"], "tiny.toml"),
+        (["FILE", "missing.beton"], "No such file or directory: missing.beton"),
+        (["FILE", "tiny.toml"], "tiny.toml"),
         (["--train.batch-size", "100"], "79 images, fewer than a batch of 100; lower --train.batch-size"),
+        (
+            ["--model.encoder", "vit"],
+            "model.encoder is 'vit'; it must be resnet, torchvision:NAME or timm:NAME",
+        ),
+        (["--model.encoder", "timm:vit_tiny"], "timm has no model 'vit_tiny'; did you mean vit_tiny_patch"),
+        (["--model.encoder", "torchvision:vit"], "torchvision has no classifier 'vit'"),
+        (["--val", "missing.beton"], "No such file or directory: missing.beton"),
         (["--data.engine", "warp"], "invalid choice 'warp' for argument '--data.engine'"),
         (["--model.depth", "19"], "there is no ResNet of depth 19; there are 10, 18, 34"),
         (["--out", "tiny.beton"], "tiny.beton is a file; --out needs a folder"),
@@ -140,10 +160,11 @@ def test_no_space_left_leaves_nothing(place):
 def test_mistakes_get_one_line(place, monkeypatch, capsys, change, message):
     monkeypatch.chdir(place)
     before = sorted(place.iterdir())
-    given = dict(zip(arguments(place, "mistake")[2::2], arguments(place, "mistake")[3::2], strict=True))
-    given[change[0]] = change[1]
-    argv = ["train", str(place / "tiny.toml"), *(word for pair in given.items() for word in pair)]
-    assert cli.main(argv) == 2
+    name, value = change
+    file = value if name == "FILE" else str(place / "tiny.beton")
+    given = {"--out": str(place / "mistake")} | ({} if name == "FILE" else {name: value})
+    options = [word for pair in given.items() for word in pair]
+    assert cli.main(["train", str(place / "tiny.toml"), file, *options]) == 2
     err = capsys.readouterr().err
     assert err.startswith("fastclr train: ")
     assert message in err
@@ -153,18 +174,18 @@ def test_mistakes_get_one_line(place, monkeypatch, capsys, change, message):
 
 def test_recipe_mistakes_get_one_line(place, capsys):
     (place / "typo.toml").write_text("[optim]\nbase_rl = 1.0\n")
-    assert cli.main(["train", str(place / "typo.toml"), "--train", "x.beton"]) == 2
+    assert cli.main(["train", str(place / "typo.toml"), "x.beton"]) == 2
     assert "unknown key optim.base_rl; did you mean optim.base_lr?\n" in capsys.readouterr().err
-    assert cli.main(["train", "cifar", "--train", "x.beton"]) == 2
+    assert cli.main(["train", "cifar", "x.beton"]) == 2
     assert "no recipe 'cifar'; there are" in capsys.readouterr().err
-    assert cli.main(["train", "--train", "x.beton"]) == 2
-    assert "the recipe comes first: fastclr train RECIPE --train FILE.beton" in capsys.readouterr().err
+    assert cli.main(["train", "--out", "x"]) == 2
+    assert "the recipe comes first: fastclr train RECIPE FILE.beton" in capsys.readouterr().err
 
 
 def test_cut_checkpoint(place, capsys):
     (place / "cut").mkdir()
     (place / "cut" / "last.pt").write_bytes(b"PK\x03\x04 half a checkpoint")
-    assert cli.main(arguments(place, "cut", "--resume")) == 2
+    assert cli.main(arguments(place, "cut")) == 2
     err = capsys.readouterr().err
     assert "last.pt is cut or damaged" in err
     assert err.count("\n") == 1
@@ -178,7 +199,8 @@ def test_help_lists_recipes_and_settings(capsys):
     for word in (
         "cifar10-rn18",
         "imagenet-rn50-100ep",
-        "--train FILE.beton",
+        "RECIPE FILE.beton",
+        "--val VAL.beton",
         "--train.epochs INT",
         "--views.size",
     ):
@@ -198,7 +220,7 @@ def test_a_run_folder_is_a_recipe(place, monkeypatch, tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.toml").write_bytes((place / "tiny.toml").read_bytes())
         command = shlex.split(resuming(Path(folder), Path("my images.beton")))
-        assert command[:2] + command[3:] == ["fastclr", "train", "--train", "my images.beton", "--resume"]
+        assert command[:2] + command[3:] == ["fastclr", "train", "my images.beton"]
         assert run_folder_of(command[2]) == Path(folder)
         assert load_recipe(command[2]) == load_recipe(str(place / "tiny.toml"))
     assert run_folder_of("demo") == Path("runs/demo")
@@ -208,9 +230,28 @@ def test_a_run_folder_is_a_recipe(place, monkeypatch, tmp_path):
 
 def test_default_run_folder_is_named_for_the_recipe(place, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    argv = ["train", str(place / "tiny.toml"), "--train", str(place / "tiny.beton"), "--train.epochs", "1"]
+    argv = ["train", str(place / "tiny.toml"), str(place / "tiny.beton"), "--train.epochs", "1"]
     assert cli.main(argv) == 0
     assert (tmp_path / "runs" / "tiny" / "encoder.safetensors").exists()
     out = capsys.readouterr().out
     assert "done: step 4 of 4" in out
     assert "fastclr evaluate runs/tiny --train" in out
+    # the same command in the folder of a complete run
+    before = (tmp_path / "runs" / "tiny" / "last.pt").read_bytes()
+    assert cli.main(argv) == 0
+    assert "runs/tiny holds this run, and it is done: step 4 of 4" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "tiny" / "last.pt").read_bytes() == before
+    assert cli.main([*argv, "--fresh"]) == 2
+    assert "--fresh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spelling", [["--train", "FILE"], ["--train=FILE"]])
+def test_the_arguments_of_0_1(place, tmp_path, capsys, spelling):
+    words = [word.replace("FILE", str(place / "tiny.beton")) for word in spelling]
+    argv = ["train", str(place / "tiny.toml"), "--out", str(tmp_path / "run"), *words, "--train.epochs", "1"]
+    assert cli.main([*argv, "--resume"]) == 2
+    assert "holds no last.pt to resume" in capsys.readouterr().err
+    assert cli.main(argv) == 0
+    assert "--train FILE is now the second argument" in capsys.readouterr().err
+    assert cli.main([*argv, "--resume"]) == 0
+    assert "--resume is not needed any more" in capsys.readouterr().err

@@ -75,7 +75,7 @@ def simclr_step(rank: int, world_size: int) -> dict[str, Any]:
     """A whole model, converted: the weight gradients, summed over ranks, of a loss that is a sum over rows."""
     torch.manual_seed(0)
     encoder = resnet(10, width=0.125, image_size=32)
-    model = SimCLR(encoder, projector(encoder.feature_width, out_width=8)).double()
+    model = SimCLR(encoder, projector(encoder.num_features, out_width=8)).double()
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64)
     weights = torch.randn(8, 8, generator=generator, dtype=torch.float64)

@@ -40,7 +40,7 @@ def test_equals_torchvision_with_the_same_weights(depth: int, size: int) -> None
     for train in (True, False):
         x, y = images(size).requires_grad_(), images(size).requires_grad_()
         got, want = ours.train(train)(x), theirs.train(train)(y)
-        assert got.shape == (2, ours.feature_width)
+        assert got.shape == (2, ours.num_features)
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
         got.square().sum().backward()
         want.square().sum().backward()
@@ -87,7 +87,7 @@ def test_width_scales_every_layer(width: float) -> None:
     for name, tensor in narrow.items():
         scaled = [round(width * n) if n >= 64 else n for n in plain[name].shape]
         assert list(tensor.shape) == scaled, name
-    assert resnet(10, width).feature_width == 512 * width
+    assert resnet(10, width).num_features == 512 * width
 
 
 @pytest.mark.parametrize(("stem", "size"), [("auto", 32), ("stride2", 16)])

@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, and an encoder file rebuilds its encoder."""
 
 import errno
+import json
 import os
 import pickle
 import resource
@@ -116,7 +117,9 @@ def test_encoder_file_rebuilds_the_encoder(tmp_path, depth, width, stem):
     rebuilt, meta = load_encoder(tmp_path)  # the folder will do
     assert not rebuilt.training
     assert torch.equal(rebuilt(x), encoder.eval().to(memory_format=torch.contiguous_format)(x))
-    assert meta == META | {"depth": depth, "width": width, "stem": stem}
+    given = META | {"depth": depth, "width": width, "stem": stem}
+    kwargs = {key: given[key] for key in ("depth", "width", "stem", "sk_ratio")}
+    assert meta == given | {"encoder": "resnet", "kwargs": kwargs}
 
 
 def test_encoder_file_fits_torchvision(tmp_path):
@@ -140,13 +143,48 @@ def test_bad_encoder_files(tmp_path):
     whole = path.read_bytes()
     for kept in (0, 7, len(whole) // 2):
         path.write_bytes(whole[:kept])
-        with pytest.raises(ValueError, match="cut, or no safetensors"):
+        with pytest.raises(ValueError, match="no safetensors"):
             load_encoder(path)
     path.write_bytes(whole)
     weights = load_file(path)
     save_file(weights, path)
-    with pytest.raises(ValueError, match="not written by fastclr: its metadata lacks depth"):
+    with pytest.raises(ValueError, match="not written by fastclr: its metadata lacks encoder"):
         load_encoder(path)
     export_encoder(path, resnet(10, 0.25, stem="cifar"), META | {"depth": 10, "width": 0.5, "stem": "cifar"})
     with pytest.raises(ValueError, match="weights don't fit the metadata"):
         load_encoder(path)
+
+
+def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path):
+    """torch loads such a file without a word."""
+    path = tmp_path / "last.pt"
+    weights = torch.arange(1000, dtype=torch.int32)
+    save_checkpoint(path, STATE | {"model": weights})
+    content = bytearray(path.read_bytes())
+    content[content.index(weights.numpy().tobytes()) + 2000] ^= 4
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["model"].tolist() != weights.tolist()
+    with pytest.raises(ValueError, match=r"last\.pt is cut or damaged .*checksum"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("place", ["weights", "metadata"])
+def test_a_flipped_bit_in_an_encoder_is_noticed(tmp_path, place):
+    path = tmp_path / "encoder.safetensors"
+    export_encoder(path, resnet(10, 0.25, stem="cifar"), META | {"depth": 10, "width": 0.25, "stem": "cifar"})
+    content = bytearray(path.read_bytes())
+    # the last weight, or the first digit of the size
+    content[-2 if place == "weights" else content.index(b'"size":"') + 8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is damaged: its checksum"):
+        load_encoder(path)
+
+
+def test_an_encoder_of_0_1_has_no_checksum(tmp_path):
+    encoder = resnet(10, 0.25, stem="cifar")
+    meta = META | {"depth": 10, "width": 0.25, "stem": "cifar"}
+    entries = {"format": "pt", **{key: json.dumps(value) for key, value in meta.items()}}
+    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors", entries)
+    loaded, found = load_encoder(tmp_path)
+    assert all(torch.equal(t, encoder.state_dict()[name]) for name, t in loaded.state_dict().items())
+    assert (found["encoder"], found["kwargs"]["width"], found["depth"]) == ("resnet", 0.25, 10)

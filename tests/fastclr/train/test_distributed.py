@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastclr.train.distributed import Ranks, pick_device, process_group, ranks_from_env
+from fastclr.train.distributed import Ranks, process_group, ranks_from_env
 
 
 @pytest.fixture
@@ -27,8 +27,7 @@ def test_one_process_is_the_trivial_case(no_torchrun):
 def test_torchrun_says_who_we_are(no_torchrun):
     for name, value in {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}.items():
         no_torchrun.setenv(name, value)
-    no_torchrun.setattr("fastclr.train.distributed._launched", lambda: 1000.5)
-    assert ranks_from_env() == Ranks(rank=5, world_size=8, local_rank=1, launched=1000.5)
+    assert ranks_from_env() == Ranks(rank=5, world_size=8, local_rank=1)
     assert not ranks_from_env().is_main
 
 
@@ -73,20 +72,3 @@ def test_two_ranks_join_over_gloo(no_torchrun, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert sorted(result.stdout.split("\n")) == ["", "0 gloo 3.0", "1 gloo 3.0"]
-
-
-def test_device_names():
-    cpu = torch.device("cpu")
-    assert pick_device("cpu", Ranks()) == cpu
-    assert pick_device("auto", Ranks()) == (torch.device("cuda", 0) if torch.cuda.is_available() else cpu)
-    for name in ("tpu", "meta", "mps"):
-        with pytest.raises(ValueError, match=f"--train.device is '{name}'; it must be auto, cpu, cuda"):
-            pick_device(name, Ranks())
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match=r"torch sees no GPU here; use --train.device cpu"):
-            pick_device("cuda", Ranks())
-        with pytest.raises(ValueError, match=r"--device is 'cuda:1', but .*; use --device cpu"):
-            pick_device("cuda:1", Ranks(), "--device")
-    else:
-        with pytest.raises(ValueError, match="there is no GPU 99"):
-            pick_device("cuda:99", Ranks())

@@ -16,8 +16,8 @@ from fastclr.recipes import from_table, load_recipe
 from fastclr.train.build import resolve
 from fastclr.train.checkpoint import load_checkpoint, load_encoder, save_checkpoint
 from fastclr.train.loop import train
-from fastclr.train.run_folder import RunLock, saved_run
-from fastclr.train.run_log import read_metrics
+from fastclr.train.run import RunLock, saved_run
+from fastclr.train.sinks import read_metrics
 from pipelines import BetonReader, TwoViewLoader
 
 
@@ -46,7 +46,7 @@ def test_twenty_steps_are_those_of_the_equations(finished, tiny_file, tiny_confi
 
     torch.manual_seed(0)
     encoder = resnet(10, 0.125, stem="cifar")
-    model = SimCLR(encoder, projector(encoder.feature_width, num_layers=2, out_width=16))
+    model = SimCLR(encoder, projector(encoder.num_features, num_layers=2, out_width=16))
     model = model.to(memory_format=torch.channels_last)
     optimizer = LARS(model.parameters(), 0.0, weight_decay=c.optim.weight_decay)
     losses, epochs, step = [], [], 0
@@ -145,28 +145,40 @@ def finished_precision(finished) -> str:
     return load_checkpoint(finished[0] / "last.pt")["identity"]["train.precision"]
 
 
-def test_resume_refuses_another_run(tmp_path, finished, tiny_file, tiny_config):
+def test_another_run_is_not_continued(tmp_path, finished, tiny_file, tiny_config):
     folder, _ = finished
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     changed = change(change(tiny_config, "optim", base_lr=0.5), "train", epochs=6)
     with pytest.raises(ValueError, match=r"optim.base_lr was 1.0, is now 0.5; train.epochs was 5, is now 6"):
-        train(changed, tiny_file, folder, resume=True)
+        train(changed, tiny_file, folder)
     other = write_tiny_file(tmp_path / "other.beton", num_images=78)
     with pytest.raises(ValueError, match=r"other settings: the data's fingerprint was '\w+', is now '\w+'"):
-        train(tiny_config, other, folder, resume=True)
+        train(tiny_config, other, folder)
+    with pytest.raises(FileExistsError, match=r"holds a run, which --fresh does not continue"):
+        train(tiny_config, tiny_file, folder, fresh=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
-    # how it is computed may change; there is nothing left to do
-    outcome = train(change(tiny_config, "train", threads=2, log_every=3), tiny_file, folder, resume=True)
-    assert (outcome.step, outcome.total_steps) == (20, 20)
 
-
-def test_a_folder_with_a_run_is_not_overwritten(finished, tiny_file, tiny_config):
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_is_complete_is_left_alone(finished, tiny_file, tiny_config, resume):
+    """How it is computed may be another."""
     folder, _ = finished
-    before = (folder / "last.pt").read_bytes()
-    with pytest.raises(FileExistsError, match="holds a run; continue it with --resume"):
-        train(tiny_config, tiny_file, folder)
-    assert (folder / "last.pt").read_bytes() == before
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    again = change(tiny_config, "train", threads=2, log_every=3)
+    outcome = train(again, tiny_file, folder, resume=resume)
+    assert (outcome.first_step, outcome.step, outcome.total_steps) == (20, 20, 20)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_setting_that_an_older_version_did_not_have(tmp_path, finished, tiny_file, tiny_config):
+    """At its default it is no difference; otherwise it is one."""
+    state = load_checkpoint(finished[0] / "last.pt")
+    del state["identity"]["model.encoder"]
+    save_checkpoint(tmp_path / "last.pt", state)
+    (tmp_path / "metrics.jsonl").write_bytes((finished[0] / "metrics.jsonl").read_bytes())
+    assert train(tiny_config, tiny_file, tmp_path).step == 20
+    with pytest.raises(ValueError, match=r"model.encoder was 'resnet', is now 'timm:vit_tiny_patch16_224'"):
+        train(change(tiny_config, "model", encoder="timm:vit_tiny_patch16_224"), tiny_file, tmp_path)
 
 
 def test_a_run_that_never_stepped_is_in_nobodys_way(finished, tmp_path, tiny_file, tiny_config, monkeypatch):
@@ -174,9 +186,9 @@ def test_a_run_that_never_stepped_is_in_nobodys_way(finished, tmp_path, tiny_fil
     folder = tmp_path / "run"
 
     def killed(*arguments):
-        patch.setattr("fastclr.train.run_folder.PATIENCE_S", 0.1)
+        patch.setattr("fastclr.train.run.LOCK_TIMEOUT_S", 0.1)
         with RunLock() as lock, pytest.raises(FileExistsError, match="another process is training there"):
-            saved_run(folder, lock, resume=False)
+            saved_run(folder, lock)
         raise SystemExit("killed")
 
     with monkeypatch.context() as patch:
@@ -187,8 +199,8 @@ def test_a_run_that_never_stepped_is_in_nobodys_way(finished, tmp_path, tiny_fil
     assert train(tiny_config, tiny_file, folder).step == 20
     ours, theirs = (load_encoder(place)[0].state_dict() for place in (folder, finished[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    with pytest.raises(FileExistsError, match="holds a run"):
-        train(tiny_config, tiny_file, folder)
+    with pytest.raises(ValueError, match=r"train.batch_size was 20, is now 40"):
+        train(change(tiny_config, "train", batch_size=40), tiny_file, folder)
 
 
 def test_too_little_gpu_memory_is_the_users_business(tmp_path, tiny_file, tiny_config, monkeypatch):
@@ -212,7 +224,8 @@ def test_what_a_machine_cannot_run_is_said_before_the_folder_is_made(tmp_path, t
 def test_the_run_says_what_it_will_do(tmp_path, tiny_file, tiny_config, capsys):
     train(change(tiny_config, "train", precision="float32"), tiny_file, tmp_path / "run")
     assert capsys.readouterr().out.splitlines()[0] == (
-        "79 images, 5 epochs, 20 steps of 20; ResNet-10 at 16 px in float32 on cpu; engine resident, 1 loader thread"
+        "79 images, 5 epochs, 20 steps of 20; ResNet-10 ×0.125 at 16 px in float32 on cpu; "
+        "engine resident, 1 loader thread"
     )
 
 
@@ -225,9 +238,10 @@ def test_resume_of_nothing(tmp_path, tiny_file, tiny_config):
 def test_resume_of_a_checkpoint_that_does_not_fit(tmp_path, finished, tiny_file, tiny_config):
     state = load_checkpoint(finished[0] / "last.pt")
     state["model"].pop("encoder.conv1.weight")
+    state["step"] = 10
     save_checkpoint(tmp_path / "last.pt", state)
     with pytest.raises(ValueError, match=r"does not fit this model: .*encoder.conv1.weight"):
-        train(tiny_config, tiny_file, tmp_path, resume=True)
+        train(tiny_config, tiny_file, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny_file, tiny_config):
@@ -300,3 +314,20 @@ def test_threads_are_given_back(tmp_path, tiny_file, tiny_config):
 def test_metrics_are_json_even_so(finished):
     for line in (finished[0] / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["loss"] > 0
+
+
+def test_sinks_get_the_records_once_they_are_saved(tmp_path, tiny_file, tiny_config):
+    seen = []
+
+    def sink(record: dict) -> None:
+        assert read_metrics(tmp_path / "run")[-1] == record
+        seen.append(record)
+        if record["step"] == 4:
+            assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 4
+            raise RuntimeError("the sink's own failure")
+        record.clear()
+
+    config = change(tiny_config, "train", epochs=1)
+    with pytest.raises(RuntimeError, match="the sink's own"):
+        train(config, tiny_file, tmp_path / "run", sinks=[sink])
+    assert len(seen) == 4

@@ -23,7 +23,7 @@ def test_what_is_kept_counts_once_and_weights_not():
 def test_is_what_training_takes():
     """Against torch's own account of a forward pass of 16 views."""
     encoder = resnet(18, stem="imagenet")
-    model = SimCLR(encoder, projector(encoder.feature_width))
+    model = SimCLR(encoder, projector(encoder.num_features))
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     estimate = 16 * activation_bytes(model, size=64)
     assert all(torch.equal(tensor, buffers[name]) for name, tensor in model.named_buffers())  # left as it was
@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_refused(tiny_config, tiny_file, monkeypatch, micro
         config = resolve(tiny_config, reader, torch.device("cpu"))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch))
     encoder = resnet(10, 0.125, stem="cifar")
-    model = SimCLR(encoder, projector(encoder.feature_width))
+    model = SimCLR(encoder, projector(encoder.num_features))
     check_memory(config, model)
     kept = activation_bytes(model, 16, config.train.precision == "bfloat16")
     needed = 2 * (micro_batch or 20) * kept  # and the views and weights

@@ -24,8 +24,14 @@ from fastclr.cli import main as cli
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.train.build import loss_function
 from fastclr.train.checkpoint import load_checkpoint
-from fastclr.train.collective import agree, data_parallel, from_main, mean_over_ranks
-from fastclr.train.distributed import RankLost, Ranks
+from fastclr.train.distributed import (
+    RankLost,
+    Ranks,
+    all_reduce_max,
+    data_parallel,
+    mean_over_ranks,
+    run_on_main_and_broadcast,
+)
 from fastclr.train.grad_cache import cached_backward
 from pipelines import TwoViewLoader, ViewSpec
 
@@ -37,7 +43,7 @@ BATCH = 16
 def tiny_model() -> SimCLR:
     torch.manual_seed(0)
     encoder = resnet(10, 0.125, image_size=16)
-    model = SimCLR(encoder, projector(encoder.feature_width, num_layers=2, out_width=16)).double()
+    model = SimCLR(encoder, projector(encoder.num_features, num_layers=2, out_width=16)).double()
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.uniform_(module.weight, 0.5, 1.5)  # a last gamma of 0 would hide the blocks behind it
@@ -116,14 +122,14 @@ def together(rank: int, world_size: int) -> dict[str, Any]:
         raise FileExistsError("there is a run already")
 
     try:
-        from_main(ranks, fails)
+        run_on_main_and_broadcast(ranks, fails)
         error: Exception | None = None
     except (FileExistsError, RankLost) as caught:
         error = caught
     return {
-        "of rank 0": from_main(ranks, lambda: {"rank": rank}),
+        "of rank 0": run_on_main_and_broadcast(ranks, lambda: {"rank": rank}),
         "error": f"{type(error).__name__}: {error}",
-        "agreed": agree(ranks, 15 * (rank == 1), 0, rank),
+        "agreed": all_reduce_max(ranks, 15 * (rank == 1), 0, rank),
         "mean": mean_over_ranks(torch.tensor([float(rank), 1.0]), ranks).tolist(),
     }
 
@@ -150,7 +156,7 @@ def arguments(place: Path, file: Path, out: str, *more: str) -> list[str]:
     # ⌊79·10/20⌋ + 1 = 40 steps: enough to be stopped twice
     fixed += ["--train.epochs", "10"]
     return [
-        *("train", str(place / "tiny.toml"), "--train", str(file), "--out", str(place / out)),
+        *("train", str(place / "tiny.toml"), str(file), "--out", str(place / out)),
         *fixed,
         *more,
     ]
@@ -244,13 +250,24 @@ def test_a_signal_to_all_processes(place, tiny_file):
     assert load_checkpoint(place / "swept" / "last.pt")["step"] == records(place / "swept")[-1]["step"] >= 5
 
 
-def test_a_restart_does_not_take_up_somebody_elses_run(place, tiny_file, straight):
+def test_a_restart_does_not_take_up_another_run(place, tiny_file, straight):
     before = (straight / "last.pt").read_bytes()
-    process = torchrun(2, *arguments(place, tiny_file, "straight"), restarts=1)
+    process = torchrun(2, *arguments(place, tiny_file, "straight", "--train.seed", "1"), restarts=1)
     _, err = finish(process)
     assert process.returncode != 0
-    refusal = f"fastclr train: rank 0 of 2: {straight} holds a run; continue it with --resume"
+    refusal = (
+        f"fastclr train: rank 0 of 2: {straight} holds a run with other settings: train.seed was 0, is now 1"
+    )
     assert err.count(refusal) == 2, "the first time and when it was started again"
+    assert (straight / "last.pt").read_bytes() == before
+
+
+def test_a_run_that_is_complete_says_so(place, tiny_file, straight):
+    before = (straight / "last.pt").read_bytes()
+    process = torchrun(2, *arguments(place, tiny_file, "straight"))
+    out, err = finish(process)
+    assert process.returncode == 0, err
+    assert out.count("it is done: step 40 of 40") == 1
     assert (straight / "last.pt").read_bytes() == before
 
 
@@ -260,7 +277,7 @@ def test_micro_batches_are_as_large_on_other_ranks(place, tiny_file, capsys):
     process = torchrun(2, *arguments(place, tiny_file, folder, *short, "--train.micro-batch", "5"))
     _, err = finish(process)
     assert process.returncode == 0, err
-    again = arguments(place, tiny_file, folder, *short, "--resume", "--train.micro-batch")
+    again = arguments(place, tiny_file, folder, *short, "--train.micro-batch")
     assert cli.main([*again, "5"]) == 2
     assert "train.micro_batch times the ranks was 10, is now 5" in capsys.readouterr().err
     assert cli.main([*again, "10"]) == 0
@@ -278,14 +295,14 @@ def test_four_ranks_two_ranks_one(place, tiny_file, straight, capsys):
     assert f"stopped by SIGTERM at step {first} of 40; continue with: fastclr train " in out
     assert "fastclr train:" not in err, "no rank lost another"
 
-    process = torchrun(2, *arguments(place, tiny_file, "shrinking", "--resume"))
+    process = torchrun(2, *arguments(place, tiny_file, "shrinking"))
     wait_for_step(process, folder, first + 2)
     process.terminate()
     finish(process)
     second = load_checkpoint(folder / "last.pt")["step"]
     assert first + 2 <= second < 40
 
-    assert cli.main(arguments(place, tiny_file, "shrinking", "--resume")) == 0
+    assert cli.main(arguments(place, tiny_file, "shrinking")) == 0
     assert "done: step 40 of 40" in capsys.readouterr().out
     for got, want in zip(numbers(folder), numbers(straight), strict=True):
         assert got[:3] == want[:3]
@@ -321,7 +338,7 @@ import os, sys
 from fastclr.cli.main import main
 argv = sys.argv[1:]
 if os.environ["RANK"] == "1":
-    argv[argv.index("--train") + 1] = "missing.beton"
+    argv[2] = "missing.beton"
 sys.exit(main(argv))
 """
 

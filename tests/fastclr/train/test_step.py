@@ -10,7 +10,7 @@ from fastclr.config import Config, OptimConfig, TrainConfig
 from fastclr.train.build import check_graph
 from fastclr.train.distributed import Ranks
 from fastclr.train.loop import train
-from fastclr.train.run_log import read_metrics
+from fastclr.train.sinks import read_metrics
 
 CUDA = torch.device("cuda", 0)
 

@@ -7,7 +7,7 @@ import pytest
 from fastclr.train.stop import StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_the_first_signal_is_a_request(number):
     before = signal.getsignal(number)
     with StopRequest() as stop:
@@ -48,3 +48,16 @@ def test_another_thread_trains_without_handlers():
     thread.start()
     thread.join()
     assert seen == [(False, before)]
+
+
+def test_nohup_stays_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+            signal.raise_signal(signal.SIGUSR1)
+        assert stop.signal == signal.SIGUSR1
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

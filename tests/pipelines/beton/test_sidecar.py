@@ -61,3 +61,15 @@ def test_broken_json_is_named(beton):
     with pytest.raises(ValueError, match=r"set\.one\.json: no valid JSON .*delete it"):
         read_sidecar(beton)
     assert len(BetonReader(beton)) == 1, "the images open all the same"
+
+
+def test_it_is_found_through_links(tmp_path, beton):
+    write_sidecar(beton, content(beton))
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "train.beton"
+    link.symlink_to(beton)
+    (tmp_path / "elsewhere" / "again.beton").symlink_to("train.beton")
+    for path in (link, tmp_path / "elsewhere" / "again.beton"):
+        assert BetonReader(path).class_names == ["cat", "dög\n"]
+    write_sidecar(link, content(beton, class_names=["beside", "it"]))
+    assert BetonReader(beton).class_names == ["beside", "it"]

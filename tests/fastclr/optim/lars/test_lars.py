@@ -119,6 +119,43 @@ def test_port_equals_the_ports(module: str, name: str, eta: str, decay: float) -
         torch.testing.assert_close(a, b.detach(), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("decay", [0.0, 1e-2])
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize(
+    ("module", "name", "eta"),
+    [("timm.optim.lars", "Lars", "trust_coeff"), ("lightly.utils.lars", "LARS", "trust_coefficient")],
+)
+def test_port_equals_the_ports_in_a_whole_network(
+    module: str, name: str, eta: str, split: bool, decay: float, require_package: Callable[[str], Any]
+) -> None:
+    """In one group, which adapts vectors too, or with vectors in a group of their own without decay."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 4)).double()
+    for vector in (p for p in network.parameters() if p.ndim < 2):
+        nn.init.normal_(vector)
+    copies = [nn.Parameter(p.detach().clone()) for p in network.parameters()]
+    settings = {"momentum": 0.9, "weight_decay": decay, eta: 1e-3}
+    theirs = [nn.Parameter(p.detach().clone()) for p in network.parameters()]
+    groups: Any = theirs
+    if split:
+        groups = [
+            {"params": [p for p in theirs if p.ndim >= 2]},
+            {"params": [p for p in theirs if p.ndim < 2], "weight_decay": 0.0},
+        ]
+    port = getattr(require_package(module), name)(groups, lr=0.1, **settings)
+    ours = LARS(copies, 0.1, weight_decay=decay, form="port", exclude_vectors=split)
+    for _ in range(5):
+        network.zero_grad()
+        network(torch.randn(6, 3, 4, 4, dtype=torch.float64)).square().sum().backward()
+        for a, b, p in zip(copies, theirs, network.parameters(), strict=True):
+            assert p.grad is not None
+            a.grad, b.grad = p.grad.clone(), p.grad.clone()
+        ours.step()
+        port.step()
+    for a, b in zip(copies, theirs, strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=1e-7, atol=1e-9)
+
+
 def test_forms_differ_when_the_rate_changes() -> None:
     weights, gradients, rates = problem()
     results = {

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from fastclr.train import run_folder
+from fastclr.train import run
 from fastclr.train.checkpoint import STATE_KEYS, load_checkpoint, save_checkpoint
-from fastclr.train.run_folder import RunLock, new_run, saved_run
+from fastclr.train.run import RunLock, new_run, saved_run
 
 
 @pytest.fixture(autouse=True)
 def _short_patience(monkeypatch):
-    monkeypatch.setattr(run_folder, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(run, "LOCK_TIMEOUT_S", 0.2)
 
 
 @pytest.fixture
@@ -28,15 +28,15 @@ def folder(tmp_path):
 
 def test_a_run_that_is_alive_is_nobody_elses(folder):
     with RunLock() as ours:
-        assert saved_run(folder, ours, resume=True)["step"] == 3
+        assert saved_run(folder, ours)["step"] == 3
         with RunLock() as theirs, pytest.raises(FileExistsError, match="another process is training there"):
-            saved_run(folder, theirs, resume=True)
+            saved_run(folder, theirs)
     with RunLock() as theirs:  # it has ended
-        assert saved_run(folder, theirs, resume=True)["step"] == 3
+        assert saved_run(folder, theirs)["step"] == 3
 
 
 def test_a_run_that_is_just_ending_is_waited_for(folder, monkeypatch):
-    monkeypatch.setattr(run_folder, "PATIENCE_S", 20.0)
+    monkeypatch.setattr(run, "LOCK_TIMEOUT_S", 20.0)
     with RunLock() as ours:
         ours.take(folder)
         threading.Timer(0.3, lambda: ours.__exit__()).start()
@@ -51,7 +51,7 @@ def test_two_that_begin_together(tmp_path):
     folder = tmp_path / "run"
     with RunLock() as ours, RunLock() as theirs:
         for lock in (ours, theirs):
-            assert saved_run(folder, lock, resume=False) is None
+            assert saved_run(folder, lock) is None
         with new_run(folder, ours):
             (folder / "config.toml").touch()
         with (
@@ -74,12 +74,12 @@ def test_killed_before_its_first_checkpoint(tmp_path):
     """The lock's file is the first of all, so its absence tells a user's own config.toml from a run's."""
     (tmp_path / "config.toml").touch()
     with RunLock() as lock:
-        with pytest.raises(FileExistsError, match="holds a run"):
-            saved_run(tmp_path, lock, resume=False)
+        with pytest.raises(FileExistsError, match=r"holds config.toml but no last.pt"):
+            saved_run(tmp_path, lock)
         (tmp_path / "metrics.jsonl").touch()
-        assert saved_run(tmp_path, lock, resume=False) is None
+        assert saved_run(tmp_path, lock) is None
         with RunLock() as other, pytest.raises(FileExistsError, match="another process"):
-            saved_run(tmp_path, other, resume=False)
+            saved_run(tmp_path, other)
         with pytest.raises(FileNotFoundError, match=r"holds no last.pt to resume; leave out --resume"):
             saved_run(tmp_path, lock, resume=True)
 
@@ -92,12 +92,21 @@ def test_what_was_being_written_is_removed(folder):
     assert sorted(path.name for path in folder.glob(".*")) == [".mine.partial"]
 
 
-def test_a_job_that_torchrun_restarted(folder):
-    """It goes on with what it wrote itself, and not with a run that lay there before."""
+def test_fresh_and_resume(folder, tmp_path):
     with RunLock() as lock:
-        with pytest.raises(FileExistsError, match="holds a run"):
-            saved_run(folder, lock, resume=False, restarted_since=1001.0)
-        assert saved_run(folder, lock, resume=False, restarted_since=999.0)["step"] == 3
+        with pytest.raises(FileExistsError, match="--fresh"):
+            saved_run(folder, lock, fresh=True)
+        assert saved_run(folder, lock, resume=True)["step"] == 3
+    with RunLock() as lock:
+        assert saved_run(tmp_path / "new", lock, fresh=True) is None
+        with pytest.raises(FileNotFoundError, match="--resume"):
+            saved_run(tmp_path / "new", lock, resume=True)
+
+
+def test_records_without_a_checkpoint(folder):
+    (folder / "last.pt").unlink()
+    with RunLock() as lock, pytest.raises(FileExistsError, match=r"metrics.jsonl but no last.pt"):
+        saved_run(folder, lock)
 
 
 def test_a_file_system_without_locks(folder, monkeypatch):
@@ -108,5 +117,5 @@ def test_a_file_system_without_locks(folder, monkeypatch):
     (folder / ".last.pt.0a1b.partial").touch()  # that of a run which may be alive
     with RunLock() as ours, RunLock() as theirs:
         for lock in (ours, theirs):
-            assert saved_run(folder, lock, resume=True) == load_checkpoint(folder / "last.pt")
+            assert saved_run(folder, lock) == load_checkpoint(folder / "last.pt")
     assert (folder / ".last.pt.0a1b.partial").exists()

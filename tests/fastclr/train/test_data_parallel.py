@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, projector, resnet
-from fastclr.train.collective import data_parallel
-from fastclr.train.distributed import Ranks
+from fastclr.train.distributed import Ranks, data_parallel
 from fastclr.train.grad_cache import cached_backward
 
 
@@ -35,7 +34,7 @@ def after(ranks: Ranks, lives: list[range], micro_batch: int | None) -> dict[str
     for numbers in lives:
         torch.manual_seed(0)
         encoder = resnet(10, 0.125, image_size=16)
-        model = SimCLR(encoder, projector(encoder.feature_width, num_layers=2, out_width=16))
+        model = SimCLR(encoder, projector(encoder.num_features, num_layers=2, out_width=16))
         model.load_state_dict(state or model.state_dict())
         steps(model, ranks, numbers, micro_batch)
         state = model.state_dict()

@@ -1,4 +1,6 @@
-"""The run folder: what lies in it, whether a run may use it, and the note of what made the run.
+"""The run folder: what lies in it, which run may use it, and the note of what made the run.
+
+A folder that holds a run is continued; whether it is the same run is decided by `fastclr.train.loop`.
 
 config.toml           the resolved config, a recipe of its own; command, versions and commit in its header
 metrics.jsonl         one record per log interval; TensorBoard's events beside it
@@ -25,7 +27,7 @@ from fastclr.train.checkpoint import ENCODER, atomic_write, load_checkpoint
 
 CHECKPOINT, METRICS = "last.pt", "metrics.jsonl"
 FILES = (CHECKPOINT, ENCODER, CONFIG, METRICS)
-PATIENCE_S = 5.0
+LOCK_TIMEOUT_S = 5.0
 """How long a run waits for another in its folder to end: torchrun may still be ending the one before."""
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "simplejpeg", "safetensors")
 
@@ -51,7 +53,7 @@ class RunLock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 alone = True
             except BlockingIOError:
-                if time.monotonic() - start > PATIENCE_S:
+                if time.monotonic() - start > LOCK_TIMEOUT_S:
                     file.close()
                     raise FileExistsError(
                         f"{folder}: another process is training there; stop it first, or choose another --out"
@@ -74,53 +76,53 @@ class RunLock:
 
 
 def saved_run(
-    folder: Path, lock: RunLock, resume: bool, restarted_since: float | None = None
+    folder: Path, lock: RunLock, *, fresh: bool = False, resume: bool = False
 ) -> dict[str, Any] | None:
-    """The checkpoint that a run in this folder continues, or None for a run that starts anew.
+    """Return the checkpoint that a run in this folder continues, or None for a run that starts anew.
 
     Args:
         folder: the run folder.
-        lock: taken, where the folder holds a run that may go on or never began.
-        resume: the user wants to continue it.
-        restarted_since: when torchrun began (seconds since the epoch), if it has started the ranks again: then a
-            checkpoint that was written since is continued, unasked.
+        lock: taken, where the folder holds a run that may go on or never took a step.
+        fresh: refuse to continue a run.
+        resume: refuse to start one.
 
     Raises:
-        OSError: the folder holds a run and `resume` is not set; or it is, and there is none; or the run is alive.
-        ValueError: the checkpoint is cut or damaged.
+        OSError: the folder holds a run and `fresh` is set, or none and `resume` is; what it holds can't be continued;
+            or the run is alive.
+        ValueError: the checkpoint is damaged.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; --out needs a folder")
-    checkpoint = folder / CHECKPOINT
-    if resume:
-        if not checkpoint.exists():
-            raise FileNotFoundError(
-                f"{folder} holds no {CHECKPOINT} to resume; leave out --resume to start a run"
-            )
-        lock.take(folder)
-        return load_checkpoint(checkpoint)
-    if restarted_since is not None and checkpoint.exists():
-        lock.take(folder)
-        saved = load_checkpoint(checkpoint)
-        if saved.get("time", 0.0) >= restarted_since:
-            return saved
-    if any((folder / name).exists() for name in FILES):
-        if not _never_stepped(folder):
+    held = [name for name in FILES if (folder / name).exists()]
+    if resume and CHECKPOINT not in held:
+        raise FileNotFoundError(
+            f"{folder} holds no {CHECKPOINT} to resume; leave out --resume to start a run"
+        )
+    if not held:
+        return None
+    if not never_stepped(folder):
+        if fresh:
             raise FileExistsError(
-                f"{folder} holds a run; continue it with --resume, choose another --out, or delete it"
+                f"{folder} holds a run, which --fresh does not continue; choose another --out, or delete it"
             )
-        lock.take(folder)
-    return None
+        if CHECKPOINT not in held:
+            raise FileExistsError(
+                f"{folder} holds {' and '.join(held)} but no {CHECKPOINT} to continue; choose another --out, or "
+                "move them away"
+            )
+    lock.take(folder)
+    return None if fresh or CHECKPOINT not in held else load_checkpoint(folder / CHECKPOINT)
 
 
-def _never_stepped(folder: Path) -> bool:
+def never_stepped(folder: Path) -> bool:
     """Whether the run here has nothing to lose: it has made no record, and no checkpoint but that of step 0."""
     metrics, checkpoint = folder / METRICS, folder / CHECKPOINT
     if not metrics.exists() or metrics.stat().st_size:
         return False
     try:
         return not checkpoint.exists() or load_checkpoint(checkpoint)["step"] == 0
-    except ValueError:  # damaged: for the user to look at
+    # damaged: for the user to look at
+    except ValueError:
         return False
 
 

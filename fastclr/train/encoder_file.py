@@ -1,0 +1,169 @@
+"""The encoder of a run as one file, `encoder.safetensors`: weights, and as metadata what rebuilds and feeds it.
+
+Each metadata entry is JSON:
+
+    encoder, kwargs    which encoder: a key of `fastclr.model.ENCODERS` and its arguments
+    size, mean, std    how images are made for it
+    sha256             checksum of everything else in the file
+    …                  whatever else is worth knowing (precision, step)
+
+Files of fastclr 0.1 have no checksum, and `depth`, `width`, `stem` and `sk_ratio` instead of `encoder`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from fastclr.model import make_encoder
+from pipelines.system.atomic_file import replacing, write_at
+from pipelines.system.terminal import printable
+
+ENCODER = "encoder.safetensors"
+"""Its name in a run folder."""
+VIEW_KEYS = ("size", "mean", "std")
+"""Metadata that says how images are made for an encoder."""
+RESNET_KEYS = ("depth", "width", "stem", "sk_ratio")
+"""Metadata of fastclr 0.1 that says which ResNet it is: the arguments of `resnet`."""
+CHECKSUM = "sha256"
+
+
+def export_encoder(path: Path, encoder: nn.Module, meta: Mapping[str, Any]) -> None:
+    """Write the encoder's weights under their own names (a ResNet's are torchvision's), without a classifier.
+
+    Args:
+        path: a .safetensors file.
+        encoder: what `make_encoder(meta["encoder"], **meta["kwargs"])` makes, trained.
+        meta: encoder and kwargs (or the arguments of `resnet` themselves), size (pixels), mean, std (per channel, on
+            a scale of [0, 1]), and whatever else is worth knowing: values that JSON knows.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    meta = _with_encoder(dict(meta))
+    assert all(key in meta for key in ("encoder", "kwargs", *VIEW_KEYS)), meta
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    metadata = {"format": "pt", **{key: json.dumps(value) for key, value in meta.items()}}
+    metadata[CHECKSUM] = json.dumps(_checksum(weights, metadata))
+    with replacing(path) as descriptor:
+        write_at(descriptor, safetensors_bytes(weights, metadata), 0, path)
+
+
+def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild the encoder from its file alone.
+
+    Args:
+        path: an `encoder.safetensors`, or the run folder that holds one.
+
+    Returns:
+        The encoder, in evaluation mode on the CPU, and the metadata that `export_encoder` was given; that of
+        fastclr 0.1 has `encoder` and `kwargs` beside its own keys.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is damaged, was not written by fastclr, or its weights don't fit its metadata.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / ENCODER
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no encoder here; `fastclr train` writes one")
+    weights, metadata = _read(path)
+    meta = _decode(metadata)
+    if CHECKSUM in meta or "encoder" in meta:
+        if meta.pop(CHECKSUM, None) != _checksum(weights, metadata):
+            raise ValueError(
+                f"{path} is damaged: its checksum is not that of its content; take a copy of it, or "
+                "continue the run, which writes it again"
+            )
+    else:
+        meta = _with_encoder(meta)
+    missing = [key for key in ("encoder", *VIEW_KEYS) if key not in meta]
+    if missing:
+        raise ValueError(f"{path} was not written by fastclr: its metadata lacks {', '.join(missing)}")
+    try:
+        _check_views(meta)
+        encoder = _rebuild(meta["encoder"], meta["kwargs"], weights)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = printable(" ".join(str(error).split()), 200)
+        raise ValueError(f"{path}: the weights don't fit the metadata: {reason}") from None
+    return encoder.eval(), meta
+
+
+def encoder_title(meta: Mapping[str, Any]) -> str:
+    """What the encoder of a file is called in a table.
+
+    >>> encoder_title({"encoder": "resnet", "kwargs": {"depth": 18, "width": 0.5}})
+    'ResNet-18 ×0.5'
+    """
+    if meta["encoder"] != "resnet":
+        return printable(meta["encoder"], 80)
+    return f"ResNet-{meta['kwargs']['depth']} ×{meta['kwargs']['width']:g}"
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return weights, file.metadata() or {}
+    # a header with an unknown type is a KeyError or TypeError of safetensors' Python half
+    except (SafetensorError, UnicodeError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is cut or damaged, or no safetensors file ({printable(error, 120)}); give the run folder or "
+            "its encoder.safetensors"
+        ) from None
+
+
+def _decode(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The entries as `export_encoder` was given them; none if they are not JSON."""
+    try:
+        return {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _with_encoder(meta: dict[str, Any]) -> dict[str, Any]:
+    """Metadata of 0.1, with `encoder` and `kwargs` as it has been written since."""
+    if "encoder" in meta or not all(key in meta for key in RESNET_KEYS):
+        return meta
+    return {**meta, "encoder": "resnet", "kwargs": {key: meta[key] for key in RESNET_KEYS}}
+
+
+def _check_views(meta: Mapping[str, Any]) -> None:
+    size, kwargs = meta["size"], meta.get("kwargs")
+    channels = [meta["mean"], meta["std"]]
+    if type(size) is not int or not isinstance(kwargs, dict):
+        raise ValueError(f"size is {size!r} and kwargs {kwargs!r}; they must be a whole number and a table")
+    if not all(
+        isinstance(c, list) and len(c) == 3 and all(type(v) in (int, float) for v in c) for c in channels
+    ):
+        raise ValueError(f"mean and std are {channels!r}; each must be three numbers")
+
+
+def _rebuild(name: str, kwargs: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
+    # our own needs no memory until the weights are known to fit: the metadata of 0.1 may lie about the size
+    with torch.device("meta") if name == "resnet" else nullcontext():
+        encoder = make_encoder(name, **kwargs)
+    for key, tensor in encoder.state_dict().items():
+        if key in weights and weights[key].dtype != tensor.dtype:
+            raise ValueError(f"{key} is {weights[key].dtype}, and should be {tensor.dtype}")
+    encoder.load_state_dict(weights, assign=name == "resnet")
+    return encoder
+
+
+def _checksum(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over weights (names, types, shapes, bytes) and metadata, the checksum itself left out."""
+    digest = hashlib.sha256()
+    entries = sorted(item for item in metadata.items() if item[0] != CHECKSUM)
+    digest.update(json.dumps(entries).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,108 @@
+"""Standard output that may fail: a closed stream, a reader that is gone, a full disk never end the work.
+
+`fastclr train … | tee log` and Ctrl-C: the shell ends `tee` as well, and whatever is printed from there on fails.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+
+class LenientOutput(io.TextIOBase):
+    """A text stream that passes on what is written to another one until that fails, and then drops it.
+
+    After the first failure the file descriptor of the other stream leads to the null device, so that what it still
+    holds in its buffer can't fail later, when Python ends.
+
+    >>> stream = io.StringIO()
+    >>> LenientOutput(stream).write("step 1")
+    6
+    >>> stream.close()
+    >>> LenientOutput(stream).write("step 2")
+    6
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.failed = False
+        """Whether something was dropped."""
+
+    def write(self, text: str) -> int:
+        """Write the text, or drop it; returns its length."""
+        if not self.failed:
+            try:
+                return self._stream.write(text)
+            except UnicodeError:
+                raise
+            except (OSError, ValueError):  # a closed stream is a ValueError
+                self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the other stream, if it still takes anything."""
+        if not self.failed:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self.failed = True
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            descriptor, null = self._stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, descriptor)
+            os.close(null)
+
+    def isatty(self) -> bool:
+        """Whether the other stream is a terminal that still listens."""
+        return not self.failed and not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self._stream.errors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def lenient_output() -> Iterator[None]:
+    """For the duration of a `with` block nothing that is printed to stdout or stderr can fail.
+
+    Descriptors that the process was started without are opened on the null device, and stay so: the next file
+    that is opened would get their number, and with it what C libraries print.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    while null <= 2:
+        null = os.dup(null)
+    os.close(null)
+    before = sys.stdout, sys.stderr
+    streams = [LenientOutput(stream or open(os.devnull, "w")) for stream in before]  # noqa: SIM115 lasts
+    sys.stdout, sys.stderr = streams
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def say(text: str) -> None:
+    """Print a line to stdout, if anybody reads it."""
+    if sys.stdout is not None:
+        stream = LenientOutput(sys.stdout)
+        stream.write(text + "\n")
+        stream.flush()

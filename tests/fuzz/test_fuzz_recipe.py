@@ -1,0 +1,43 @@
+"""Mutated recipes: refused in one line that names the file, or read as a config that survives the way through TOML.
+
+2,000 cases: `PYTHONPATH=tests python tests/fuzz/test_fuzz_recipe.py`.
+"""
+
+import re
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+from fuzz.harness import Original, fuzz, main
+
+from fastclr.recipes import FOLDER, from_table, load_recipe, recipe_names, to_toml
+
+
+def originals() -> list[Original]:
+    """The package's recipes and a config.toml; most mutations hit values and section names."""
+    texts = [(FOLDER / f"{name}.toml").read_text("utf-8") for name in recipe_names()]
+    texts.append(to_toml(load_recipe("cifar10-rn18")))
+    found = []
+    for text in texts:
+        places = re.finditer(rb"(?m)(?<== ).+$|^\[\w+\]$", text.encode())
+        found.append(Original(text.encode(), [(match.start(), len(match[0])) for match in places]))
+    return found
+
+
+def attempt(file: Path) -> None:
+    config = load_recipe(str(file))
+    assert from_table(tomllib.loads(to_toml(config))) == config
+
+
+def run(folder: Path, count: int, seed: int) -> Counter[str]:
+    return fuzz(originals(), attempt, folder / "mutated.toml", count, seed)
+
+
+def test_mutated_recipes(tmp_path):
+    outcomes = run(tmp_path, 200, 0)
+    assert outcomes["refused"] > 60
+    assert outcomes["accepted"] > 10
+
+
+if __name__ == "__main__":
+    main("recipe", run)
