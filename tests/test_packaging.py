@@ -6,16 +6,24 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import fastclr
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CONSTRAINTS = {
-    canonicalize_name(Requirement(line).name): Requirement(line)
-    for line in (ROOT / "constraints.txt").read_text().splitlines()
-    if line and not line.startswith("#")
-}
+
+
+def constraints(name: str) -> dict[str, Requirement]:
+    """The pinned versions of a constraints file, by package."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in map(Requirement, lines)}
+
+
+CONSTRAINTS = constraints("constraints.txt")
 EXTRAS = "ffcv,dali"
 """What environment.yml and the Dockerfile add to the base."""
 
@@ -83,29 +91,60 @@ def test_wheel_ships_three_packages(tmp_path):
 
     hatchling = pytest.importorskip("hatchling.builders.wheel", reason="the build backend is not installed")
     (wheel,) = hatchling.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
-    names = zipfile.ZipFile(wheel).namelist()
+    archive = zipfile.ZipFile(wheel)
+    names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {
         "fastclr",
         "pipelines",
         "benchmarks",
     }
     assert "fastclr/recipes/demo.toml" in names
-    for package in (
-        "fastclr",
-        "pipelines",
-        "benchmarks",
-    ):  # type checkers look into packages with this file only
-        assert f"{package}/py.typed" in names
+    assert {"fastclr/py.typed", "pipelines/py.typed", "benchmarks/py.typed"} <= set(names)
+    (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    assert f"\nVersion: {fastclr.__version__}\n" in metadata
 
 
-def test_the_version_has_one_source(capsys):
-    """Package and command tell that of `fastclr.__version__`."""
-    import fastclr
-    from fastclr.cli.main import main
+def test_the_floor_is_what_the_project_admits():
+    """CI tests each lower bound of pyproject.toml."""
+    floor = {name: versions(pin, "==") for name, pin in constraints("constraints-floor.txt").items()}
+    admitted = map(Requirement, PROJECT["dependencies"])
+    assert floor == {canonicalize_name(bound.name): versions(bound, ">=") for bound in admitted}
 
-    metadata = pytest.importorskip("hatchling.metadata.core", reason="the build backend is not installed")
-    manager = pytest.importorskip("hatchling.plugin.manager")
-    found = metadata.ProjectMetadata(str(ROOT), manager.PluginManager())
-    assert found.version == fastclr.__version__
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"fastclr {fastclr.__version__}\n"
+
+def versions(requirement: Requirement, operator: str) -> list[Version]:
+    assert all(specifier.operator == operator for specifier in requirement.specifier)
+    return [Version(specifier.version) for specifier in requirement.specifier]
+
+
+def test_one_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == fastclr.__version__
+    assert f"\n## [{fastclr.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert "version" in PROJECT["dynamic"]
+
+
+def test_workflows_run_the_gate_and_every_python_that_is_named():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    jobs = workflow["jobs"]
+    commands = {name: [step.get("run", "") for step in job["steps"]] for name, job in jobs.items()}
+    assert "bash .ci/run" in commands["gate"]
+    assert any("constraints-floor.txt" in command for command in commands["floor"])
+    named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if ":: Python :: 3." in line]
+    assert jobs["newest"]["strategy"]["matrix"]["python"] == named
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    assert named[0] == oldest
+    (setup,) = (step["with"] for step in jobs["floor"]["steps"] if "with" in step)
+    assert setup["python-version"] == oldest
+
+
+def test_hooks_run_tools_of_the_dev_extra():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    tools = {hook["entry"].split()[0] for repo in config["repos"] for hook in repo["hooks"]}
+    assert tools == {"ruff", "mypy", "codespell"}
+    assert tools <= {Requirement(line).name for line in PROJECT["optional-dependencies"]["dev"]}
+
+
+def test_the_gate_installs_every_extra_but_alternatives():
+    """A fresh clone has nothing; a package that is missing would make its tests skip, or fail."""
+    (extras,) = re.findall(r"deploy/install\.sh (\S+)", (ROOT / ".ci" / "run").read_text())
+    assert set(extras.split(",")) == set(PROJECT["optional-dependencies"]) - {"dali-cuda13"}

@@ -85,9 +85,11 @@ def _let_loops_have_loaded_bounds() -> None:
 
     patch_tensor = interpreter._patch_lang_tensor
 
-    def patch_tensor_and_index(tensor: Any, scope: Any) -> None:
-        patch_tensor(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+    def patch_tensor_and_index(tensor: Any, *scope: Any) -> None:
+        patch_tensor(tensor, *scope)
+        # Triton 3.4 (torch 2.8) has no scope that would undo its changes
+        set_attr = scope[0].set_attr if scope else setattr
+        set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch_tensor_and_index
 

@@ -1,0 +1,1 @@
+"""Training: one loop, its run folder, checkpoints and ranks."""
