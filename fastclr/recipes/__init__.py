@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastclr.config import Config, flatten
 from pipelines.views import ViewSpec
+from pipelines.views.spec import RENAMED
 
 FOLDER = Path(__file__).parent
 CONFIG = "config.toml"
@@ -103,6 +104,8 @@ def from_table(table: dict[str, Any]) -> Config:
         if not isinstance(given, dict):
             raise ValueError(f"{name} is {given!r}; it must be a section, [{name}]")
         hints = get_type_hints(types[name])
+        if types[name] is ViewSpec:
+            given = {RENAMED.get(key, key): value for key, value in given.items()}
         values = {}
         for key, value in given.items():
             if key not in hints:
