@@ -195,7 +195,10 @@ class Config:
             finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
             _need(finite, name, value, "finite")
         _need(
-            self.views.views == 2, "views.views", self.views.views, "2: SimCLR contrasts two views per image"
+            self.views.num_views == 2,
+            "views.num_views",
+            self.views.num_views,
+            "2: SimCLR contrasts two views per image",
         )
         _need(
             self.optim.warmup_epochs <= self.train.epochs,

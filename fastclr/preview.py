@@ -221,14 +221,16 @@ def _crop_text(params: ViewParams, view: int) -> list[str]:
 
 def _view_text(params: ViewParams, view: int) -> list[str]:
     """List the operations in the order in which they run."""
-    numbers = params.factors[view, 0].tolist()
+    numbers = params.jitter_factors[view, 0].tolist()
     lines = ["no color jitter"]
     if params.jitter[view, 0]:
         values = [*(f"×{factor:.2f}" for factor in numbers[:3]), f"{360 * numbers[3]:+.0f}°"]
-        steps = [f"{OPERATIONS[k]} {values[k]}" for k in params.order[view, 0].tolist()]
+        steps = [f"{OPERATIONS[k]} {values[k]}" for k in params.jitter_order[view, 0].tolist()]
         lines = [", ".join(steps[:2]), ", ".join(steps[2:])]
-    sigma = float(params.sigma[view, 0])
-    last = (["grayscale"] if params.gray[view, 0] else []) + ([f"blur σ {sigma:.2f} px"] if sigma else [])
+    sigma = float(params.blur_sigma[view, 0])
+    last = (["grayscale"] if params.grayscale[view, 0] else []) + (
+        [f"blur σ {sigma:.2f} px"] if sigma else []
+    )
     return [*lines, ", ".join(last)] if last else lines
 
 

@@ -37,7 +37,7 @@ class BatchPlan:
     def put(self, row: int, index: int, params: ViewParams) -> None:
         """Let sample `index`, with its own numbers (arrays [V, 1, …]), stand at `row`."""
         self.indices[row] = index
-        self.params.put(row, params)
+        self.params.replace_row(row, params)
 
 
 class Crops(NamedTuple):

@@ -39,7 +39,7 @@ class TwoViewLoader:
 
     Args:
         file: a `.beton` file, or an open BetonReader (which then stays open when the loader closes).
-        batch_size: images per batch on this rank; each gives `spec.views` views.
+        batch_size: images per batch on this rank; each gives `spec.num_views` views.
         size: height and width of a view in pixels, with SimCLR's augmentation (`ViewSpec.simclr`: at most 32
             pixels without blur and with half the color jitter, as for CIFAR-10); or give `spec`.
         spec: what a view looks like.

@@ -103,7 +103,7 @@ def _group(
     timings = measure(
         _variants(crops, spec, dtype, device), device, rounds=options.rounds, turn_s=options.turn_s
     )
-    num_views = spec.views * batch_size
+    num_views = spec.num_views * batch_size
     floor = augment_s(num_views, size, dtype.itemsize)
     rows = []
     for timing in timings:

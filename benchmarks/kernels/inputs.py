@@ -11,8 +11,8 @@ from pipelines.views import ViewSpec, draw_views
 def drawn_crops(spec: ViewSpec, batch_size: int, device: torch.device, seed: int = 0) -> Crops:
     """Smooth pictures with some noise, uint8 [V, B, S, S, 3] on the device, and their drawn numbers."""
     generator = torch.Generator(device).manual_seed(seed)
-    shape = (spec.views, batch_size, 3)
-    coarse = torch.rand(spec.views * batch_size, 3, 7, 7, generator=generator, device=device)
+    shape = (spec.num_views, batch_size, 3)
+    coarse = torch.rand(spec.num_views * batch_size, 3, 7, 7, generator=generator, device=device)
     pixels = torch.nn.functional.interpolate(coarse, (spec.size, spec.size), mode="bicubic") * 255
     pixels += 4 * torch.randn(pixels.shape, generator=generator, device=device)
     pixels = (

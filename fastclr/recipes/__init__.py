@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from fastclr.config import MAX_WHOLE_NUMBER, Config, flatten
 from pipelines.system.terminal import printable
 from pipelines.views import ViewSpec
+from pipelines.views.spec import RENAMED
 
 FOLDER = Path(__file__).parent
 CONFIG = "config.toml"
@@ -121,6 +122,8 @@ def from_table(table: dict[str, Any]) -> Config:
         if not isinstance(given, dict):
             raise ValueError(f"{name} is {_shown(given)}; it must be a section, [{name}]")
         hints = get_type_hints(types[name])
+        if types[name] is ViewSpec:
+            given = {RENAMED.get(key, key): value for key, value in given.items()}
         values = {}
         for key, value in given.items():
             if key not in hints:

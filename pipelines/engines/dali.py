@@ -102,9 +102,9 @@ class DaliEngine:
             # no copy: the bytes stay in the memory-mapped file; `underway` keeps them and the numbers alive
             images, *numbers = fn.external_source(
                 inputs,
-                num_outputs=1 + 3 * spec.views,
+                num_outputs=1 + 3 * spec.num_views,
                 no_copy=True,
-                dtype=[types.UINT8] + 3 * spec.views * [types.INT32],
+                dtype=[types.UINT8] + 3 * spec.num_views * [types.INT32],
             )
             if self._encoded:
                 images = fn.decoders.image(

@@ -6,16 +6,19 @@ Layout of the draws (guarded by a golden table in the tests).  The Philox counte
     block 0…9    try t of the random crop: area, log-ratio, top, left
     block 10     flip, jitter, grayscale, blur: each happens where u < p
     block 11     brightness, contrast, saturation, hue
-    block 12     order of the jitter (one of 24 permutations, lexicographic), sigma, unused, unused
+    block 12     order of the jitter (one of 24 permutations, lexicographic), sigma, solarization, unused
 
 Every number is drawn in float64: float32 would move a crop box in one of 30,000 draws.
 """
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
 
 import numpy as np
 
+from pipelines.views.groups import as_specs
 from pipelines.views.philox import philox4x32, split_seed, uniform
 from pipelines.views.spec import ViewSpec
 
@@ -34,14 +37,16 @@ class ViewParams:
     """bool [V, B]: mirror the resized crop left to right."""
     jitter: np.ndarray
     """bool [V, B]: apply the color jitter."""
-    order: np.ndarray
+    jitter_order: np.ndarray
     """uint8 [V, B, 4]: the jitter's operations as they run; 0 brightness, 1 contrast, 2 saturation, 3 hue."""
-    factors: np.ndarray
+    jitter_factors: np.ndarray
     """float64 [V, B, 4]: brightness, contrast, saturation factors and hue shift (in turns), in that order."""
-    gray: np.ndarray
+    grayscale: np.ndarray
     """bool [V, B]: turn to grayscale."""
-    sigma: np.ndarray
+    blur_sigma: np.ndarray
     """float64 [V, B]: standard deviation of the blur in pixels, 0 where there is none."""
+    solarize: np.ndarray
+    """float64 [V, B]: values in [0, 1] from here on are inverted; infinity where none are."""
 
     def __getitem__(self, key: object) -> "ViewParams":
         """The same numbers for a part of the views or images: `params[:, 3:5]`, `params[0:1]`."""
@@ -50,62 +55,113 @@ class ViewParams:
     def copy(self) -> "ViewParams":
         return ViewParams(*(getattr(self, field.name).copy() for field in fields(self)))
 
-    def put(self, position: int, other: "ViewParams") -> None:
-        """Overwrite image `position` with the single image of `other` (a replacement sample)."""
+    def replace_row(self, row: int, other: "ViewParams") -> None:
+        """Overwrite image `row` with the single image of `other` (a replacement sample)."""
         for field in fields(self):
-            getattr(self, field.name)[:, position] = getattr(other, field.name)[:, 0]
+            getattr(self, field.name)[:, row] = getattr(other, field.name)[:, 0]
+
+
+_OLD_NAMES = {
+    "order": "jitter_order",
+    "factors": "jitter_factors",
+    "gray": "grayscale",
+    "sigma": "blur_sigma",
+}
+
+
+def _old_name(old: str) -> property:
+    def read(self: ViewParams) -> np.ndarray:
+        message = f"ViewParams.{old} is now {_OLD_NAMES[old]}; the old name goes with the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return getattr(self, _OLD_NAMES[old])
+
+    return property(read)
+
+
+for _name in _OLD_NAMES:
+    setattr(ViewParams, _name, _old_name(_name))
 
 
 def draw_views(
-    spec: ViewSpec, seed: int, epoch: int, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    views: ViewSpec | Sequence[ViewSpec],
+    seed: int,
+    epoch: int,
+    indices: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
 ) -> ViewParams:
-    """Draw the numbers of `spec.views` views of each image.
+    """Draw the numbers of all views of each image.
 
     A pure function of its arguments; image i of the epoch gets the same numbers in whatever batch, order,
-    rank or engine it appears.
+    rank or engine it appears.  Views are numbered through all specs, and a view's draws depend on its number.
 
     Args:
-        spec: the distributions.
+        views: the distributions: a spec, or several.
         seed: 64-bit seed of the run.
         epoch: epoch number, 0 ≤ epoch < 2³².
         indices: int [B], sample numbers in the file, 0 ≤ index < 2³².
         heights, widths: int [B], size of each image in pixels.
 
     Returns:
-        ViewParams with arrays [V, B, …].
+        ViewParams with arrays [V, B, …], V being the number of views of all specs together.
     """
+    specs = as_specs(views)
     indices = np.asarray(indices, np.uint64)
+    sizes = np.asarray(heights, np.int64), np.asarray(widths, np.int64)
+    firsts = np.cumsum([0, *(spec.num_views for spec in specs)]).tolist()
+    tables = [
+        _draw(spec, first, seed, epoch, indices, *sizes) for spec, first in zip(specs, firsts, strict=False)
+    ]
+    if len(tables) == 1:
+        return tables[0]
+    return ViewParams(
+        *(np.concatenate([getattr(t, field.name) for t in tables]) for field in fields(ViewParams))
+    )
+
+
+def _draw(
+    spec: ViewSpec,
+    first: int,
+    seed: int,
+    epoch: int,
+    indices: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+) -> ViewParams:
+    """The numbers of the views of one spec, of which the first has number `first`."""
     key = split_seed(seed)
-    view = np.arange(spec.views, dtype=np.uint64)[:, None]
+    view = np.arange(first, first + spec.num_views, dtype=np.uint64)[:, None]
 
     def block(number: int) -> list[np.ndarray]:
         words = philox4x32((number, view, indices[None, :], epoch), key)
         return [uniform(word) for word in words]
 
-    shape = (spec.views, len(indices))
-    height = np.broadcast_to(np.asarray(heights, np.int64), shape)
-    width = np.broadcast_to(np.asarray(widths, np.int64), shape)
-    if spec.center_share is not None:
-        box = _center_box(spec.center_share, height, width)
+    shape = (spec.num_views, len(indices))
+    height, width = np.broadcast_to(heights, shape), np.broadcast_to(widths, shape)
+    if spec.center_crop_fraction is not None:
+        box = _center_box(spec.center_crop_fraction, height, width)
     else:
-        box = _random_box(spec, key, epoch, indices, height, width)
+        box = _random_box(spec, first, key, epoch, indices, height, width)
 
-    flip, jitter, gray, blur = (
+    flip, jitter, grayscale, blur = (
         u < p
         for u, p in zip(block(_EVENTS), (spec.flip_p, spec.jitter_p, spec.gray_p, spec.blur_p), strict=True)
     )
-    reach = np.array([0.8, 0.8, 0.8, 0.2]) * spec.jitter_strength
-    low = np.array([max(0.0, 1 - reach[0]), max(0.0, 1 - reach[1]), max(0.0, 1 - reach[2]), -reach[3]])
-    high = np.array([1 + reach[0], 1 + reach[1], 1 + reach[2], reach[3]])
-    factors = low + np.stack(block(_FACTORS), -1) * (high - low)
-    which, where, _, _ = block(_ORDER)
-    order = _PERMUTATIONS[(which * 24).astype(np.int64)]
-    sigma = np.where(blur, spec.blur_sigma[0] + where * (spec.blur_sigma[1] - spec.blur_sigma[0]), 0.0)
-    return ViewParams(box, flip, jitter, order, factors, gray, sigma)
+    half_range = np.array(spec.jitter_ranges)
+    low = np.append(np.maximum(0, 1 - half_range[:3]), -half_range[3])
+    high = np.append(1 + half_range[:3], half_range[3])
+    jitter_factors = low + np.stack(block(_FACTORS), -1) * (high - low)
+    u_permutation, u_sigma, u_solarize, _ = block(_ORDER)
+    jitter_order = _PERMUTATIONS[(u_permutation * 24).astype(np.int64)]
+    sigma_low, sigma_high = spec.blur_sigma
+    blur_sigma = np.where(blur, sigma_low + u_sigma * (sigma_high - sigma_low), 0.0)
+    solarize = np.where(u_solarize < spec.solarize_p, spec.solarize_threshold, np.inf)
+    return ViewParams(box, flip, jitter, jitter_order, jitter_factors, grayscale, blur_sigma, solarize)
 
 
 def _random_box(
     spec: ViewSpec,
+    first: int,
     key: tuple[int, int],
     epoch: int,
     indices: np.ndarray,
@@ -121,7 +177,7 @@ def _random_box(
     log_low, log_high = np.log(spec.ratio)
     view, image = (axis.ravel() for axis in np.indices(shape))  # of the views still without a box
     for number in range(CROP_TRIES):
-        words = philox4x32((number, view.astype(np.uint64), indices[image], epoch), key)
+        words = philox4x32((number, (first + view).astype(np.uint64), indices[image], epoch), key)
         area, ratio, top, left = (uniform(word) for word in words)
         h_image, w_image = height[view, image], width[view, image]
         area = h_image * w_image * (spec.scale[0] + area * (spec.scale[1] - spec.scale[0]))
@@ -147,6 +203,6 @@ def _fallback_box(ratio: tuple[float, float], height: np.ndarray, width: np.ndar
     return np.stack([(height - h) // 2, (width - w) // 2, h, w], -1).astype(np.int32)
 
 
-def _center_box(share: float, height: np.ndarray, width: np.ndarray) -> np.ndarray:
-    side = np.maximum(np.rint(share * np.minimum(height, width)), 1).astype(np.int64)
+def _center_box(fraction: float, height: np.ndarray, width: np.ndarray) -> np.ndarray:
+    side = np.maximum(np.rint(fraction * np.minimum(height, width)), 1).astype(np.int64)
     return np.stack([(height - side) // 2, (width - side) // 2, side, side], -1).astype(np.int32)

@@ -1,8 +1,9 @@
 """ViewSpec: the distributions that views are drawn from."""
 
 import math
+import warnings
 from dataclasses import dataclass, fields
-from numbers import Integral
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ class ViewSpec:
     """What a view looks like, as distributions.
 
     Order of the operations (SimCLR, arXiv 2002.05709, appendix A): crop and resize, flip, color jitter,
-    grayscale, blur, then normalisation.
+    grayscale, blur, solarization (BYOL, arXiv 2006.07733, appendix B), then normalisation.
     """
 
     size: int = 224
@@ -29,6 +30,8 @@ class ViewSpec:
     """Probability of a horizontal flip."""
     jitter_strength: float = 1.0
     """s: brightness, contrast, saturation factors in [1 − 0.8s, 1 + 0.8s], hue shift in [−0.2s, 0.2s] turns."""
+    jitter: tuple[float, float, float, float] | None = None
+    """Ranges b, c, s, h in place of a strength: brightness factors in [1 − b, 1 + b], hue shift in [−h, h] turns."""
     jitter_p: float = 0.8
     """Probability of color jitter; its four operations run in a drawn order."""
     gray_p: float = 0.2
@@ -37,14 +40,18 @@ class ViewSpec:
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Standard deviation of the blur, pixels, uniform."""
+    solarize_p: float = 0.0
+    """Probability of solarization, after the blur: values x at or above the threshold become 1 − x."""
+    solarize_threshold: float = 0.5
+    """Threshold of the solarization, on a scale of [0, 1]."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted from each channel, on a scale of [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
     """Divides each channel, on a scale of [0, 1]."""
-    views: int = 2
+    num_views: int = 2
     """Views per image."""
-    center_share: float | None = None
-    """If set, no random crop: the centred square whose side is this share of the image's shorter side."""
+    center_crop_fraction: float | None = None
+    """If set, no random crop: the centred square whose side is this fraction of the image's shorter side."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -54,25 +61,63 @@ class ViewSpec:
             if not condition:
                 raise ValueError(f"ViewSpec.{name} is {getattr(self, name)!r}; it must be {what}")
 
-        need(isinstance(self.size, Integral) and 1 <= self.size <= 4096, "size", "between 1 and 4096 pixels")
-        need(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two shares, 0 < low <= high <= 1")
+        def is_number(value: Any) -> bool:
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+        for name, count, what in (
+            *((name, 2, "two numbers, low and high") for name in ("scale", "ratio", "blur_sigma")),
+            *((name, 3, "three finite numbers, one per channel") for name in ("mean", "std")),
+            *(
+                (name, 4, "None or four numbers, b, c, s and h")
+                for name in ("jitter",)
+                if self.jitter is not None
+            ),
+        ):
+            value = getattr(self, name)
+            need(isinstance(value, tuple) and len(value) == count and all(map(is_number, value)), name, what)
+        for name in ("flip_p", "jitter_p", "gray_p", "blur_p", "solarize_p"):
+            value = getattr(self, name)
+            need(
+                is_number(value) and 0 <= value <= 1,
+                name,
+                "a probability (views that differ: several specs)",
+            )
+        for name, low, high in (("size", 1, 4096), ("num_views", 1, 16)):
+            value = getattr(self, name)
+            need(type(value) is int and low <= value <= high, name, f"a whole number, {low} to {high}")
+        need(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two fractions, 0 < low <= high <= 1")
         need(0 < self.ratio[0] <= self.ratio[1], "ratio", "two ratios, 0 < low <= high")
-        for name in ("flip_p", "jitter_p", "gray_p", "blur_p"):
-            need(0 <= getattr(self, name) <= 1, name, "a probability, 0 to 1")
+        need(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma", "two lengths, 0 < low <= high")
+        need(min(self.std) > 0, "std", "positive")
         need(
-            0 <= self.jitter_strength <= 2.5,
+            is_number(self.jitter_strength) and 0 <= self.jitter_strength <= 2.5,
             "jitter_strength",
             "0 to 2.5 (hue shifts by at most half a turn)",
         )
-        need(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma", "two lengths, 0 < low <= high")
-        for name in ("mean", "std"):
-            numbers = getattr(self, name)
-            need(len(numbers) == 3 and all(map(math.isfinite, numbers)), name, "three finite numbers")
-        need(min(self.std) > 0, "std", "positive")
-        need(isinstance(self.views, Integral) and 1 <= self.views <= 16, "views", "1 to 16")
+        if self.jitter is not None:
+            need(
+                min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
+                "jitter",
+                "four ranges >= 0, that of hue <= 0.5 turns",
+            )
+            need(self.jitter_strength == 1, "jitter_strength", "left out where jitter is given")
+        fraction = self.center_crop_fraction
         need(
-            self.center_share is None or 0 < self.center_share <= 1, "center_share", "None or a share, 0 to 1"
+            fraction is None or (is_number(fraction) and 0 < fraction <= 1),
+            "center_crop_fraction",
+            "None or a fraction, 0 to 1",
         )
+        need(
+            is_number(self.solarize_threshold) and 0 <= self.solarize_threshold <= 1,
+            "solarize_threshold",
+            "0 to 1",
+        )
+
+    @property
+    def jitter_ranges(self) -> tuple[float, float, float, float]:
+        """Ranges of brightness, contrast, saturation and hue, as torchvision's ColorJitter takes them."""
+        s = self.jitter_strength
+        return self.jitter or (0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
 
     @property
     def blur_kernel(self) -> int:
@@ -86,20 +131,68 @@ class ViewSpec:
         >>> ViewSpec.simclr(224).blur_p, ViewSpec.simclr(32).blur_p
         (0.5, 0.0)
         """
-        small: dict = {"jitter_strength": 0.5, "blur_p": 0.0} if size <= 32 else {}
+        small: dict = {"blur_p": 0.0} if size <= 32 else {}
+        if size <= 32 and changes.get("jitter") is None:
+            small["jitter_strength"] = 0.5
         return cls(**{"size": size, **small, **changes})
 
     @classmethod
     def crop_flip(cls, size: int = 224, **changes: object) -> "ViewSpec":
         """One view with crop and flip only: for training a linear probe."""
-        plain: dict = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "views": 1}
+        plain: dict = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "num_views": 1}
         return cls(**{"size": size, **plain, **changes})
 
     @classmethod
     def center(cls, size: int = 224, **changes: object) -> "ViewSpec":
         """One view for evaluation: the central 0.875 of the image; all of it at 32 pixels or less."""
-        plain: dict = {"flip_p": 0.0, "center_share": 0.875 if size > 32 else 1.0}
+        plain: dict = {"flip_p": 0.0, "center_crop_fraction": 0.875 if size > 32 else 1.0}
         return cls.crop_flip(size, **{**plain, **changes})
+
+    @classmethod
+    def from_saved(cls, saved: dict[str, Any]) -> "ViewSpec":
+        """The spec of a saved loader state, recipe or checkpoint; names of version 0.1 are read under today's.
+
+        Raises:
+            ValueError: it is no spec, or one with a value outside of its range.
+        """
+        values = {RENAMED.get(name, name): value for name, value in dict(saved).items()}
+        if unknown := values.keys() - {field.name for field in fields(cls)}:
+            raise ValueError(f"a ViewSpec has no {', '.join(map(repr, sorted(unknown)))}")
+        return cls(**values)
+
+
+RENAMED = {"views": "num_views", "center_share": "center_crop_fraction"}
+"""Fields by their names of version 0.1."""
+
+
+def _accept_old_names(spec: type[ViewSpec]) -> None:
+    """Let `spec` take, and have, the fields' names of version 0.1, with a DeprecationWarning."""
+    init = spec.__init__
+
+    def warn(old: str) -> None:
+        message = f"ViewSpec.{old} is now {RENAMED[old]}; the old name goes with the next release"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+    @wraps(init)
+    def init_by_any_name(self: ViewSpec, *args: Any, **values: Any) -> None:
+        for old in RENAMED.keys() & values.keys():
+            warn(old)
+            values[RENAMED[old]] = values.pop(old)
+        init(self, *args, **values)
+
+    def getter(old: str) -> property:
+        def read(self: ViewSpec) -> Any:
+            warn(old)
+            return getattr(self, RENAMED[old])
+
+        return property(read)
+
+    spec.__init__ = init_by_any_name  # type: ignore[method-assign]
+    for old in RENAMED:
+        setattr(spec, old, getter(old))
+
+
+_accept_old_names(ViewSpec)
 
 
 def _plain(value: Any) -> Any:

@@ -91,12 +91,12 @@ def test_the_texts_are_the_drawn_numbers(reader, monkeypatch):
     for view in (0, 1):
         top, left, height, width = params.box[view, 0]
         assert f"{width} × {height} at ({left}, {top})" in written
-        names = [preview.OPERATIONS[k] for k in params.order[view, 0]]
+        names = [preview.OPERATIONS[k] for k in params.jitter_order[view, 0]]
         lines = [line for line in written if line.startswith(names[0]) and f", {names[1]} " in line]
         assert lines
-        assert f"grayscale, blur σ {params.sigma[view, 0]:.2f} px" in written
-        assert any(f"contrast ×{params.factors[view, 0, 1]:.2f}" in line for line in written)
-        assert any(f"hue {360 * params.factors[view, 0, 3]:+.0f}°" in line for line in written)
+        assert f"grayscale, blur σ {params.blur_sigma[view, 0]:.2f} px" in written
+        assert any(f"contrast ×{params.jitter_factors[view, 0, 1]:.2f}" in line for line in written)
+        assert any(f"hue {360 * params.jitter_factors[view, 0, 3]:+.0f}°" in line for line in written)
     plain = draw_samples(reader, ViewSpec.simclr(64, gray_p=0.0, blur_p=0.0, jitter_p=0.0), indices=[4])
     written.clear()
     contact_sheet(plain, "")

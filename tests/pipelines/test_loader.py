@@ -54,7 +54,7 @@ def test_a_mask_of_samples(tiny_beton):
 
 
 @pytest.mark.parametrize("engine", HOST_ENGINES)
-@pytest.mark.parametrize("other", [ViewSpec.simclr(32, views=1), ViewSpec.simclr(48, views=3)])
+@pytest.mark.parametrize("other", [ViewSpec.simclr(32, num_views=1), ViewSpec.simclr(48, views=3)])
 def test_an_iterator_keeps_its_views(tiny_beton, engine, other):
     """Whatever `set_epoch` says, and another iterator does, before it ends."""
     with loader(tiny_beton, engine=engine) as ours:
@@ -162,7 +162,7 @@ def test_a_subset(tiny_beton):
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_any_number_of_views(tiny_beton, views):
-    ours = loader(tiny_beton, size=None, spec=ViewSpec.simclr(24, views=views))
+    ours = loader(tiny_beton, size=None, spec=ViewSpec.simclr(24, num_views=views))
     theirs = loader(tiny_beton, size=None, spec=ViewSpec.simclr(24))
     batch, other = next(iter(ours)), next(iter(theirs))
     assert batch.views.shape == (views, 6, 3, 24, 24)
@@ -225,7 +225,7 @@ def test_engines_are_listed():
 
 def test_native_equals_torchvision_end_to_end(tiny_beton):
     """Crops within one gray level; no pixel bound holds after the jitter, so the views are compared without it."""
-    spec = ViewSpec.crop_flip(64, views=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    spec = ViewSpec.crop_flip(64, num_views=2, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     ours = loader(tiny_beton, size=None, spec=spec)
     theirs = loader(tiny_beton, size=None, spec=spec, engine="torchvision")
     for one, other in zip(ours, theirs, strict=True):

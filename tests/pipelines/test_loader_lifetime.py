@@ -103,7 +103,7 @@ def test_dropped_iterators_leave_nothing_behind(tiny_beton, engine):
 
 def test_memory_is_bounded(tiny_beton):
     """At most prefetch + 2 batches beside the receiver's own, however slow the receiver is."""
-    spec = ViewSpec.simclr(224, views=2)
+    spec = ViewSpec.simclr(224, num_views=2)
     ours = loader(tiny_beton, size=None, spec=spec, batch_size=8)
     batch_bytes = np.prod((2, 8, 3, 224, 224)) * 4
     list(ours)

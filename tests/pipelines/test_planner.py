@@ -99,7 +99,7 @@ def test_resume_in_mid_epoch():
     assert [plan.step for plan in rest] == [plan.step for plan in whole[5:]]
     for ours, theirs in zip(rest, whole[5:], strict=True):
         np.testing.assert_array_equal(ours.indices, theirs.indices)
-        np.testing.assert_array_equal(ours.params.factors, theirs.params.factors)
+        np.testing.assert_array_equal(ours.params.jitter_factors, theirs.params.jitter_factors)
 
 
 def test_subset():

@@ -41,7 +41,7 @@ def test_half_precision_of_a_gpu(monkeypatch, capability, dtype):
 @pytest.mark.parametrize("engine", ["native", "resident"])
 def test_views_on_a_gpu_are_those_of_the_cpu(tiny_beton, engine):
     """Half precision: within 1/255 before normalisation, and one gray level more where a crop rounds differently."""
-    settings = {"batch_size": 8, "spec": ViewSpec.crop_flip(48, views=2), "seed": 1}
+    settings = {"batch_size": 8, "spec": ViewSpec.crop_flip(48, num_views=2), "seed": 1}
     with (
         TwoViewLoader(tiny_beton, device="cuda", engine=engine, **settings) as ours,
         TwoViewLoader(tiny_beton, **settings) as theirs,

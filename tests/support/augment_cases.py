@@ -42,8 +42,10 @@ def crops_of(spec: ViewSpec, num_images: int, seed: int = 0, **numbers: Any) -> 
         drawn = getattr(params, name)
         given = np.broadcast_to(np.asarray(value, drawn.dtype), drawn.shape).copy()
         params = replace(params, **{name: given})
-    pixels = pictures(spec.size, spec.views * num_images, seed)
-    return Crops(BatchPlan(0, 0, indices, params), pixels.reshape(spec.views, num_images, *pixels.shape[1:]))
+    pixels = pictures(spec.size, spec.num_views * num_images, seed)
+    return Crops(
+        BatchPlan(0, 0, indices, params), pixels.reshape(spec.num_views, num_images, *pixels.shape[1:])
+    )
 
 
 def plain(**numbers: Any) -> dict:

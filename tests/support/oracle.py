@@ -46,10 +46,10 @@ def augment_oracle(crop: np.ndarray, params: ViewParams, spec: ViewSpec) -> torc
     x = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).float() / 255
     if params.jitter:
         adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-        for operation in params.order:
-            x = adjust[operation](x, float(params.factors[operation])).clamp(0, 1)
-    if params.gray:
+        for operation in params.jitter_order:
+            x = adjust[operation](x, float(params.jitter_factors[operation])).clamp(0, 1)
+    if params.grayscale:
         x = F.rgb_to_grayscale(x, num_output_channels=3)
-    if params.sigma > 0:
-        x = F.gaussian_blur(x, [spec.blur_kernel] * 2, [float(params.sigma)] * 2)
+    if params.blur_sigma > 0:
+        x = F.gaussian_blur(x, [spec.blur_kernel] * 2, [float(params.blur_sigma)] * 2)
     return x

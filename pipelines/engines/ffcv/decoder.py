@@ -77,7 +77,7 @@ class TwoViewDecoder(Operation):
         self.reader = file if isinstance(file, BetonReader) else BetonReader(file)
         self.spec = spec or ViewSpec.simclr(size or 224)
         self.seed, self.fast_dct = seed, fast_dct
-        views, samples = self.spec.views, len(self.reader)
+        views, samples = self.spec.num_views, len(self.reader)
         # by sample, so that the views of one lie together
         self._box = np.zeros((samples, views, 4), np.int32)
         self._flip = np.zeros((samples, views), np.bool_)
@@ -139,7 +139,7 @@ class TwoViewDecoder(Operation):
             )
         shape, dtype = (self.spec.size, self.spec.size, 3), np.dtype("u1")
         state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
-        return state, tuple(AllocationQuery(shape, dtype) for _ in range(self.spec.views))
+        return state, tuple(AllocationQuery(shape, dtype) for _ in range(self.spec.num_views))
 
     def generate_code(self) -> Callable:
         read, iterate = self.memory_read, Compiler.get_iterator()
@@ -219,7 +219,7 @@ def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batc
     source = "image" if "image" in images else images[0]
     pipelines: dict[str, PipelineSpec | None] = dict.fromkeys(handlers)
     pipelines["view 0"] = PipelineSpec(source, decoder=decoder, transforms=[Pick(0)])
-    for view in range(1, decoder.spec.views):
+    for view in range(1, decoder.spec.num_views):
         pipelines[f"view {view}"] = PipelineSpec(decoder, transforms=[Pick(view)])
     loader = Loader(
         path,

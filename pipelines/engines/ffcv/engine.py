@@ -139,7 +139,7 @@ class FfcvEngine:
         """A compiled loader of the sampler's views that no other run is using."""
         spec, batch_size = self.sampler.spec, self.sampler.batch_size
         for number, (loader, decoder) in enumerate(self._idle):
-            same_views = (decoder.spec.size, decoder.spec.views) == (spec.size, spec.views)
+            same_views = (decoder.spec.size, decoder.spec.num_views) == (spec.size, spec.num_views)
             if same_views and loader.batch_size == batch_size:
                 return self._idle.pop(number)
         decoder = self._ffcv.TwoViewDecoder(self.reader, spec=spec, epoch=None, fast_dct=self.fast_dct)

@@ -109,7 +109,7 @@ class NativeEngine:
         spec, constants = sampler.spec, cpu.constants(sampler.spec)
         sizes = heights, widths = self.reader.heights, self.reader.widths
         areas = heights.astype(np.int64) * widths
-        rows = rows_per_claim(areas.mean() + spec.views * spec.size**2)
+        rows = rows_per_claim(areas.mean() + spec.num_views * spec.size**2)
         # simplejpeg on small images: threads that wait for each other's calls are slower than one at a time
         calling: AbstractContextManager = threading.Lock() if areas.mean() <= SMALL else nullcontext()
 
@@ -132,7 +132,7 @@ class NativeEngine:
             return Scratch(
                 images=np.empty(3 * max(int(areas.max()), CLAIM_PIXELS), np.uint8),
                 starts=np.empty(rows, np.int64),
-                crops=np.empty((spec.views, rows, spec.size, spec.size, 3), np.uint8),
+                crops=np.empty((spec.num_views, rows, spec.size, spec.size, 3), np.uint8),
                 crop=np.empty(scratch_bytes(heights.max(), widths.max(), spec.size, spec.size), np.uint8),
                 augment=cpu.new_scratch(spec),
                 decoder=Decoder() if self.decodes_with == "libturbojpeg" else None,
@@ -158,7 +158,7 @@ class NativeEngine:
         self._memory.clear()
 
     def _allocate(self, spec: ViewSpec, plan: BatchPlan) -> np.ndarray:
-        shape = (spec.views, len(plan.indices), spec.size, spec.size, 3)
+        shape = (spec.num_views, len(plan.indices), spec.size, spec.size, 3)
         if self.device.type == "cuda":
             dtype = torch.float32 if self.augment else torch.uint8
             return torch.empty(shape, dtype=dtype, pin_memory=True).numpy()

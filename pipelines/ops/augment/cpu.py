@@ -70,7 +70,7 @@ def augment(
 
 def numbers(params: ViewParams) -> tuple[np.ndarray, ...]:
     """What `augment_rows` needs of the drawn numbers."""
-    return params.jitter, params.order, params.factors, params.gray, params.sigma
+    return params.jitter, params.jitter_order, params.jitter_factors, params.grayscale, params.blur_sigma
 
 
 def constants(spec: ViewSpec) -> tuple[int, np.ndarray, np.ndarray]:

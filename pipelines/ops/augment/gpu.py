@@ -47,17 +47,17 @@ def params_table(params: ViewParams, spec: ViewSpec) -> torch.Tensor:
     """
     views, images = params.flip.shape
     num_views = views * images
-    order = params.order.reshape(num_views, 4).astype(np.int64)
-    factors = params.factors.reshape(num_views, 4).copy()
+    order = params.jitter_order.reshape(num_views, 4).astype(np.int64)
+    factors = params.jitter_factors.reshape(num_views, 4).copy()
     factors[:, HUE.value] *= 6  # turns → sixths, one for each edge of the color hexagon
-    sigma = params.sigma.reshape(num_views)
+    sigma = params.blur_sigma.reshape(num_views)
     blurred = np.flatnonzero(sigma > 0) if spec.blur_kernel > 1 else np.empty(0, np.int64)
 
     table = torch.empty(num_views, TABLE_COLUMNS.value, pin_memory=torch.cuda.is_available())
     column = table.numpy().T
     column[OPERATION.value : OPERATION.value + 4] = np.where(params.jitter.reshape(-1, 1), order, -1).T
     column[FACTOR.value : FACTOR.value + 4] = np.take_along_axis(factors, order, axis=1).T
-    column[GRAY.value] = params.gray.reshape(num_views)
+    column[GRAY.value] = params.grayscale.reshape(num_views)
     column[SIGMA.value] = sigma
     column[SLOT.value] = column[BLURRED.value] = -1
     column[SLOT.value, blurred] = np.arange(len(blurred))
@@ -104,7 +104,7 @@ def augment(
     views, images = crops.shape[:2]
     num_views = views * images
     if isinstance(params, ViewParams):
-        num_blurred = int(np.count_nonzero(params.sigma)) if radius else 0
+        num_blurred = int(np.count_nonzero(params.blur_sigma)) if radius else 0
         table = params_table(params, spec).to(crops.device, non_blocking=True)
     else:
         num_blurred = num_views if radius and spec.blur_p > 0 else 0  # how many is known on the device only

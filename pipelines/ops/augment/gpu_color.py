@@ -14,7 +14,7 @@ The arithmetic is float32 and torchvision's; per pixel about 40 and 70 instructi
 from pipelines.ops.rgb_gpu import load_rgb, store_rgb, tl, triton
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (tl.constexpr(code) for code in range(4))
-"""Operations as `ViewParams.order` numbers them."""
+"""Operations as `ViewParams.jitter_order` numbers them."""
 
 # Columns of the table that `gpu.params_table` packs, float32
 OPERATION = tl.constexpr(0)

@@ -39,7 +39,11 @@ def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32) ->
         return torch.as_tensor(array, device=device).flatten(0, 1)
 
     x = pixels.flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-    jitter, order, factors = per_view(params.jitter), per_view(params.order), per_view(params.factors).float()
+    jitter, order, factors = (
+        per_view(params.jitter),
+        per_view(params.jitter_order),
+        per_view(params.jitter_factors).float(),
+    )
     for step in range(4):
         for operation, adjust in enumerate(
             (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
@@ -47,9 +51,9 @@ def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32) ->
             rows = torch.nonzero(jitter & (order[:, step] == operation))[:, 0]
             if len(rows):
                 x[rows] = adjust(x[rows], factors[rows, operation])
-    rows = torch.nonzero(per_view(params.gray))[:, 0]
+    rows = torch.nonzero(per_view(params.grayscale))[:, 0]
     x[rows] = to_gray(x[rows]).expand_as(x[rows])
-    sigma = per_view(params.sigma).float()
+    sigma = per_view(params.blur_sigma).float()
     rows = torch.nonzero(sigma > 0)[:, 0]
     if len(rows):
         x[rows] = gaussian_blur(x[rows], sigma[rows], spec.blur_kernel)

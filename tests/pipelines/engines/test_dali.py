@@ -113,7 +113,7 @@ def test_dropped_iterators_leave_nothing_behind(tiny_beton):
 
 def test_loader(tiny_beton):
     """Labels, shapes and the shared augmentation behind it."""
-    settings = {"batch_size": 8, "spec": ViewSpec.crop_flip(48, views=2), "num_threads": 2}
+    settings = {"batch_size": 8, "spec": ViewSpec.crop_flip(48, num_views=2), "num_threads": 2}
     with (
         TwoViewLoader(tiny_beton, engine="dali", **settings) as ours,
         TwoViewLoader(tiny_beton, **settings) as theirs,

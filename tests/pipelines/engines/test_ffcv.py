@@ -177,7 +177,7 @@ def test_torch_keeps_its_threads(mixed):
 def test_fast_dct_is_ffcvs_own(mixed_beton, request):
     """One thread too: FFCV then compiles no parallel loop."""
     reader = BetonReader(mixed_beton)
-    spec = ViewSpec.center(64, views=2)  # another view of the same image differs in nothing
+    spec = ViewSpec.center(64, num_views=2)  # another view of the same image differs in nothing
     sampler = sampler_of(reader, spec=spec, order="sequential", subset=np.arange(1, 43))
     fast = list(ENGINES["ffcv"](reader, sampler, num_threads=1, fast_dct=True).run(sampler.plans(0)))
     accurate = native_crops(reader, sampler)

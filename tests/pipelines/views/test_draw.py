@@ -24,10 +24,10 @@ def test_golden_table():
     assert params.box.tolist() == GOLDEN["box"]
     assert params.flip.tolist() == GOLDEN["flip"]
     assert params.jitter.tolist() == GOLDEN["jitter"]
-    assert params.order.tolist() == GOLDEN["order"]
-    assert params.gray.tolist() == GOLDEN["gray"]
-    np.testing.assert_allclose(params.factors, GOLDEN["factors"], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(params.sigma, GOLDEN["sigma"], rtol=0, atol=1e-12)
+    assert params.jitter_order.tolist() == GOLDEN["order"]
+    assert params.grayscale.tolist() == GOLDEN["gray"]
+    np.testing.assert_allclose(params.jitter_factors, GOLDEN["factors"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(params.blur_sigma, GOLDEN["sigma"], rtol=0, atol=1e-12)
 
 
 def test_a_number_depends_on_its_own_coordinates_only():
@@ -35,14 +35,14 @@ def test_a_number_depends_on_its_own_coordinates_only():
     indices = np.array([40, 3, 17])
     part = draw_views(SPEC, 0, 0, indices, np.full(3, 375), np.full(3, 500))
     np.testing.assert_array_equal(part.box, whole.box[:, indices])
-    np.testing.assert_array_equal(part.sigma, whole.sigma[:, indices])
+    np.testing.assert_array_equal(part.blur_sigma, whole.blur_sigma[:, indices])
 
 
 def test_views_epochs_and_seeds_differ():
     base = draw(200)
-    assert (base.factors[0] != base.factors[1]).all(-1).all()
+    assert (base.jitter_factors[0] != base.jitter_factors[1]).all(-1).all()
     for other in (draw(200, epoch=1), draw(200, seed=1), draw(200, seed=1 << 32)):
-        assert (other.factors != base.factors).any(-1).all()
+        assert (other.jitter_factors != base.jitter_factors).any(-1).all()
 
 
 def crop_by_the_book(index, view, height, width, scale, ratio):
@@ -88,7 +88,12 @@ def test_boxes_lie_inside_the_image(height, width):
 def test_distributions():
     """Means and extremes of 20,000 draws, bounds at about five standard errors."""
     params = draw(10000)
-    for drawn, p in ((params.flip, 0.5), (params.jitter, 0.8), (params.gray, 0.2), (params.sigma > 0, 0.5)):
+    for drawn, p in (
+        (params.flip, 0.5),
+        (params.jitter, 0.8),
+        (params.grayscale, 0.2),
+        (params.blur_sigma > 0, 0.5),
+    ):
         assert abs(drawn.mean() - p) < 0.018
     for name, low, high in (
         ("brightness", 0.2, 1.8),
@@ -96,15 +101,15 @@ def test_distributions():
         ("saturation", 0.2, 1.8),
         ("hue", -0.2, 0.2),
     ):
-        values = params.factors[..., ("brightness", "contrast", "saturation", "hue").index(name)]
+        values = params.jitter_factors[..., ("brightness", "contrast", "saturation", "hue").index(name)]
         assert (
             low <= values.min() < low + 0.01 * (high - low)
             and high - 0.01 * (high - low) < values.max() <= high
         )
         assert abs(values.mean() - (low + high) / 2) < 0.012 * (high - low)
-    sigma = params.sigma[params.sigma > 0]
+    sigma = params.blur_sigma[params.blur_sigma > 0]
     assert 0.1 <= sigma.min() < 0.12 and 1.98 < sigma.max() <= 2.0
-    seen, counts = np.unique(params.order.reshape(-1, 4), axis=0, return_counts=True)
+    seen, counts = np.unique(params.jitter_order.reshape(-1, 4), axis=0, return_counts=True)
     assert seen.tolist() == [list(order) for order in permutations(range(4))]
     assert counts.min() > 20000 / 24 * 0.8
 
@@ -119,9 +124,9 @@ def test_slicing_and_replacing():
     part = params[:, 2:4]
     assert part.box.shape == (2, 2, 4)
     copy = params.copy()
-    copy.put(0, params[:, 5:6])
-    np.testing.assert_array_equal(copy.factors[:, 0], params.factors[:, 5])
-    assert (params.factors[:, 0] != params.factors[:, 5]).any()
+    copy.replace_row(0, params[:, 5:6])
+    np.testing.assert_array_equal(copy.jitter_factors[:, 0], params.jitter_factors[:, 5])
+    assert (params.jitter_factors[:, 0] != params.jitter_factors[:, 5]).any()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +183,7 @@ GOLDEN = {
         {"std": (0.5, 0.5, 0.5, 0.5)},
         {"mean": (0.0, float("nan"), 0.0)},
         {"std": (0.0, 1.0, 1.0)},
-        {"views": 2.0},
+        {"num_views": 2.0},
         {"size": 32.0},
     ],
 )

@@ -48,7 +48,7 @@ def truncated(sigma, spec):
 def assert_within_bounds(views, expected, crops, spec):
     """design: 0.05/255, or 0.25/255 where the blur's kernel is truncated."""
     error = (views - expected).abs().amax((2, 3, 4)).numpy()
-    bound = np.where(truncated(crops.plan.params.sigma, spec), 0.25 * LEVEL, 0.05 * LEVEL)
+    bound = np.where(truncated(crops.plan.params.blur_sigma, spec), 0.25 * LEVEL, 0.05 * LEVEL)
     assert (error <= bound).all(), f"{(error / LEVEL).max():.4f} levels"
 
 
@@ -179,7 +179,7 @@ def test_wide_blur_is_not_truncated(size):
 @pytest.mark.parametrize("gray", [False, True])
 def test_blur_keeps_flat_images(sigma, gray):
     """White above all: the fixed point may not wrap around to black."""
-    spec = ViewSpec.simclr(224, views=1)
+    spec = ViewSpec.simclr(224, num_views=1)
     crops = crops_of(spec, 3, **plain(sigma=sigma, gray=gray))
     pixels = np.broadcast_to(np.array([0, 127, 255], np.uint8)[:, None, None, None], crops.pixels.shape[1:])
     flat = crops._replace(pixels=pixels[None].copy())

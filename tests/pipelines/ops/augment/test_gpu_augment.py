@@ -34,7 +34,7 @@ def draw(spec: ViewSpec, images: int) -> ViewParams:
 def noise(spec: ViewSpec, images: int, values: tuple[int, ...] = tuple(range(256))) -> torch.Tensor:
     """Crops of random bytes: every pixel another hue, and neighbours as different as they can be."""
     rng = np.random.default_rng(spec.size)
-    shape = (spec.views, images, spec.size, spec.size, 3)
+    shape = (spec.num_views, images, spec.size, spec.size, 3)
     return torch.from_numpy(rng.choice(np.array(values, np.uint8), shape))
 
 
@@ -63,7 +63,7 @@ def levels_off(
 
 
 def each_order() -> np.ndarray:
-    spec = ViewSpec(size=32, views=1, jitter_p=1, gray_p=0, blur_p=0)
+    spec = ViewSpec(size=32, num_views=1, jitter_p=1, gray_p=0, blur_p=0)
     params = replace(draw(spec, 24), order=np.array([list(permutations(range(4)))], np.uint8))
     return levels_off(noise(spec, 24), params, spec, torch.float32)
 
@@ -74,16 +74,16 @@ def test_every_order_of_the_jitter() -> None:
 
 
 def each_operation() -> np.ndarray:
-    spec = ViewSpec(size=48, views=1)
+    spec = ViewSpec(size=48, num_views=1)
     params = draw(spec, 7)
     off = np.zeros((1, 7), bool)
     neutral = np.tile([1.0, 1.0, 1.0, 0.0], (1, 7, 1))
     params = replace(params, jitter=off.copy(), gray=off.copy(), sigma=np.zeros((1, 7)), factors=neutral)
     for operation, factor in enumerate((1.7, 0.3, 1.6, -0.17)):
         params.jitter[0, operation] = True
-        params.factors[0, operation, operation] = factor
-    params.gray[0, 4] = True
-    params.sigma[0, 5] = 1.3
+        params.jitter_factors[0, operation, operation] = factor
+    params.grayscale[0, 4] = True
+    params.blur_sigma[0, 5] = 1.3
     return levels_off(noise(spec, 7), params, spec, torch.float32)
 
 
@@ -95,7 +95,7 @@ def test_each_operation_alone() -> None:
 
 def palette() -> np.ndarray:
     """Corners and edges of the color cube, where channels tie, and the grays, which have no hue."""
-    spec = ViewSpec(size=32, views=1, jitter_strength=2.5, jitter_p=1, gray_p=0, blur_p=0)
+    spec = ViewSpec(size=32, num_views=1, jitter_strength=2.5, jitter_p=1, gray_p=0, blur_p=0)
     return levels_off(noise(spec, 8, (0, 1, 128, 254, 255)), draw(spec, 8), spec, torch.float32)
 
 
@@ -104,7 +104,7 @@ def test_ties_grays_and_shifts_of_half_a_turn() -> None:
 
 
 def one_size(size: int, views: int, images: int, dtype: torch.dtype, device: str = "cpu") -> np.ndarray:
-    spec = ViewSpec(size=size, views=views, blur_p=0.6)
+    spec = ViewSpec(size=size, num_views=views, blur_p=0.6)
     return levels_off(noise(spec, images), draw(spec, images), spec, dtype, device)
 
 
@@ -127,7 +127,7 @@ def test_sizes_views_and_types(size: int, views: int, images: int, dtype: torch.
 
 
 def largest_blur() -> np.ndarray:
-    spec = ViewSpec(size=339, views=1, blur_p=1, blur_sigma=(9.0, 9.0))
+    spec = ViewSpec(size=339, num_views=1, blur_p=1, blur_sigma=(9.0, 9.0))
     assert spec.blur_kernel == 33
     return levels_off(noise(spec, 1), draw(spec, 1), spec, torch.float16)
 
@@ -206,7 +206,7 @@ def test_bad_arguments_are_named() -> None:
         augment(crops, params[:, :1], spec)
     with pytest.raises(ValueError, match=r"table must be float32 \[1, 2, 2, 12\] .* got .* \[1, 2, 12\]"):
         augment(crops, params_table(params, spec)[:1], spec, step=torch.zeros(1, dtype=torch.int64))
-    large = ViewSpec(size=340, views=1, blur_p=1)
+    large = ViewSpec(size=340, num_views=1, blur_p=1)
     with pytest.raises(ValueError, match="340 pixels is too large to blur"):
         augment(noise(large, 1), draw(large, 1), large)
 

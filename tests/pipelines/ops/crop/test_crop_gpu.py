@@ -61,7 +61,7 @@ def random_views(
     pictures = [picture(rng, *shape) for shape in shapes]
     indices = rng.integers(0, len(pictures), images)
     heights, widths = (np.array([shapes[i][axis] for i in indices]) for axis in (0, 1))
-    params = draw_views(ViewSpec(size=size, views=views), 3, 0, indices, heights, widths)
+    params = draw_views(ViewSpec(size=size, num_views=views), 3, 0, indices, heights, widths)
     return difference(pictures, indices, params, size, device)
 
 
