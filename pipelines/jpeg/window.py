@@ -1,0 +1,271 @@
+"""Windows of a JPEG: the smallest part of the file that a decoder needs for a rectangle, cut by moving bytes.
+
+In a JPEG with restart markers every few MCUs (ITU-T T.81, B.2.4.4) each restart interval decodes on its own.  The
+intervals inside a rectangle, in order and with their markers renumbered, behind a header with that rectangle's height
+and width, are a valid JPEG of just the rectangle:
+
+    ┌ whole image ────────┐      header, SOF height and width of the window
+    │ . . . . . . . . . . │      interval 12 RST0 interval 13 RST1
+    │ . . 12 13 14 . . .  │  ──▶ interval 14 RST2 interval 22 RST3
+    │ . . 22 23 24 . . .  │      interval 23 RST4 interval 24 EOI
+    └─────────────────────┘
+
+A decoder gives its pixels as it gives them in the whole image, but for the outermost ones at the cut edges: those are
+interpolated from chroma samples that were left behind.  `MARGIN` pixels more on each side make up for it.
+
+Restart intervals are found by a search for 0xFF bytes (`memchr`), about 0.3 % of a decode; an index in the file
+would save less than reading it costs, and could lie.
+
+Everything in this file treats the payload as untrusted.  Whatever is unusual or corrupt is left to the decoder, which
+gets the whole image and says what is wrong.  Functions call only functions of this file, because numba's cache does not
+notice an edit in another.
+"""
+
+import numpy as np
+from numba import njit, types
+from numba.core.typing import signature
+
+MARGIN = 2
+"""Pixels around the boxes that are decoded as well: chroma is interpolated from its neighbors (h2v1, h2v2, h1v2)."""
+MAX_HEADER_SEGMENTS = 200
+"""Marker segments before the scan; a real file has about ten."""
+
+_DHT, _RST0, _SOI, _EOI, _SOS, _DQT, _DRI, _APP0, _APP14 = (
+    0xC4,
+    0xD0,
+    0xD8,
+    0xD9,
+    0xDA,
+    0xDB,
+    0xDD,
+    0xE0,
+    0xEE,
+)
+
+# addresses are signed here: numba makes a float of the sum of a signed and an unsigned integer
+_memchr = types.ExternalFunction("memchr", signature(types.intp, types.intp, types.intc, types.intp))
+_memcpy = types.ExternalFunction("memcpy", signature(types.intp, types.intp, types.intp, types.intp))
+
+HEIGHT, WIDTH, INTERVAL, MCU_HEIGHT, MCU_WIDTH, SCAN, FRAME = range(7)
+"""Positions in the layout that `read_layout` fills."""
+
+
+@njit(nogil=True, cache=True)
+def read_layout(payload, layout):
+    """Read the header of a sequential Huffman JPEG of one scan with all components.
+
+    Args:
+        payload: uint8 [n]: the file.
+        layout: int64 [7], is written: height and width of the image in pixels; MCUs per restart interval, 0 without;
+            height and width of an MCU in pixels; first byte of the entropy-coded data; first byte of the frame header.
+
+    Returns:
+        Whether it is such a file.
+    """
+    size = payload.size
+    if size < 4 or payload[0] != 0xFF or payload[1] != _SOI:
+        return False
+    layout[:] = 0
+    at, components = np.int64(2), np.int64(0)
+    for _ in range(MAX_HEADER_SEGMENTS):
+        if at + 4 > size or payload[at] != 0xFF:
+            return False
+        marker = payload[at + 1]
+        length = np.int64(payload[at + 2]) << 8 | np.int64(payload[at + 3])
+        end = at + 2 + length
+        if length < 2 or end > size:
+            return False
+        if marker == 0xC0 or marker == 0xC1:
+            components = np.int64(payload[at + 9]) if length >= 8 else np.int64(0)
+            if (
+                layout[FRAME]
+                or payload[at + 4] != 8
+                or components not in (1, 3)
+                or length != 8 + 3 * components
+            ):
+                return False
+            layout[FRAME] = at
+            layout[HEIGHT] = np.int64(payload[at + 5]) << 8 | np.int64(payload[at + 6])
+            layout[WIDTH] = np.int64(payload[at + 7]) << 8 | np.int64(payload[at + 8])
+            tallest, widest = np.int64(1), np.int64(1)
+            for component in range(components):
+                sampling = np.int64(payload[at + 11 + 3 * component])
+                horizontal, vertical = sampling >> 4, sampling & 15
+                if not (1 <= horizontal <= 4 and 1 <= vertical <= 4):
+                    return False
+                # the MCU of a scan of one component is one block, whatever its sampling factors
+                if components > 1:
+                    tallest = vertical if vertical > tallest else tallest
+                    widest = horizontal if horizontal > widest else widest
+            layout[MCU_HEIGHT], layout[MCU_WIDTH] = 8 * tallest, 8 * widest
+        elif marker == _DRI:
+            if length != 4:
+                return False
+            layout[INTERVAL] = np.int64(payload[at + 4]) << 8 | np.int64(payload[at + 5])
+        elif marker == _SOS:
+            layout[SCAN] = end
+            scanned = np.int64(payload[at + 4]) if length >= 3 else 0
+            return bool(
+                components
+                and scanned == components
+                and length == 6 + 2 * components
+                and layout[HEIGHT] > 0
+                and layout[WIDTH] > 0
+            )
+        elif 0xC0 <= marker <= 0xCF and marker != _DHT:  # progressive, arithmetic-coded, lossless …
+            return False
+        at = end
+    return False
+
+
+@njit(nogil=True, cache=True)
+def cut(payload, top, left, bottom, right, out, window):
+    """Cut the rectangle of restart intervals out of a JPEG that holds a box and its margin.
+
+    Args:
+        payload: uint8 [n]: a JPEG file.
+        top, left, bottom, right: the box in pixels, from (top, left) up to but without (bottom, right).
+        out: uint8 [n] or more: is written, the JPEG of the window.
+        window: int64 [4]: is written, the window's top, left, height and width in pixels of the image.
+
+    Returns:
+        The size of what was written; 0 where the whole image is to be decoded: it has no restart markers, or too few;
+        the window is all of it; or it is corrupt.
+    """
+    layout = np.empty(7, np.int64)
+    if out.size < payload.size or not read_layout(payload, layout):
+        return 0
+    image_height, image_width, interval = layout[HEIGHT], layout[WIDTH], layout[INTERVAL]
+    if not interval:
+        return 0
+    unit_height, unit_width = layout[MCU_HEIGHT], interval * layout[MCU_WIDTH]
+    mcus = (image_width + layout[MCU_WIDTH] - 1) // layout[MCU_WIDTH]
+    if mcus % interval:  # an interval would go on in the next row
+        return 0
+    columns, rows = mcus // interval, (image_height + unit_height - 1) // unit_height
+    first_column, first_row = max(left - MARGIN, 0) // unit_width, max(top - MARGIN, 0) // unit_height
+    end_column = min((right + MARGIN + unit_width - 1) // unit_width, columns)
+    end_row = min((bottom + MARGIN + unit_height - 1) // unit_height, rows)
+    if first_column >= end_column or first_row >= end_row:
+        return 0
+    # libjpeg interpolates chroma only where a row has more than two samples of it
+    if first_column and image_width - first_column * unit_width <= layout[MCU_WIDTH] // 4:
+        first_column -= 1
+    if end_column - first_column == columns and end_row - first_row == rows:
+        return 0
+    window[0], window[1] = first_row * unit_height, first_column * unit_width
+    window[2] = min(end_row * unit_height, image_height) - window[0]
+    window[3] = min(end_column * unit_width, image_width) - window[1]
+    size = _copy_header(payload, layout, window[2], window[3], out)
+
+    source, target = np.int64(payload.ctypes.data), np.int64(out.ctypes.data)
+    last = (end_row - 1) * columns + end_column - 1
+    row = column = written = np.int64(0)
+    begin = at = layout[SCAN]
+    for number in range(last + 1):
+        at = _interval_end(payload, at)
+        if at < 0:
+            return 0
+        marker = payload[at + 1]
+        if marker != _RST0 + number % 8 and (marker != _EOI or number != columns * rows - 1):
+            return 0
+        if row >= first_row and first_column <= column < end_column:
+            if written:
+                out[size], out[size + 1] = 0xFF, _RST0 + (written - 1) % 8
+                size += 2
+            _memcpy(target + size, source + begin, at - begin)
+            size += at - begin
+            written += 1
+        at += 2
+        begin = at
+        column += 1
+        if column == columns:
+            column = np.int64(0)
+            row += 1
+    out[size], out[size + 1] = 0xFF, _EOI
+    return size + 2
+
+
+@njit(nogil=True, cache=True)
+def _copy_header(payload, layout, height, width, out):
+    """Write the header with another size of the image, without what a decoder does not need; return its size.
+
+    The segments up to the scan have been checked by `read_layout`.
+    """
+    out[0], out[1] = 0xFF, _SOI
+    at, size = np.int64(2), np.int64(2)
+    while at < layout[SCAN]:
+        marker = payload[at + 1]
+        end = at + 2 + (np.int64(payload[at + 2]) << 8 | np.int64(payload[at + 3]))
+        needed = marker in (_DQT, _DHT, _DRI, _SOS) or at == layout[FRAME]
+        # JFIF and Adobe segments say how colors are coded
+        if needed or marker in (_APP0, _APP14):
+            out[size : size + end - at] = payload[at:end]
+            if at == layout[FRAME]:
+                out[size + 5], out[size + 6] = height >> 8, height & 0xFF
+                out[size + 7], out[size + 8] = width >> 8, width & 0xFF
+            size += end - at
+        at = end
+    return size
+
+
+@njit(nogil=True, cache=True)
+def _interval_end(payload, at):
+    """Return the position of the first marker from `at` on; −1 if there is none.
+
+    0xFF 0x00 is a data byte, and 0xFF may be repeated before a marker (T.81, B.1.1.2).
+    """
+    source, end = np.int64(payload.ctypes.data), payload.size - 1
+    while at < end:
+        found = _memchr(source + at, 0xFF, end - at)
+        if not found:
+            return np.int64(-1)
+        at = found - source
+        following = payload[at + 1]
+        if following != 0 and following != 0xFF:
+            return at
+        at += 2 if following == 0 else 1
+    return np.int64(-1)
+
+
+@njit(nogil=True, cache=True)
+def cut_samples(
+    low, high, data, offsets, sizes, is_jpeg, indices, heights, widths, boxes, out, places, windows
+):
+    """Cut the windows of rows [low, high) of a batch that all their boxes lie in.
+
+    Args:
+        low, high: the rows.
+        data: uint8: the file.
+        offsets, sizes, is_jpeg, heights, widths: [N]: a reader's columns, checked by it against `data`.
+        indices: int64 [B]: sample of each row.
+        boxes: int32 [V, B, 4]: top, left, height, width in pixels of the image.
+        out: uint8, flat: is written, the windows' JPEGs one behind the other, as far as there is room.
+        places: int64 [high − low, 2] or more: is written, address and size of the JPEG (or of the raw pixels) to
+            decode: in `out`, or the whole one in `data`.
+        windows: int64 [high − low, 4] or more: is written, top, left, height, width of what is decoded.
+    """
+    end = np.int64(0)
+    for row in range(low, high):
+        sample = indices[row]
+        offset, size = np.int64(offsets[sample]), np.int64(sizes[sample])
+        place, window = places[row - low], windows[row - low]
+        top, left, bottom, right = (
+            np.int64(boxes[0, row, 0]),
+            np.int64(boxes[0, row, 1]),
+            np.int64(0),
+            np.int64(0),
+        )
+        for v in range(boxes.shape[0]):
+            box = boxes[v, row]
+            top, left = min(top, np.int64(box[0])), min(left, np.int64(box[1]))
+            bottom, right = max(bottom, np.int64(box[0]) + box[2]), max(right, np.int64(box[1]) + box[3])
+        written = np.int64(0)
+        if is_jpeg[sample]:
+            written = cut(data[offset : offset + size], top, left, bottom, right, out[end:], window)
+        if written:
+            place[0], place[1] = np.int64(out.ctypes.data) + end, written
+            end += written
+        else:
+            place[0], place[1] = np.int64(data.ctypes.data) + offset, size
+            window[0], window[1], window[2], window[3] = 0, 0, heights[sample], widths[sample]
