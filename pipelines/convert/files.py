@@ -21,6 +21,8 @@ MAX_FILE_MB = 256
 SHOWN = 5
 """Names that a note lists."""
 
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+
 
 def is_junk(name: str) -> bool:
     """Whether a folder of this name is ignored: a hidden one, or one that no person made."""
@@ -83,6 +85,42 @@ def reject_split_folders(source: str, classes: list[str], remedy: str) -> None:
         raise ValueError(
             f"{printable(source)}: {names} look like splits of a data set, not like classes; {remedy}"
         )
+
+
+def read_file(path: str, max_bytes: int) -> bytes:
+    """Return a file's bytes with few system calls, which for small images cost as much as decoding.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has more than `max_bytes`; it is not read then.
+    """
+    descriptor = os.open(path, _READ)
+    try:
+        size = os.fstat(descriptor).st_size
+        check_file_size(size, max_bytes)
+        data = os.read(descriptor, size + 1)
+        if len(data) == size:
+            return data
+        # a file that grows, of a system that does not tell sizes, or whose bytes come piecemeal
+        while more := os.read(descriptor, 1 << 20):
+            data += more
+            check_file_size(len(data), max_bytes)
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def read_range(path: str | os.PathLike, offset: int, size: int) -> bytes:
+    """Return `size` bytes of a file, or fewer where it ends before."""
+    descriptor = os.open(path, _READ)
+    try:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        data = os.read(descriptor, size)
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def check_file_size(num_bytes: int, max_bytes: int) -> None:

@@ -12,11 +12,11 @@ from pipelines.convert.files import (
     MAX_FILE_MB,
     SPLIT_NAMES,
     SUFFIXES,
-    check_file_size,
     ignored_files_note,
     is_junk,
     listed,
     no_images_error,
+    read_file,
     reject_split_folders,
     suffix_of,
     unicode_name,
@@ -108,12 +108,10 @@ class FolderSource:
 
     def read(self, index: int) -> bytes:
         item = self._items[index]
-        if item in self._unreadable:
+        if self._unreadable and item in self._unreadable:
             error = self._unreadable[item]
             raise OSError(error.errno, error.strerror, error.filename)
-        with open(f"{self.root}/{item}", "rb", buffering=0) as file:
-            check_file_size(os.fstat(file.fileno()).st_size, self._max_file_bytes)
-            return file.read()
+        return read_file(f"{self.root}/{item}", self._max_file_bytes)
 
     def _take_classes(self, walks: dict[str, _Walk]) -> None:
         """Number the class folders, and say which folders are no classes or have no images."""

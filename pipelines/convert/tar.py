@@ -19,6 +19,7 @@ from pipelines.convert.files import (
     is_junk,
     listed,
     no_images_error,
+    read_range,
     reject_split_folders,
     suffix_of,
     unicode_name,
@@ -105,9 +106,7 @@ class TarSource:
             )
         check_file_size(size, self._max_file_bytes)
         # opened each time: a set of a thousand shards would take more open files than a process may have
-        with open(self._paths[number], "rb", buffering=0) as file:
-            file.seek(offset)
-            data = file.read(size)
+        data = read_range(self._paths[number], offset, size)
         if len(data) < size:
             raise OSError(f"{self._paths[number].name} is cut short")
         return data

@@ -4,7 +4,9 @@ import os
 import pickle
 import re
 import sys
+import tarfile
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -274,6 +276,25 @@ def test_a_file_that_is_too_large(tmp_path):
     assert len(open_source([str(root)], max_file_mb=3).read(0)) == 3 * 10**6
     with pytest.raises(ValueError, match=r"3 MB, more than the 2 MB .*--max-file-mb"):
         open_source([str(root)], max_file_mb=2).read(0)
+
+
+def test_reading_in_pieces(tmp_path, monkeypatch):
+    """A file system may give fewer bytes than were asked for, and no size."""
+    root, content = tmp_path / "set", bytes(range(256)) * 40
+    (root / "cat").mkdir(parents=True)
+    (root / "cat" / "1.jpg").write_bytes(content)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(root, ".")
+    source, tar_source = FolderSource(root, max_file_mb=1), open_source([str(tmp_path / "a.tar")])
+    read = os.read
+    monkeypatch.setattr("os.read", lambda descriptor, size: read(descriptor, min(size, 1000)))
+    assert source.read(0) == tar_source.read(0) == content
+    sizes = SimpleNamespace(st_size=0)
+    monkeypatch.setattr("os.fstat", lambda descriptor: sizes)
+    assert source.read(0) == content
+    os.truncate(root / "cat" / "1.jpg", 1_000_001)
+    with pytest.raises(ValueError, match="--max-file-mb"):
+        source.read(0)
 
 
 @pytest.mark.parametrize(
