@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
@@ -18,6 +19,8 @@ from fastclr.arguments import parse
 from pipelines.beton import sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
+from pipelines.convert.files import MAX_FILE_MB
+from pipelines.convert.sources import reject_url
 from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
 
@@ -30,8 +33,8 @@ class Arguments:
     """Convert images into one .beton file, and a .json beside it that says what is in it.
 
     SOURCE is a folder with one folder per class, a folder of images, cifar10:DIR, cifar100:DIR or stl10:DIR
-    (downloaded into DIR where it is not there yet), or one or several uncompressed tars of class folders or
-    of WebDataset pairs.
+    (downloaded into DIR where it is not there yet), or one or several uncompressed tars: of class folders, of
+    WebDataset pairs (KEY.jpg and KEY.cls), or of one class each (n01440764.tar n01443537.tar …).
     """
 
     paths: Annotated[
@@ -51,6 +54,8 @@ class Arguments:
     """An image that cannot be read is left out and named in the report, or ends the conversion."""
     split: Literal["train", "test", "unlabeled"] | None = None
     """Which part of cifar10, cifar100 or stl10 (which alone has "unlabeled"); None: train."""
+    max_file_mb: int = MAX_FILE_MB
+    """Size limit of one source image, MB; a larger file is taken as one that cannot be read."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUT.beton and its .json."""
 
@@ -69,11 +74,11 @@ def main(argv: list[str]) -> None:
     _check(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no half file either
     console = Console(highlight=False)
-    source = open_source(arguments.sources, arguments.split)
+    source = open_source(arguments.sources, arguments.split, arguments.max_file_mb)
     names = source.class_names
     classes = f", {len(names)} class{'' if len(names) == 1 else 'es'}" if names else ", no class names"
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
-    for remark in source.remarks:
+    for remark in [*source.remarks, *_labels_note(source)]:
         console.print(f"  {printable(remark)}", markup=False, soft_wrap=True)
     _print_comparison(console, source, arguments)
     start = time.monotonic()
@@ -100,15 +105,27 @@ def _parse(argv: list[str]) -> Arguments:
     return arguments
 
 
+def _labels_note(source: Source) -> list[str]:
+    """Return a note on what images of no class, or of one, are good for."""
+    num_classes = len(np.unique(source.labels[source.labels >= 0]))
+    if num_classes > 1:
+        return []
+    found = "all images are of one class" if num_classes else "the images have no labels"
+    return [f"{found}: enough for `fastclr train`; `fastclr evaluate` needs two classes or more"]
+
+
 def _check(arguments: Arguments) -> None:
     """What would otherwise come out only after the work."""
     if len(arguments.paths) < 2:
         raise ValueError("convert needs two arguments, SOURCE and OUT.beton; --help says more")
+    reject_url(arguments.paths[-1], "write the file to a local folder")
     out = arguments.out
     if out.suffix != ".beton":
         raise ValueError(f"the last argument is the file to write and must end in .beton, got {out}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out.parent}: no such folder to write {out.name} to; create it first")
+    if arguments.max_file_mb < 1:
+        raise ValueError(f"--max-file-mb must be at least 1, got {arguments.max_file_mb}")
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     for path in (out, sidecar_path(out)):

@@ -1,18 +1,19 @@
-"""Where images come from: folders, tars (tar.py) and torchvision's data sets, behind one protocol."""
+"""Where images come from: folders (folder.py), tars (tar.py) and torchvision's data sets, behind one protocol."""
 
-import os
-from collections import Counter
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""Endings of the file names that are taken for images, in any case."""
+from pipelines.convert.files import MAX_FILE_MB
+from pipelines.convert.folder import FolderSource
+from pipelines.convert.tar import TarSource
+from pipelines.system.terminal import printable
+
 DATASETS = ("cifar10", "cifar100", "stl10")
-PARTS = ("train", "training", "val", "valid", "validation", "test")
-"""Names of folders that are no classes."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
 
 
 class Source(Protocol):
@@ -27,31 +28,35 @@ class Source(Protocol):
     class_names: list[str] | None
     """Name of each label, where they are known."""
     remarks: list[str]
-    """What the user may want to know of it, a line each."""
+    """What the user may want to know of it, a printable line each."""
 
     def item(self, index: int) -> str:
         """The name of an image, for reports."""
         ...
 
     def read(self, index: int) -> bytes | np.ndarray:
-        """An image file's bytes, or uint8 [h, w, 3] pixels.  OSError: it cannot be read."""
+        """Return an image file's bytes, or uint8 [h, w, 3] pixels.
+
+        Raises:
+            OSError: the image cannot be read.
+            ValueError: the image's file is too large, or stored in a way that is not read.
+        """
         ...
 
 
-def open_source(sources: list[str], split: str | None = None) -> Source:
-    """The source that a user means.
+def open_source(sources: list[str], split: str | None = None, max_file_mb: int = MAX_FILE_MB) -> Source:
+    """Open the source that a user means.
 
     Args:
         sources: a folder with one folder per class, a folder of images, one of `cifar10:DIR`,
             `cifar100:DIR`, `stl10:DIR`, or any number of tar files.
-        split: which part of a torchvision data set; None: "train".
+        split: split of a torchvision data set; None: "train".
+        max_file_mb: size limit of one image file, in MB; larger ones fail when they are read.
 
     Raises:
         OSError: it does not exist or cannot be read.
         ValueError: there is no image in it, or what it is cannot be told.
     """
-    from pipelines.convert.tar import TarSource
-
     names = [_dataset(source) for source in sources]
     if len(sources) == 1 and names[0]:
         return DatasetSource(names[0], Path(sources[0].partition(":")[2]), split or "train")
@@ -59,130 +64,44 @@ def open_source(sources: list[str], split: str | None = None) -> Source:
         raise ValueError(
             f"a split is a part of {', '.join(DATASETS)}; of other images, give the folder of the part"
         )
+    for source in sources:
+        _check_path(source)
     paths = [Path(source) for source in sources]
-    for path in paths:
-        if not path.exists():
-            known = ", ".join(f"{name}:DIR" for name in DATASETS)
-            raise FileNotFoundError(
-                f"{path}: no such folder or file; a source is a folder, a tar, or one of {known}"
-            )
     if all(path.is_file() for path in paths):
-        return TarSource(paths)
+        return TarSource(paths, max_file_mb)
     if len(paths) > 1:
         raise ValueError(f"{len(paths)} sources: only tars can be given several at a time")
-    return FolderSource(paths[0])
+    return FolderSource(paths[0], max_file_mb)
+
+
+def reject_url(path: str, remedy: str) -> None:
+    """Raise ValueError where a path is a URL."""
+    if _URL.match(path):
+        raise ValueError(
+            f"{printable(path)} is a URL, and only local folders and files can be used; {remedy}"
+        )
+
+
+def _check_path(source: str) -> None:
+    reject_url(source, "download it first")
+    path = Path(source)
+    if not path.exists():
+        known = ", ".join(f"{name}:DIR" for name in DATASETS)
+        hint = "; patterns with * or {…} are expanded by the shell: give them without quotes"
+        raise FileNotFoundError(
+            f"{printable(source)}: no such folder or file; a source is a folder, a tar, or one of {known}"
+            + (hint if re.search(r"[*?{]", source) else "")
+        )
+    if not (path.is_dir() or path.is_file()):
+        raise ValueError(
+            f"{printable(source)} is a pipe, a socket or a device; a source is read in any order and must be a file "
+            "or a folder: save it to a file first"
+        )
 
 
 def _dataset(source: str) -> str:
     name = source.partition(":")[0]
     return name if ":" in source and name in DATASETS else ""
-
-
-class FolderSource:
-    """A folder of images, or of one folder of images per class, as torchvision's `ImageFolder` has it.
-
-    Labels are the positions of the class folders in sorted order.  Below a class folder, and below a folder
-    without classes, images may lie at any depth.  Names that start with a dot are passed over.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.name = root, root.resolve().name
-        self.remarks: list[str] = []
-        with os.scandir(root) as entries:
-            visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-        loose = [e.name for e in visible if _is_image(e)]
-        folders = [e.name for e in visible if e.is_dir()]
-        others = Counter(suffix_of(e.name) for e in visible if e.is_file() and not _is_image(e))
-        found = {folder: sorted(_images_below(root / folder, folder, others)) for folder in folders}
-        populated = [folder for folder in folders if found[folder]]
-        if loose and populated:
-            raise ValueError(
-                f"{root}: {len(loose)} images lie beside {len(populated)} folders of images, so it is not clear "
-                "whether the folders are classes; move the ones or the others"
-            )
-        if not loose and not populated:
-            raise no_image(str(root), others)
-        refuse_parts(str(root), populated)
-        self.class_names: list[str] | None = None
-        if populated:
-            self.kind, self.class_names = "class folders", folders
-            self._items = [item for folder in folders for item in found[folder]]
-            if len(folders) == 1 and all(item.count("/") > 1 for item in self._items):
-                self.remarks.append(f"all images lie deeper: did you mean {root / folders[0]}?")
-            counts = [len(found[folder]) for folder in folders]
-            self.labels = np.repeat(np.arange(len(folders)), counts)
-        else:
-            self.kind, self._items = "flat folder", loose
-            self.labels = np.full(len(loose), -1)
-        self.remarks += passed_over(others)
-
-    def item(self, index: int) -> str:
-        return self._items[index]
-
-    def read(self, index: int) -> bytes:
-        with open(f"{self.root}/{self._items[index]}", "rb", buffering=0) as file:
-            return file.read()
-
-
-def no_image(source: str, others: Counter[str]) -> ValueError:
-    """What to raise where there is none; it says what is there, counted by suffix, in place of one."""
-    words = [f"{source}: no image in it (looked for {', '.join(SUFFIXES)})", *passed_over(others)]
-    if others[".tar"]:
-        words.append(
-            "tars in it are not opened: give those, or unpack each into a folder named for its class"
-        )
-    return ValueError("; ".join(words))
-
-
-def passed_over(suffixes: Counter[str]) -> list[str]:
-    """A remark on the files that were not taken for images, if there are any; counted by their suffixes."""
-    counts = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5))
-    return [f"passed over, as no images by their names: {counts}"] if counts else []
-
-
-def suffix_of(name: str) -> str:
-    """For `passed_over`."""
-    return Path(name).suffix.lower() or "without a suffix"
-
-
-def refuse_parts(root: str, classes: list[str]) -> None:
-    """ValueError where the class folders are "train", "val" or the like: a level too high, a common slip."""
-    parts = [name for name in classes if name.lower() in PARTS]
-    if parts and (len(parts) > 1 or parts == classes):
-        raise ValueError(
-            f"{root}: {' and '.join(parts)} look like parts of a data set, not like classes; convert them one at a time"
-        )
-
-
-def _is_image(entry: os.DirEntry) -> bool:
-    """By its name; a broken link counts, so that it is reported, a named pipe, which would hang us, does not."""
-    if not entry.name.lower().endswith(SUFFIXES):
-        return False
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
-
-
-def _images_below(folder: Path, prefix: str, others: Counter[str]) -> Iterator[str]:
-    """Images in a folder and its folders, as paths from the folder above; links to folders are followed.
-
-    Counts other files by their suffix in `others`.
-    """
-    pending, seen = [(str(folder), prefix)], set()
-    while pending:
-        path, prefix = pending.pop()
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    pending.append((entry.path, f"{prefix}/{entry.name}"))
-                elif _is_image(entry):
-                    yield f"{prefix}/{entry.name}"
-                else:
-                    others[suffix_of(entry.name)] += 1
 
 
 class DatasetSource:

@@ -2,193 +2,285 @@
 
 import os
 import posixpath
-import tarfile
+import re
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.convert.sources import SUFFIXES, no_image, passed_over, refuse_parts, suffix_of
+from pipelines.convert.files import (
+    MAX_FILE_MB,
+    SUFFIXES,
+    check_file_size,
+    ignored_files_note,
+    is_junk,
+    listed,
+    no_images_error,
+    read_range,
+    reject_split_folders,
+    suffix_of,
+    unicode_name,
+)
+from pipelines.convert.tar_headers import Member, TarWalk
+from pipelines.system.terminal import printable
 
-_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+MAX_CLASSES = 1_000_000
+"""Labels in `.cls` files are below this: a classifier has a row of weights for each."""
+
+Place = tuple[int, int, int]
+"""Number of the tar, first byte, and bytes (−1: stored as a sparse file) of an image."""
+
+
+@dataclass
+class _Contents:
+    """What several tars hold."""
+
+    items: list[str] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    """Of each item."""
+    labels: dict[tuple[int, str], int] = field(default_factory=dict)
+    """What the `.cls` files say: (number of the tar, key) → label."""
+    links: list[tuple[int, str, str]] = field(default_factory=list)
+    """Links with an image's name: number of the tar, name, target."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Files that are no images, by suffix."""
+    junk: set[str] = field(default_factory=set)
+    """Names of hidden folders with images, and of those that no person made."""
+    notes: list[str] = field(default_factory=list)
 
 
 class TarSource:
-    """One or several tars of class folders, of a flat folder, or of WebDataset pairs.
+    """One or several tars of class folders, of a flat folder, of one class each, or of WebDataset pairs.
 
     Where there are files `KEY.cls`, they hold the label of the image `KEY.jpg` (…) in decimal digits.  Where
     there are none, the folder of an image is its class, once the folders that all images share are taken
-    off; without folders that differ there are no labels.
+    off.  Several tars without folders that differ are a class each, by their names, unless they are
+    numbered in a row, as shards are; else there are no labels.
 
     Args:
         paths: the tars; images are numbered in the order of the tars and of what is in them.
+        max_file_mb: size limit of one image, in MB; larger ones fail when they are read.
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file is no tar, is compressed or cut short; there is no image in them; a label is
+        ValueError: a file is no tar, is compressed or truncated; there is no image in them; a label is
             missing or no number.
     """
 
     kind = "tar"
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
+    def __init__(self, paths: list[Path], max_file_mb: int = MAX_FILE_MB) -> None:
+        self.name = unicode_name(
+            paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
+        )
         self.class_names: list[str] | None = None
-        self._paths = paths
-        self._items: list[str] = []
-        places: list[tuple[int, int, int]] = []
-        labels: dict[tuple[int, str], int] = {}
-        others: Counter[str] = Counter()
-        links: list[tuple[int, str, str]] = []
+        self._paths, self._max_file_bytes = paths, max_file_mb * 10**6
+        found = _Contents()
         for number, path in enumerate(paths):
-            for member in self._members(path):
-                if _hidden(member.name):
-                    continue
-                if member.islnk() or member.issym():
-                    if member.name.lower().endswith(SUFFIXES):
-                        links.append((number, member.name, _target(member)))
-                    continue
-                if member.name.lower().endswith(SUFFIXES):
-                    self._items.append(member.name)
-                    places.append((number, member.offset_data, member.size))
-                elif member.name.lower().endswith(".cls"):
-                    text = self._read(number, member.offset_data, min(member.size, 32))
-                    if not text.strip().isdigit() or len(text) > 10:
-                        raise ValueError(f"{path}: {member.name} holds {text!r}, no class number")
-                    labels[number, _key(member.name)] = int(text)
-                else:
-                    others[suffix_of(member.name)] += 1
-        if not places:
-            raise no_image(self.name, others)
-        self.remarks = passed_over(others)
-        self._follow(links, places)
-        if labels:
-            places = self._one_per_key(places)
-        self._places = np.array(places)
-        self.labels = self._paired(labels) if labels else self._from_folders()
+            _read_index(number, path, found)
+        notes = [f"ignored folders: {listed(sorted(found.junk))}"] if found.junk else []
+        if not found.places:
+            raise no_images_error(self.name, found.ignored, notes + found.notes)
+        self.remarks = ignored_files_note(found.ignored) + notes + found.notes
+        self._follow(found.links, found)
+        if found.labels:
+            self._keep_one_per_key(found)
+        self._items, self._places = found.items, np.array(found.places)
+        self.labels = self._paired(found.labels) if found.labels else self._from_folders()
 
-    def _members(self, path: Path) -> Iterator[tarfile.TarInfo]:
-        """The ordinary files of a tar, and its links."""
-        with open(path, "rb") as file:
-            start, end = file.read(8), file.seek(0, 2)
-        for magic, remedy in _COMPRESSED.items():
-            if start.startswith(magic):
-                raise ValueError(
-                    f"{path}: is compressed, which allows no access in any order; {remedy} it first"
-                )
-        try:
-            with tarfile.open(path, "r:") as tar:
-                while member := tar.next():
-                    tar.members.clear()  # type: ignore[attr-defined] # of a million members, tarfile would keep a gigabyte
-                    if member.islnk() or member.issym():
-                        yield member
-                    elif member.isreg() and not member.issparse():
-                        if member.offset_data + member.size > end:
-                            raise tarfile.ReadError(f"it ends within {member.name}")
-                        yield member
-                # tarfile takes a damaged header for the end; at the real one there are zeros
-                with open(path, "rb") as file:
-                    file.seek(tar.offset)
-                    rest = file.read(tarfile.BLOCKSIZE)
-                if rest.strip(b"\0") or 0 < len(rest) < tarfile.BLOCKSIZE:
-                    raise tarfile.ReadError(f"at byte {tar.offset} there is no header of a file")
-        except tarfile.TarError as error:
-            raise ValueError(f"{path}: no tar file, or a damaged one ({error})") from error
+    def item(self, index: int) -> str:
+        item = unicode_name(self._items[index])
+        if len(self._paths) == 1:
+            return item
+        # keys repeat from shard to shard
+        return f"{unicode_name(self._paths[self._places[index, 0]].name)}/{item}"
 
-    def _follow(self, links: list[tuple[int, str, str]], places: list[tuple[int, int, int]]) -> None:
+    def read(self, index: int) -> bytes:
+        number, offset, size = self._places[index].tolist()
+        if size < 0:
+            raise ValueError(
+                "the tar stores it as a sparse file, which is not read; pack it without --sparse"
+            )
+        check_file_size(size, self._max_file_bytes)
+        # opened each time: a set of a thousand shards would take more open files than a process may have
+        data = read_range(self._paths[number], offset, size)
+        if len(data) < size:
+            raise OSError(f"{self._paths[number].name} is cut short")
+        return data
+
+    def _follow(self, links: list[tuple[int, str, str]], found: _Contents) -> None:
         """Add the images that are links to others, behind those; one tar's links stay within it."""
         if not links:
             return
-        known = {(place[0], _clean(item)): place for place, item in zip(places, self._items, strict=True)}
+        known = {
+            (place[0], _clean(item)): place for place, item in zip(found.places, found.items, strict=True)
+        }
         lost = 0
         for number, name, target in links:
             place = known.get((number, target))
             if place is None:
                 lost += 1
                 continue
-            self._items.append(name)
-            places.append(place)
-            known[number, _clean(name)] = place  # of a link to a link
+            found.items.append(name)
+            found.places.append(place)
+            known[number, _clean(name)] = place  # for a link to a link
         if lost:
-            self.remarks.append(f"passed over: {lost:,} links to what is no image of the same tar")
+            self.remarks.append(f"ignored: {lost:,} links to what is no image of the same tar")
 
-    def _one_per_key(self, places: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
-        """Of a WebDataset sample with several images take `KEY.jpg`, and not its other fields, `KEY.seg.png`."""
-        found = list(zip(places, self._items, strict=True))
-        plain = {(place[0], _key(item)) for place, item in found if _is_plain(item)}
-        kept = [(p, item) for p, item in found if _is_plain(item) or (p[0], _key(item)) not in plain]
-        if len(kept) < len(found):
-            self.remarks.append(f"passed over: {len(found) - len(kept):,} further images of samples")
-        self._items = [item for _, item in kept]
-        return [place for place, _ in kept]
+    def _keep_one_per_key(self, found: _Contents) -> None:
+        """Keep `KEY.jpg` of a WebDataset sample with several images, and not its other fields, `KEY.seg.png`."""
+        pairs = list(zip(found.places, found.items, strict=True))
+        plain = {(place[0], _key(item)) for place, item in pairs if _is_plain(item)}
+        kept = [(p, item) for p, item in pairs if _is_plain(item) or (p[0], _key(item)) not in plain]
+        if len(kept) < len(pairs):
+            self.remarks.append(f"ignored: {len(pairs) - len(kept):,} further images of samples")
+        found.items = [item for _, item in kept]
+        found.places = [place for place, _ in kept]
 
     def _paired(self, labels: dict[tuple[int, str], int]) -> np.ndarray:
         found = [
-            labels.get((place[0], _key(item))) for place, item in zip(self._places, self._items, strict=True)
+            labels.get((number, _key(item)))
+            for number, item in zip(self._places[:, 0].tolist(), self._items, strict=True)
         ]
         if None in found:
             k = found.index(None)
+            tar, item = self._paths[self._places[k, 0]], self._items[k]
             raise ValueError(
-                f"{self._paths[self._places[k, 0]]}: {self._items[k]} has no .cls file beside it"
+                f"{printable(tar)}: '{printable(item, 200)}' has no .cls file beside it; add it, or leave the image out"
             )
+        self.remarks.append(f"labels from .cls files: {len(set(found)):,} classes")
         return np.array(found, np.int64)
 
     def _from_folders(self) -> np.ndarray:
-        folders = [_parts(item)[:-1] for item in self._items]
+        folders = [_parts(posixpath.dirname(item)) for item in self._items]
         shared = os.path.commonprefix(folders)  # noqa: RUF071 - of tuples of names, not of strings
         below = [parts[len(shared) : len(shared) + 1] for parts in folders]
-        if not all(below):  # some images lie in the folder that all share: no classes
-            if any(below):
-                raise ValueError(
-                    f"{self.name}: images lie beside folders of images, so it is not clear whether the folders are "
-                    "classes"
-                )
-            return np.full(len(below), -1)
-        self.class_names = sorted({name for (name,) in below})
-        refuse_parts(self.name, self.class_names)
-        number = {name: k for k, name in enumerate(self.class_names)}
-        return np.array([number[name] for (name,) in below])
+        if not any(below):
+            return self._from_tar_names()
+        if not all(below):  # some images lie in the folder that all share
+            raise ValueError(
+                f"{printable(self.name)}: images lie beside folders of images, so it is not clear whether the folders "
+                "are classes"
+            )
+        names = sorted({name for (name,) in below})
+        reject_split_folders(self.name, names, "unpack it, and convert the folders one at a time")
+        return self._numbered([name for (name,) in below], names, "folders")
 
-    def item(self, index: int) -> str:
-        if len(self._paths) == 1:
-            return self._items[index]
-        return f"{self._paths[self._places[index, 0]].name}/{self._items[index]}"  # keys repeat from shard to shard
+    def _from_tar_names(self) -> np.ndarray:
+        """Return labels by the tars' names where each tar is a class, as ImageNet has them; else none."""
+        numbers = self._places[:, 0].tolist()
+        stems = [path.name[:-4] if path.name.lower().endswith(".tar") else path.name for path in self._paths]
+        if len(stems) == 1:
+            self.remarks.append("no labels: no folders that differ, and no .cls files")
+            return np.full(len(numbers), -1)
+        if _are_shards(stems):
+            self.remarks.append(
+                "no labels: no folders that differ, no .cls files, and tars that are numbered in a row, like shards; "
+                "if each is a class, unpack each into a folder named for its class"
+            )
+            return np.full(len(numbers), -1)
+        if empty := [path.name for k, path in enumerate(self._paths) if k not in set(numbers)]:
+            self.remarks.append(f"no classes, since no image is in these tars: {listed(empty)}")
+        names = sorted({stems[k] for k in numbers})
+        reject_split_folders(self.name, names, "convert them one at a time")
+        return self._numbered([stems[k] for k in numbers], names, "the tars' names")
 
-    def read(self, index: int) -> bytes:
-        return self._read(*self._places[index].tolist())
-
-    def _read(self, number: int, offset: int, size: int) -> bytes:
-        # opened each time: a set of a thousand shards would take more open files than a process may have
-        with open(self._paths[number], "rb", buffering=0) as file:
-            file.seek(offset)
-            data = file.read(size)
-        if len(data) < size:
-            raise OSError(f"{self._paths[number].name} is cut short")
-        return data
+    def _numbered(self, found: list[str], names: list[str], where: str) -> np.ndarray:
+        self.class_names = [unicode_name(name) for name in names]
+        self.remarks.append(f"labels from {where}: {listed(names)}")
+        number = {name: k for k, name in enumerate(names)}
+        return np.array([number[name] for name in found], np.int64)
 
 
-def _target(member: tarfile.TarInfo) -> str:
-    """The member that a link means: a hard link has its name, a symbolic one the way from its folder."""
-    base = "" if member.islnk() else str(PurePosixPath(member.name).parent)
-    return _clean(posixpath.join(base, member.linkname))
+def _read_index(number: int, path: Path, found: _Contents) -> None:
+    """Add what a tar holds."""
+    try:
+        with open(path, "rb") as file:
+            _read_members(number, path, file, found)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a read that fails does not name the file
+        raise
+
+
+def _read_members(number: int, path: Path, file: BinaryIO, found: _Contents) -> None:
+    walk = TarWalk(file, path)
+    for member in walk:
+        folder, _, name = member.name.rpartition("/")
+        is_image = name.lower().endswith(SUFFIXES)
+        if name.startswith(".") or (junk := _junk_folder(folder)):
+            if is_image and not name.startswith("."):
+                found.junk.add(junk)
+        elif member.kind in ("hard link", "symbolic link"):
+            if is_image:
+                found.links.append((number, member.name, _target(member)))
+        elif member.kind != "file":
+            if is_image:
+                found.ignored["special file"] += 1
+        elif is_image:
+            found.items.append(member.name)
+            found.places.append((number, member.offset, member.size))
+        elif name.lower().endswith(".cls"):
+            found.labels[number, _key(member.name)] = _label(file, path, member)
+        else:
+            found.ignored[suffix_of(name)] += 1
+    if walk.num_archives > 1:
+        found.notes.append(f"{printable(path.name)}: {walk.num_archives} archives in a row, all are read")
+    if not walk.has_end_marker:
+        found.notes.append(
+            f"{printable(path.name)} has no end marker: it may have been cut short between two members"
+        )
+
+
+def _label(file: BinaryIO, path: Path, member: Member) -> int:
+    file.seek(member.offset)
+    text = file.read(min(max(member.size, 0), 32)).strip()
+    if not text.isdigit() or int(text) >= MAX_CLASSES:
+        raise ValueError(
+            f"{printable(path)}: '{printable(member.name)}' holds {printable(text)}, no class number "
+            f"(0 to {MAX_CLASSES - 1:,}); correct it, or pack the images in a folder per class"
+        )
+    return int(text)
+
+
+def _are_shards(stems: list[str]) -> bool:
+    """Whether names differ in one number only, and the numbers are in a row: `train-0007`, `train-0008`."""
+    found = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem, re.DOTALL) for stem in stems]
+    parts = [match.groups() for match in found if match]
+    if len(parts) < len(stems) or len({(before, after) for before, _, after in parts}) > 1:
+        return False
+    if any(len(digits) > 18 for _, digits, _ in parts):
+        return False
+    numbers = {int(digits) for _, digits, _ in parts}
+    return max(numbers) - min(numbers) < len(numbers)
+
+
+def _target(member: Member) -> str:
+    """Return the member that a link means: a hard link has its name, a symbolic one the way from its folder."""
+    base = "" if member.kind == "hard link" else str(PurePosixPath(member.name).parent)
+    return _clean(posixpath.join(base, member.target))
 
 
 def _clean(name: str) -> str:
     return posixpath.normpath(name)
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in _parts(name))
+@lru_cache(maxsize=4096)
+def _junk_folder(folder: str) -> str:
+    """Return the first folder on the way that is ignored; "" where there is none."""
+    return next((part for part in _parts(folder) if is_junk(part)), "")
 
 
-def _parts(name: str) -> tuple[str, ...]:
-    """Folders and file, without the way up that a tar of `../photos` begins with."""
-    return tuple(part for part in PurePosixPath(_clean(name)).parts if part != "..")
+@lru_cache(maxsize=4096)
+def _parts(folder: str) -> tuple[str, ...]:
+    """Return the folders of a path, without the way up that a tar of `../photos` begins with."""
+    return tuple(part for part in PurePosixPath(_clean(folder)).parts if part not in ("..", "/"))
 
 
 def _key(name: str) -> str:
-    """What pairs the files of a WebDataset sample: the path up to the first dot of the file's name."""
+    """Return what pairs the files of a WebDataset sample: the path up to the first dot of the file's name."""
     folder, _, file = _clean(name).rpartition("/")
     return f"{folder}/{file.partition('.')[0]}"
 

@@ -77,6 +77,50 @@ def test_damaged_images_are_named(tiny_photos, tmp_path, capsys):
     assert not (tmp_path / "stop.beton").exists()
 
 
+def test_a_file_that_is_too_large_is_named_and_left_out(tiny_photos, tmp_path, capsys):
+    """Its 6 GB are not read, which would take seconds and the memory; neither is a folder that is a loop."""
+    folder, out = tmp_path / "images", tmp_path / "out.beton"
+    shutil.copytree(tiny_photos, folder)
+    (folder / "class-1" / "big.jpg").touch()
+    os.truncate(folder / "class-1" / "big.jpg", 6 << 30)
+    (folder / "class-2" / "loop.jpg").symlink_to(folder / "class-2" / "loop.jpg")
+    (folder / "class-2" / "loop").symlink_to(folder / "class-2" / "loop")
+    assert main(["convert", str(folder), str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "40 byte for byte, 0 encoded, 2 left out" in printed
+    assert "ignored, links that lead nowhere: 'class-2/loop'" in printed
+    skipped = json.loads((tmp_path / "out.json").read_text())["skipped"]
+    assert "--max-file-mb" in skipped["class-1/big.jpg"]
+    assert "symbolic links" in skipped["class-2/loop.jpg"]
+    assert main(["convert", str(folder), str(out), "--on-error", "stop", "--overwrite"]) == 2
+
+
+def test_images_without_labels_or_of_one_class(tiny_photos, tmp_path, capsys):
+    flat, one = tmp_path / "flat", tmp_path / "one"
+    shutil.copytree(tiny_photos / "class-0", flat)
+    shutil.copytree(tiny_photos / "class-0", one / "class-0")
+    for folder, words in ((flat, "the images have no labels"), (one, "all images are of one class")):
+        assert main(["convert", str(folder), str(tmp_path / f"{folder.name}.beton")]) == 0
+        assert f"{words}: enough for `fastclr train`" in capsys.readouterr().out
+    assert main(["convert", str(tiny_photos), str(tmp_path / "four.beton")]) == 0
+    assert "enough for" not in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
+def test_foreign_names_reach_the_terminal_escaped(tiny_photos, tmp_path, capsys):
+    folder = tmp_path / "images"
+    shutil.copytree(tiny_photos, folder)
+    (folder / "class-0").rename(folder / os.fsdecode(b"\x1b[31mcaf\xe9"))
+    (folder / os.fsdecode(b"junk.\x1b[32m\xff")).touch()
+    (folder / os.fsdecode(b"other\x1b[33m\xff")).mkdir()
+    assert main(["convert", str(folder), str(tmp_path / "out.beton")]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and printed.isascii() is False
+    assert r".\x1b[32m\udcff" in printed and r"other\x1b[33m\udcff" in printed
+    names = json.loads((tmp_path / "out.json").read_text())["class_names"]
+    assert names[0] == "\x1b[31mcaf\\udce9"
+
+
 @pytest.fixture
 def bad_inputs(tiny_photos, tmp_path):
     (tmp_path / "empty").mkdir()
@@ -96,10 +140,13 @@ def bad_inputs(tiny_photos, tmp_path):
         "quality must be 1 to": [good, out, "--quality", "101"],
         "seed must be in": [good, out, "--seed", "-1"],
         "only tars": [good, good, out],
+        "--max-file-mb must be at least 1": [good, out, "--max-file-mb", "0"],
+        "s3://bucket/train is a URL": ["s3://bucket/train", out],
+        "http://host/out.beton is a URL": [good, "http://host/out.beton"],
     }
 
 
-INPUTS = 12
+INPUTS = 15
 
 
 @pytest.mark.parametrize("number", range(INPUTS))

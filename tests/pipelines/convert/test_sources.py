@@ -1,7 +1,12 @@
+import errno
 import hashlib
 import os
 import pickle
+import re
 import sys
+import tarfile
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,10 +52,10 @@ def test_remarks(tmp_path):
         tmp_path / "a", "cat/1.jpg", "cat/2.heic", "cat/3.HEIC", "dog/1.jpg", "notes.txt", "dog/LICENSE"
     )
     (remark,) = FolderSource(root).remarks
-    assert remark == "passed over, as no images by their names: 2 .heic, 1 .txt, 1 without a suffix"
+    assert remark == (
+        "ignored, not image files: 2 .heic, 1 .txt, 1 without a suffix; labels in .txt files are not read"
+    )
     assert FolderSource(tree(tmp_path / "b", "cat/1.jpg", "dog/x/1.jpg")).remarks == []
-    (remark,) = FolderSource(tree(tmp_path / "c", "photos/cat/1.jpg", "photos/dog/1.jpg")).remarks
-    assert remark == f"all images lie deeper: did you mean {tmp_path / 'c' / 'photos'}?"
 
 
 def test_a_link_to_a_pipe_is_no_image(tmp_path):
@@ -94,8 +99,17 @@ def test_flat_folder(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
 def test_any_name(tmp_path):
-    names = ["zwei wörter/ü.jpg", "zwei wörter/new\nline.jpg", os.fsdecode(b"zwei w\xc3\xb6rter/\xff.jpg")]
-    assert sorted(item for item, _ in listed(FolderSource(tree(tmp_path, *names)))) == sorted(names)
+    """What is not UTF-8 is read, and is escaped in all that is reported, so that it can be printed and saved."""
+    names = ["wörter/ü.jpg", "wörter/new\nline.jpg", os.fsdecode(b"caf\xe9/\xff.jpg")]
+    source = FolderSource(tree(tmp_path, *names, os.fsdecode(b"caf\xe9/junk.\xe9\x1b[31m")))
+    assert source.class_names == ["caf\\udce9", "wörter"]
+    found = {source.item(k): source.read(k) for k in range(3)}
+    assert found == {
+        "wörter/ü.jpg": "wörter/ü.jpg".encode(),
+        "wörter/new\nline.jpg": "wörter/new\nline.jpg".encode(),
+        "caf\\udce9/\\udcff.jpg": b"caf\xe9/\xff.jpg",
+    }
+    assert source.remarks == [r"ignored, not image files: 1 .\udce9\x1b[31m"]
 
 
 def test_links(tmp_path):
@@ -126,12 +140,12 @@ def test_a_named_pipe_is_no_image(tmp_path):
         ((), "no image in it"),
         (
             ("a/notes.txt", "b.txt"),
-            r"no image in it \(.*\); passed over, as no images by their names: 2 .txt$",
+            r"no image in it \(.*\); ignored, not image files: 2 .txt",
         ),
         (("a/1.jpg", "b/1.jpg", "2.jpg"), "1 images lie beside 2 folders"),
-        (("train/a/1.jpg", "val/a/1.jpg"), "train and val look like parts"),
-        (("train/a/1.jpg",), "train look like parts"),
-        (("Test/a/1.jpg", "train/a/1.jpg", "other/1.jpg"), "Test and train look like parts"),
+        (("train/a/1.jpg", "val/a/1.jpg"), "train and val look like splits .*/train$"),
+        (("train/a/1.jpg",), "train look like splits"),
+        (("Test/a/1.jpg", "train/a/1.jpg", "other/1.jpg"), "Test and train look like splits"),
     ],
 )
 def test_a_folder_that_says_nothing_clear(tmp_path, names, message):
@@ -149,6 +163,157 @@ def test_what_is_no_source(tmp_path):
     tree(tmp_path, "a/1.jpg")
     with pytest.raises(ValueError, match="only tars"):
         open_source([str(tmp_path), str(tmp_path)])
+
+
+@pytest.mark.parametrize("junk", ["__MACOSX", "lost+found", "@eaDir", ".cache", "$RECYCLE.BIN"])
+def test_folders_of_systems_are_no_classes(tmp_path, junk):
+    source = FolderSource(
+        tree(tmp_path, "cat/1.jpg", f"{junk}/x/1.jpg", f"zebra/{junk}/1.jpg", "zebra/2.jpg")
+    )
+    assert source.class_names == ["cat", "zebra"]
+    assert listed(source) == [("cat/1.jpg", 0), ("zebra/2.jpg", 1)]
+    assert source.remarks == [f"ignored folders: '{junk}'"]
+
+
+def test_a_folder_with_other_files_only_is_no_class(tmp_path):
+    root = tree(tmp_path, "annotations/1.xml", "cat/1.jpg", "dog/1.jpg", "scripts/deep/a.py")
+    (root / "bear").mkdir()
+    source = FolderSource(root)
+    assert source.class_names == ["bear", "cat", "dog"]
+    assert listed(source) == [("cat/1.jpg", 1), ("dog/1.jpg", 2)]
+    assert source.remarks == [
+        "ignored, not image files: 1 .xml, 1 .py; labels in .xml files are not read",
+        "classes without images, since their folders are empty: 'bear'",
+        "no classes, since no image is in these folders: 'annotations', 'scripts'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "meant"),
+    [
+        (("photos/cat/1.jpg", "photos/dog/1.jpg"), "photos"),
+        (
+            ("Annotations/1.xml", "Data/CLS-LOC/train/n1/1.JPEG", "Data/CLS-LOC/val/1.JPEG"),
+            "Data/CLS-LOC/train",
+        ),
+        (("ILSVRC/Data/CLS-LOC/train/n1/1.JPEG", "LOC_val_solution.csv"), "ILSVRC/Data/CLS-LOC/train/n1"),
+        (("images/Val/cat/1.jpg", "images/TRAIN/cat/1.jpg", "labels/1.txt"), "images/TRAIN"),
+    ],
+)
+def test_a_folder_some_levels_above_the_classes(tmp_path, names, meant):
+    """As Kaggle's ImageNet has it: its one folder with images is no class."""
+    with pytest.raises(ValueError, match=f"lie deeper .*: {tmp_path}/{meant}$"):
+        FolderSource(tree(tmp_path, *names))
+
+
+def read_error(source, item: str) -> Exception:
+    (index,) = [k for k in range(len(source.labels)) if source.item(k) == item]
+    with pytest.raises(OSError) as caught:
+        source.read(index)
+    return caught.value
+
+
+def test_links_that_lead_nowhere_or_to_themselves(tmp_path):
+    root = tree(tmp_path / "root", "cat/1.jpg", "dog/1.jpg")
+    for name in ("loop", "cat/loop", "cat/loop.jpg"):
+        (root / name).symlink_to(root / name)
+    (root / "gone").symlink_to(tmp_path / "gone")
+    source = FolderSource(root)
+    assert source.class_names == ["cat", "dog"]
+    assert [source.item(k) for k in range(3)] == ["cat/1.jpg", "cat/loop.jpg", "dog/1.jpg"]
+    assert read_error(source, "cat/loop.jpg").errno == errno.ELOOP
+    (remark,) = source.remarks
+    assert remark.startswith("ignored, links that lead nowhere:")
+    assert all(name in remark for name in ("'loop'", "'gone'", "'cat/loop'"))
+
+
+def test_a_path_that_is_too_long(tmp_path):
+    """The folders that the system cannot name are an item that fails; the images before them are read."""
+    root = tree(tmp_path / "root", "cat/1.jpg", "dog/1.jpg")
+    here = os.open(root / "cat", os.O_RDONLY)
+    for _ in range(30):
+        os.mkdir("x" * 200, dir_fd=here)
+        below = os.open("x" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    source = FolderSource(root)
+    items = [source.item(k) for k in range(len(source.labels))]
+    assert (items[0], items[2], len(items)) == ("cat/1.jpg", "dog/1.jpg", 3)
+    assert read_error(source, items[1]).errno == errno.ENAMETOOLONG
+    assert source.remarks[0].startswith("folders that cannot be read: 'cat/xxx")
+
+
+@pytest.mark.parametrize("folder", ["cat/secret", "secret"])
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch, folder):
+    """It is an item that fails, so that the report names it, and `--on-error stop` stops."""
+    root, scan = tree(tmp_path, "cat/1.jpg", "dog/1.jpg", f"{folder}/1.jpg"), os.scandir
+
+    def scandir(path):  # root may read all, so the system's refusal is played
+        if str(path).endswith("secret"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    source = FolderSource(root)
+    assert source.class_names == (["cat", "dog"] if folder == "cat/secret" else ["cat", "dog", "secret"])
+    assert isinstance(read_error(source, folder), PermissionError)
+    assert source.remarks == [f"folders that cannot be read: '{folder}' (Permission denied)"]
+
+
+def test_a_file_that_is_too_large(tmp_path):
+    """A sparse file of 6 GB is refused by its size, not read; the others go on."""
+    root = tree(tmp_path, "cat/1.jpg", "cat/2.jpg")
+    os.truncate(root / "cat" / "1.jpg", 6 << 30)
+    source = open_source([str(root)])
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="--max-file-mb"):
+        source.read(0)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert source.read(1) == b"cat/2.jpg"
+    os.truncate(root / "cat" / "1.jpg", 3 * 10**6)
+    assert len(open_source([str(root)], max_file_mb=3).read(0)) == 3 * 10**6
+    with pytest.raises(ValueError, match=r"3 MB, more than the 2 MB .*--max-file-mb"):
+        open_source([str(root)], max_file_mb=2).read(0)
+
+
+def test_reading_in_pieces(tmp_path, monkeypatch):
+    """A file system may give fewer bytes than were asked for, and no size."""
+    root, content = tmp_path / "set", bytes(range(256)) * 40
+    (root / "cat").mkdir(parents=True)
+    (root / "cat" / "1.jpg").write_bytes(content)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(root, ".")
+    source, tar_source = FolderSource(root, max_file_mb=1), open_source([str(tmp_path / "a.tar")])
+    read = os.read
+    monkeypatch.setattr("os.read", lambda descriptor, size: read(descriptor, min(size, 1000)))
+    assert source.read(0) == tar_source.read(0) == content
+    sizes = SimpleNamespace(st_size=0)
+    monkeypatch.setattr("os.fstat", lambda descriptor: sizes)
+    assert source.read(0) == content
+    os.truncate(root / "cat" / "1.jpg", 1_000_001)
+    with pytest.raises(ValueError, match="--max-file-mb"):
+        source.read(0)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org/a.tar", "s3://bucket/train", "pipe:curl -s x", "file:///a.tar"]
+)
+def test_a_url_is_no_source(url):
+    with pytest.raises(ValueError, match=f"^{re.escape(url)} is a URL.*download"):
+        open_source([url])
+
+
+def test_patterns_are_the_shells_business(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expanded by the shell"):
+        open_source([str(tmp_path / "train-{000..146}.tar")])
+
+
+def test_a_pipe_is_no_source(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe is a pipe"):
+        open_source([str(tmp_path / "pipe")])
 
 
 def cifar_files(root, per_batch: int = 3) -> dict[str, str]:

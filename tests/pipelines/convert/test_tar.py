@@ -33,7 +33,11 @@ def test_class_folders(tmp_path):
         source = open_source([make_tar(tmp_path / "birds.tar", *members)])
         assert (source.kind, source.name, source.class_names) == ("tar", "birds.tar", ["auk", "owl"])
         assert content(source) == [(members[0], 1), (members[2], 0)]
-        assert source.remarks == ["passed over, as no images by their names: 1 without a suffix"]
+        assert source.remarks == [
+            "ignored, not image files: 1 without a suffix",
+            "ignored folders: '.x'",
+            "labels from folders: 'auk', 'owl'",
+        ]
 
 
 def test_folders_above(tmp_path):
@@ -48,8 +52,8 @@ def test_a_tar_of_tars(tmp_path):
     with pytest.raises(ValueError) as caught:
         open_source([make_tar(tmp_path / "train.tar", *inner, "notes.txt")])
     assert re.fullmatch(
-        r"train.tar: no image in it \(looked for .*\); passed over, as no images by their names: 3 .tar, 1 .txt; "
-        "tars in it are not opened: give those, or unpack each into a folder named for its class",
+        r"train.tar: no image in it \(looked for .*\); ignored, not image files: 3 .tar, 1 .txt; labels in .txt .*; "
+        "tars in it are not opened: give those, .* or unpack each into a folder named for its class",
         str(caught.value),
     )
 
@@ -80,7 +84,7 @@ def test_links(tmp_path):
         "b/soft.jpg": (1, b"0.jpg"),
         "a/again.jpg": (0, b"0.jpg"),
     }
-    assert source.remarks == ["passed over: 1 links to what is no image of the same tar"]
+    assert source.remarks[0] == "ignored: 1 links to what is no image of the same tar"
 
 
 def test_a_name_may_be_long(tmp_path):
@@ -92,7 +96,8 @@ def test_a_name_may_be_long(tmp_path):
 
 def test_flat(tmp_path):
     source = open_source([make_tar(tmp_path / "a.tar", "all/1.jpg", "all/2.jpg")])
-    assert (source.class_names, source.remarks) == (None, [])
+    assert source.class_names is None
+    assert source.remarks == ["no labels: no folders that differ, and no .cls files"]
     assert content(source) == [("all/1.jpg", -1), ("all/2.jpg", -1)]
 
 
@@ -104,7 +109,10 @@ def test_webdataset_pairs(tmp_path):
     second = make_tar(tmp_path / "1.tar", ("a/k.cls", b"0"), "a/k.jpg")
     source = open_source([first, second])
     assert (source.name, source.class_names) == ("0.tar and 1 more", None)
-    assert source.remarks == ["passed over, as no images by their names: 1 .json"]
+    assert source.remarks == [
+        "ignored, not image files: 1 .json; labels in .json files are not read",
+        "labels from .cls files: 3 classes",
+    ]
     assert content(source) == [("0.tar/a/k.jpg", 3), ("0.tar/a/l.jpg", 12), ("1.tar/a/k.jpg", 0)]
 
 
@@ -113,7 +121,7 @@ def test_webdataset_samples_of_several_images(tmp_path):
     members = ["./a.jpg", "a.seg.png", ("a.CLS", b"3"), "b.left.png", ("b.cls", b"4")]
     source = open_source([make_tar(tmp_path / "0.tar", *members)])
     assert content(source) == [("./a.jpg", 3), ("b.left.png", 4)]
-    assert source.remarks == ["passed over: 1 further images of samples"]
+    assert source.remarks == ["ignored: 1 further images of samples", "labels from .cls files: 2 classes"]
 
 
 def test_several_tars_of_one_set(tmp_path):
@@ -126,15 +134,64 @@ def test_several_tars_of_one_set(tmp_path):
     ]
 
 
+def test_a_tar_per_class(tmp_path):
+    """ImageNet's class tars, as `ILSVRC2012_img_train.tar` holds them: the tars' names are the classes."""
+    names = ["n01443537", "n01440764", "n02085620"]
+    paths = [make_tar(tmp_path / f"{name}.tar", f"{name}_{k}.JPEG") for k, name in enumerate(names)]
+    source = open_source(paths)
+    assert source.class_names == sorted(names)
+    assert source.labels.tolist() == [1, 0, 2]
+    assert source.remarks == ["labels from the tars' names: 'n01440764', 'n01443537', 'n02085620'"]
+    source = open_source([make_tar(tmp_path / f"{name}.TAR", "all/1.jpg") for name in ("owl", "auk")])
+    assert (source.class_names, source.labels.tolist()) == (["auk", "owl"], [1, 0])
+
+
+def test_a_class_tar_without_images(tmp_path):
+    paths = [make_tar(tmp_path / "owl.tar", "1.jpg"), make_tar(tmp_path / "auk.tar", "notes.txt")]
+    source = open_source([*paths, make_tar(tmp_path / "kea.tar", "1.jpg")])
+    assert (source.class_names, source.labels.tolist()) == (["kea", "owl"], [1, 0])
+    assert "no classes, since no image is in these tars: 'auk.tar'" in source.remarks
+
+
+@pytest.mark.parametrize("names", [("train-0007", "train-0008"), ("00000", "00001", "00002"), ("a2b", "a1b")])
+def test_shards_are_no_classes(tmp_path, names):
+    source = open_source([make_tar(tmp_path / f"{name}.tar", f"{name}/../1.jpg", "1.json") for name in names])
+    assert (source.class_names, set(source.labels.tolist())) == (None, {-1})
+    assert any("like shards" in remark for remark in source.remarks)
+    assert any("labels in .json files are not read" in remark for remark in source.remarks)
+
+
+def test_split_tars_are_no_classes(tmp_path):
+    with pytest.raises(ValueError, match="train and val look like splits"):
+        open_source([make_tar(tmp_path / f"{name}.tar", "1.jpg") for name in ("train", "val")])
+
+
+@pytest.mark.parametrize("junk", ["__MACOSX", "lost+found", ".cache"])
+def test_folders_of_systems_are_no_classes(tmp_path, junk):
+    members = [
+        "set/cat/1.jpg",
+        f"{junk}/set/cat/._1.jpg",
+        f"set/{junk}/2.jpg",
+        "set/dog/.DS_Store",
+        "set/dog/1.jpg",
+    ]
+    source = open_source([make_tar(tmp_path / "a.tar", *members)])
+    assert source.class_names == ["cat", "dog"]
+    assert content(source) == [("set/cat/1.jpg", 0), ("set/dog/1.jpg", 1)]
+    assert source.remarks[0] == f"ignored folders: '{junk}'"
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        (("notes.txt",), r"no image in it \(.*\); passed over, as no images by their names: 1 .txt$"),
-        (("1.jpg", ("1.cls", b"owl")), "1.cls holds b'owl', no class number"),
-        (("1.jpg", ("1.cls", b"9" * 30)), "1.cls holds b'9+', no class number"),
-        (("1.jpg", "2.jpg", ("1.cls", b"1")), "2.jpg has no .cls file"),
+        (("notes.txt",), r"no image in it \(.*\); ignored, not image files: 1 .txt"),
+        (("1.jpg", ("1.cls", b"owl")), "1.cls' holds b'owl', no class number"),
+        (("1.jpg", ("1.cls", b"9" * 30)), "1.cls' holds b'9+', no class number"),
+        (("1.jpg", ("1.cls", b"1000000")), r"holds b'1000000', .*0 to 999,999"),
+        (("1.jpg", ("1.cls", b"")), "holds b'', no class number"),
+        (("1.jpg", "2.jpg", ("1.cls", b"1")), "'2.jpg' has no .cls file"),
         (("a/1.jpg", "b/1.jpg", "2.jpg"), "images lie beside folders"),
-        (("x/train/a/1.jpg", "x/val/a/1.jpg"), "train and val look like parts"),
+        (("x/train/a/1.jpg", "x/val/a/1.jpg"), "train and val look like splits"),
     ],
 )
 def test_a_tar_that_says_nothing_clear(tmp_path, members, message):
@@ -155,12 +212,12 @@ def test_what_is_no_whole_tar(tmp_path):
     data = (tmp_path / "whole.tar").read_bytes()
     for length in (3000, 512 + 5120 + 100, 512 + 5120 + 512 + 100):
         (tmp_path / "cut.tar").write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"cut\.tar: no tar file, or a damaged one"):
+        with pytest.raises(ValueError, match=r"cut\.tar: corrupt tar"):
             open_source([str(tmp_path / "cut.tar")])
     broken = bytearray(data)
     broken[512 + 5120 + 5] = 255  # in the second header, so that its checksum is wrong
     (tmp_path / "cut.tar").write_bytes(broken)
-    with pytest.raises(ValueError, match=r"cut\.tar: .*at byte 5632 there is no header"):
+    with pytest.raises(ValueError, match=r"cut\.tar: .*at byte 5,632, after '1.jpg', there is no header"):
         open_source([str(tmp_path / "cut.tar")])
     for name in ("text.tar", "empty.tar"):
         with pytest.raises(ValueError, match=f"{name}: no tar file"):
