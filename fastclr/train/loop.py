@@ -34,6 +34,7 @@ from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.threads import torch_threads
 
+DATA_FINGERPRINT = "the data's fingerprint"
 MAY_CHANGE = {
     *("data.threads", "train.threads", "train.device", "train.compile", "train.graph", "optim.impl"),
     *("train.log_every", "train.checkpoint_minutes"),
@@ -207,7 +208,11 @@ def _prepare(
     check_batch(config.train, reader, ranks)
     saved = saved_run(folder, lock, resume, restarted_since)
     if saved is not None:
-        _check_same_run(folder, saved["identity"], _identity(config, reader, ranks))
+        identity = _identity(config, reader, ranks)
+        # version 0.1 saved another form of the fingerprint
+        if reader.matches_fingerprint(saved["identity"].get(DATA_FINGERPRINT)):
+            identity[DATA_FINGERPRINT] = saved["identity"][DATA_FINGERPRINT]
+        _check_same_run(folder, saved["identity"], identity)
     return saved
 
 
@@ -230,7 +235,7 @@ def _identity(config: Config, reader: BetonReader, ranks: Ranks) -> dict[str, An
     micro_batch = settings.pop("train.micro_batch")
     if micro_batch is not None:  # batch norm sees as many images at a time; on other ranks, other ones
         settings["train.micro_batch times the ranks"] = micro_batch * ranks.world_size
-    return {**settings, "the data's fingerprint": reader.fingerprint}
+    return {**settings, DATA_FINGERPRINT: reader.fingerprint}
 
 
 def _check_same_run(folder: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
