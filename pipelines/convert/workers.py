@@ -12,7 +12,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PATIENCE_S = 1.0
+PATIENCE_S = 0.5
 """Seconds that the threads are waited for when the work is given up."""
 
 
