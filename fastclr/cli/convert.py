@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fastclr.arguments import parse
 from pipelines.beton import sidecar_path
+from pipelines.beton.sidecar import check_sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
 from pipelines.convert.files import MAX_FILE_MB
@@ -51,7 +52,8 @@ class Arguments:
     workers: int = field(default_factory=cores)
     """Threads that encode; the file is the same for any number."""
     on_error: Literal["skip", "stop"] = "skip"
-    """An image that cannot be read is left out and named in the report, or ends the conversion."""
+    """An image that cannot be read is left out and named in the report, or ends the conversion; so does, with "stop",
+    one that only a lenient decoder reads."""
     split: Literal["train", "test", "unlabeled"] | None = None
     """Which part of cifar10, cifar100 or stl10 (which alone has "unlabeled"); None: train."""
     max_file_mb: int = MAX_FILE_MB
@@ -72,7 +74,7 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     arguments = _parse(argv)
     _check(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no half file either
+    _stop_like_ctrl_c()
     console = Console(highlight=False)
     source = open_source(arguments.sources, arguments.split, arguments.max_file_mb)
     names = source.class_names
@@ -114,6 +116,14 @@ def _labels_note(source: Source) -> list[str]:
     return [f"{found}: enough for `fastclr train`; `fastclr evaluate` needs two classes or more"]
 
 
+def _stop_like_ctrl_c() -> None:
+    """Let SIGTERM, and SIGHUP unless it is ignored (nohup), end the command as Ctrl-C does: without a half file."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+
+
 def _check(arguments: Arguments) -> None:
     """What would otherwise come out only after the work."""
     if len(arguments.paths) < 2:
@@ -133,6 +143,7 @@ def _check(arguments: Arguments) -> None:
             raise IsADirectoryError(f"{path} is a folder; choose another name for the file to write")
         if path.exists() and not arguments.overwrite:
             raise FileExistsError(f"{path} exists; choose another name, or --overwrite it")
+    check_sidecar_path(out)
 
 
 def _print_comparison(console: Console, source: Source, arguments: Arguments) -> None:

@@ -10,7 +10,6 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fastclr.evaluate.features import extract_features
-from fastclr.evaluate.labels import check_num_classes
 from pipelines import BetonReader, TwoViewLoader, ViewSpec
 from pipelines.system.terminal import printable
 
@@ -128,10 +127,10 @@ def need_same_classes(train: BetonReader, test: BetonReader) -> int:
             f"{test.path} and {train.path} have other classes: number {k} is {names[1]} and {names[0]}; "
             "convert both from folders with the same class names"
         )
-    num_classes = check_num_classes(int(train.labels.max()), train.path)
-    if int(test.labels.max()) >= num_classes:
+    num_classes = train.num_classes
+    if test.num_classes > num_classes:
         raise ValueError(
-            f"{test.path} has class {int(test.labels.max())}, {train.path} only 0…{num_classes - 1}; "
+            f"{test.path} has class {test.num_classes - 1}, {train.path} only 0…{num_classes - 1}; "
             "convert both from folders with the same class names"
         )
     return num_classes

@@ -45,12 +45,16 @@ from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.output import say
 from pipelines.system.threads import torch_threads
+from pipelines.views.spec import RENAMED
 
+DATA_FINGERPRINT = "the data's fingerprint"
 MAY_CHANGE = {
     *("data.threads", "train.threads", "train.device", "train.compile", "train.graph", "optim.impl"),
     *("train.log_every", "train.checkpoint_minutes", "train.eval_epochs"),
 }
 """Settings that say how a run is computed and not what: a resumed run may have others."""
+_RENAMED = {f"views.{old}": f"views.{new}" for old, new in RENAMED.items()}
+"""Settings by their names of version 0.1."""
 
 Item = TypeVar("Item")
 
@@ -164,7 +168,7 @@ def train(
             if val_reader is not None:
                 check_val(reader, val_reader, ranks)
             saved = saved_run(folder, lock, fresh=fresh, resume=resume)
-            return saved if _is_same_run(folder, saved, _identity(config, reader, ranks)) else None
+            return saved if _is_same_run(folder, saved, _identity(config, reader, ranks), reader) else None
 
         saved = run_on_main_and_broadcast(ranks, prepare)
         total = num_steps(len(reader), config.train.epochs, config.train.batch_size)
@@ -331,10 +335,12 @@ def _identity(config: Config, reader: BetonReader, ranks: Ranks) -> dict[str, An
     # batch norm sees as many images at a time; on other ranks, other ones
     if micro_batch is not None:
         settings["train.micro_batch times the ranks"] = micro_batch * ranks.world_size
-    return {**settings, "the data's fingerprint": reader.fingerprint}
+    return {**settings, DATA_FINGERPRINT: reader.fingerprint}
 
 
-def _is_same_run(folder: Path, saved: dict[str, Any] | None, now: dict[str, Any]) -> bool:
+def _is_same_run(
+    folder: Path, saved: dict[str, Any] | None, now: dict[str, Any], reader: BetonReader
+) -> bool:
     """Whether the run that the folder holds is to be continued; not if it is another one without a single step.
 
     Raises:
@@ -342,7 +348,12 @@ def _is_same_run(folder: Path, saved: dict[str, Any] | None, now: dict[str, Any]
     """
     if saved is None:
         return False
-    changed = differences(saved["identity"], now, flatten(Config()))
+    fingerprint = saved["identity"].get(DATA_FINGERPRINT)
+    # version 0.1 saved another form of it
+    if reader.matches_fingerprint(fingerprint):
+        now = {**now, DATA_FINGERPRINT: fingerprint}
+    before = {_RENAMED.get(name, name): value for name, value in saved["identity"].items()}
+    changed = differences(before, now, flatten(Config()))
     if changed and never_stepped(folder):
         return False
     if changed:

@@ -10,6 +10,7 @@ the payloads of a sample; how long a payload is, only the allocation table says.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,9 @@ can make a reader allocate."""
 MAX_SIDE = (1 << 16) - 1
 """The largest height or width that the metadata can hold."""
 MIN_PAGE_SIZE = 1 << 23
+MAX_CLASSES = 1 << 20
+"""Classes that labels are counted for: a bound for what the labels of an untrusted file can make an evaluation
+allocate."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,44 @@ def page_size(max_side: int) -> int:
     return max(MIN_PAGE_SIZE, 1 << (3 * pixels - 1).bit_length())
 
 
-def fingerprint(file_bytes: int, head: bytes | memoryview) -> str:
-    """16 hex digits that tell a file from another: a hash of its length, and of its bytes up to the metadata's end."""
+FINGERPRINT_PREFIX = "v2_"
+"""Start of the fingerprints that take in payload; those of version 0.1 have none."""
+_PROBES, _PROBE_BYTES = 64, 64
+
+
+def fingerprint_probes(offsets: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
+    """Return the parts of the file, as (first byte, length), that a fingerprint takes in besides the metadata.
+
+    The 64 bytes in the middle of up to 64 samples' payloads, at even distances: 64 reads, whatever the file's size.
+
+    Args:
+        offsets, sizes: int [N], of the samples' payloads.
+    """
+    samples = np.unique(np.linspace(0, len(offsets) - 1, min(_PROBES, len(offsets))).astype(np.int64))
+    probes = []
+    for offset, size in zip(offsets[samples].tolist(), sizes[samples].tolist(), strict=True):
+        length = min(int(size), _PROBE_BYTES)
+        probes.append((int(offset) + (int(size) - length) // 2, length))
+    return probes
+
+
+def fingerprint(file_bytes: int, head: bytes | memoryview, probes: Iterable[bytes]) -> str:
+    """Return "v2_" and 16 hex digits that tell a file from another.
+
+    Args:
+        file_bytes: the file's length.
+        head: its bytes up to the metadata's end.
+        probes: its bytes at `fingerprint_probes`.
+    """
+    digest = hashlib.blake2b(file_bytes.to_bytes(8, "little"), digest_size=8, person=b"probes")
+    digest.update(head)
+    for probe in probes:
+        digest.update(probe)
+    return FINGERPRINT_PREFIX + digest.hexdigest()
+
+
+def legacy_fingerprint(file_bytes: int, head: bytes | memoryview) -> str:
+    """Return the 16 hex digits of version 0.1, a hash of length and metadata: raw files of equal shapes share it."""
     digest = hashlib.blake2b(file_bytes.to_bytes(8, "little"), digest_size=8)
     digest.update(head)
     return digest.hexdigest()

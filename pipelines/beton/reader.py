@@ -3,14 +3,15 @@
 import mmap
 import os
 import weakref
+from collections.abc import Callable
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 
+from pipelines.beton import jpeg
 from pipelines.beton.layout import (
     ALLOCATION,
     FIELD_DESCRIPTOR,
@@ -20,11 +21,14 @@ from pipelines.beton.layout import (
     IMAGE_FIELD,
     INT_FIELD,
     JPEG_MODE,
+    MAX_CLASSES,
     MAX_PIXELS,
     RAW_MODE,
     VERSION,
     Field,
     fingerprint,
+    fingerprint_probes,
+    legacy_fingerprint,
     metadata_type,
 )
 from pipelines.beton.sidecar import read_sidecar
@@ -79,7 +83,14 @@ class BetonReader:
             self.file_bytes = os.fstat(self._descriptor).st_size
             if self.file_bytes < HEADER.itemsize:
                 raise self._error(f"no .beton file: {self.file_bytes} bytes are less than its header")
-            map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+            try:
+                map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"the file cannot be mapped into memory ({error.strerror}); copy it to a local disk",
+                    str(self.path),
+                ) from None
             # the map closes with its last view
             data = np.frombuffer(map, np.uint8)[: self.file_bytes]
             self._open(data)
@@ -185,23 +196,31 @@ class BetonReader:
         self.sizes = size[entry].astype(np.int64)
 
     def _check_images(self) -> None:
-        bad = (self.modes != JPEG_MODE) & (self.modes != RAW_MODE)
+        modes, heights, widths, sizes = self.modes, self.heights, self.widths, self.sizes
+        pixels = heights.astype(np.int64) * widths
+        is_jpeg = modes == JPEG_MODE
+        self._refuse(
+            ~is_jpeg & (modes != RAW_MODE), lambda k: f"image mode {modes[k]} is neither jpg (0) nor raw (1)"
+        )
+        self._refuse(
+            (pixels < 1) | (pixels > MAX_PIXELS),
+            lambda k: f"an image of {heights[k]}×{widths[k]} pixels; 1 to {MAX_PIXELS} pixels are read",
+        )
+        self._refuse(
+            ~is_jpeg & (sizes != 3 * pixels),
+            lambda k: f"{sizes[k]} bytes are no raw image of {heights[k]}×{widths[k]} pixels",
+        )
+        # a decoder would take memory for all pixels before it finds that they are not there
+        self._refuse(
+            is_jpeg & (pixels > np.maximum(jpeg.LARGE, jpeg.MAX_PIXELS_PER_BYTE * sizes)),
+            lambda k: f"a JPEG of {sizes[k]} bytes cannot hold {heights[k]}×{widths[k]} pixels",
+        )
+
+    def _refuse(self, bad: np.ndarray, describe: Callable[[int], str]) -> None:
+        """Raise ValueError for the first sample that is bad, if there is one."""
         if bad.any():
             k = int(bad.argmax())
-            raise self._error(f"image mode {self.modes[k]} is neither jpg (0) nor raw (1)", k)
-        pixels = self.heights.astype(np.int64) * self.widths
-        bad = (pixels < 1) | (pixels > MAX_PIXELS)
-        if bad.any():
-            k = int(bad.argmax())
-            raise self._error(
-                f"an image of {self.heights[k]}×{self.widths[k]} pixels; 1 to {MAX_PIXELS} pixels are read", k
-            )
-        bad = (self.modes == RAW_MODE) & (self.sizes != 3 * pixels)
-        if bad.any():
-            k = int(bad.argmax())
-            raise self._error(
-                f"{self.sizes[k]} bytes are no raw image of {self.heights[k]}×{self.widths[k]} pixels", k
-            )
+            raise self._error(describe(k), k)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -266,21 +285,23 @@ class BetonReader:
             return pixels.reshape(height, width, 3)
         self.check_header(index)  # costs 2 µs; after it, the size of the buffer is that of the metadata
         try:
-            return simplejpeg.decode_jpeg(payload, fastdct=fast_dct, buffer=out)
+            return jpeg.decode(payload, fast_dct, out)
         except ValueError as error:
             raise self._error(str(error), index) from error
 
     def check_header(self, index: int) -> None:
-        """Check a JPEG's own header against the metadata, for decoders that know only the one or the other.
+        """Check a JPEG's own header against the metadata, and its scans, before a decoder works on it.
 
         Raises:
-            ValueError: it is no JPEG, of another size, or neither color nor gray.
+            ValueError: it is no JPEG, of another size, neither color nor gray, or has more than 100 scans.
         """
         if self.modes[index] == RAW_MODE:
             return
         height, width = int(self.heights[index]), int(self.widths[index])
         try:
-            found_height, found_width, colorspace, _ = simplejpeg.decode_jpeg_header(self.image_bytes(index))
+            data = self.image_bytes(index).tobytes()
+            jpeg.check_scans(data)
+            found_height, found_width, colorspace = jpeg.read_header(data)
             if found_height != height or found_width != width:
                 raise ValueError(
                     f"its JPEG is of {found_height}×{found_width} pixels, the metadata say {height}×{width}"
@@ -292,8 +313,30 @@ class BetonReader:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that tell this file from another: a hash of its length and its metadata."""
-        return fingerprint(self.file_bytes, self.data[: self._metadata_end].data)
+        """Tells this file from another: a hash of its length, its metadata and some bytes of its payloads."""
+        probes = fingerprint_probes(self.offsets, self.sizes)
+        parts = (self.data[start : start + length].tobytes() for start, length in probes)
+        return fingerprint(self.file_bytes, self.data[: self._metadata_end].data, parts)
+
+    def matches_fingerprint(self, saved: object) -> bool:
+        """Whether a saved fingerprint is this file's, also one that version 0.1 saved."""
+        return saved in (self.fingerprint, self._legacy_fingerprint)
+
+    @cached_property
+    def _legacy_fingerprint(self) -> str:
+        return legacy_fingerprint(self.file_bytes, self.data[: self._metadata_end].data)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """The largest label + 1; 0 where no sample has a label.  ValueError: a label is too large for a class."""
+        k = int(self.labels.argmax())
+        if self.labels[k] >= MAX_CLASSES:
+            raise self._error(
+                f"label {self.labels[k]} is no class number: classes are numbered from 0 to at most {MAX_CLASSES - 1}; "
+                "convert the images again with class numbers as labels",
+                k,
+            )
+        return max(0, int(self.labels[k]) + 1)
 
     @cached_property
     def class_names(self) -> list[str] | None:
@@ -306,12 +349,13 @@ class BetonReader:
         """What the side-car says; None where there is none that was written with this very file.
 
         Raises:
-            ValueError: the side-car is no valid JSON.
+            ValueError: the side-car is damaged.
         """
         found = read_sidecar(self.path)
         # one that stayed behind when its file was written anew would give the classes wrong names
-        ours = found is not None and found.get("fingerprint", self.fingerprint) == self.fingerprint
-        return found if ours else None
+        if found is None or ("fingerprint" in found and not self.matches_fingerprint(found["fingerprint"])):
+            return None
+        return found
 
     def close(self) -> None:
         """Let go of the file; what was handed out stays valid."""

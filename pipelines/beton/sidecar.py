@@ -4,7 +4,9 @@
 No part needs it to read the images.
 """
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,13 @@ from pipelines.system.atomic_file import replacing, write_at
 
 FORMAT = "fastclr side-car 1"
 """Value of the key "format"; a JSON file without it is somebody else's."""
+CHECKSUM = "checksum"
+"""Key of the checksum of all other keys."""
+MAX_BYTES = 1 << 28
+"""Bytes of the largest file that is read as a side-car: ten times that of a set with a million images left out."""
+
+# the writer puts this key first, so it is found in a side-car that is damaged further down
+_OUR_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"fastclr side-car ')
 
 
 def sidecar_path(beton: Path | str) -> Path:
@@ -28,29 +37,99 @@ def sidecar_path(beton: Path | str) -> Path:
 
 
 def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
-    """The side-car of a `.beton` file; None where there is none, or one of a file of another length.
+    """Return the side-car of a `.beton` file; None where there is none, or one of a file of another length.
 
     `BetonReader.sidecar` compares the fingerprint, too.
 
     Raises:
-        ValueError: the side-car is no valid JSON.
+        ValueError: the side-car is damaged: no valid JSON, or other content than was written.
     """
     path = sidecar_path(beton)
     try:
-        content = json.loads(path.read_bytes())
+        data = _read(path)
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    if data is None:
+        return None
+    try:
+        content = json.loads(data)
+    # nesting of some thousand brackets is beyond the parser
+    except (ValueError, RecursionError) as error:
+        if not _OUR_START.match(data):
+            return None
         raise ValueError(
-            f"{path}: no valid JSON ({error}); delete it, the images can be read without"
+            f"{path}: no valid JSON ({' '.join(str(error).split())}); delete it, the images can be read without"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None
+    # files of version 0.1 have none
+    checksum = content.pop(CHECKSUM, None)
+    try:
+        matches = checksum is None or checksum == _checksum(content)
+    except RecursionError:
+        matches = False
+    if not matches:
+        raise ValueError(
+            f"{path}: its content is not what was written (checksum); delete it, the images can be read without, "
+            f"or, if it was edited on purpose, delete its key {CHECKSUM!r}"
+        )
     return content if content.get("file_bytes") == Path(beton).stat().st_size else None
 
 
 def write_sidecar(beton: Path | str, content: dict[str, Any]) -> None:
-    """Write the side-car of a file.  OSError: no space left, or the folder is not writable."""
-    path = sidecar_path(beton)
+    """Write the side-car of a file, with a checksum of its content.
+
+    Raises:
+        OSError: no space left, the folder is not writable, or a file of that name is not a side-car.
+    """
+    path = check_sidecar_path(beton)
+    content = {**content, CHECKSUM: _checksum(content)}
     with replacing(path) as file:
         write_at(file, json.dumps(content, indent=1).encode(), 0, path)
+
+
+def check_sidecar_path(beton: Path | str) -> Path:
+    """Return where the side-car of a file goes.
+
+    Raises:
+        FileExistsError: a file of that name is there which is not a side-car; it must not be overwritten.
+    """
+    path = sidecar_path(beton)
+    if path.exists() and not _is_ours(path):
+        raise FileExistsError(
+            f"{path} exists and is not a side-car of fastclr, so it is not overwritten: move it, "
+            f"or choose another name than {Path(beton).name}"
+        )
+    return path
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a side-car, also a damaged one."""
+    if not path.is_file():
+        return False
+    data = _read(path)
+    if data is None:
+        return False
+    if _OUR_START.match(data):
+        return True
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the bytes of a file; None if it is too large, or no regular file."""
+    # a named pipe would wait for a writer for ever
+    if path.exists() and not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    return data if len(data) <= MAX_BYTES else None
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Return 32 hex digits: a hash of the content, whatever the order of its keys and the white space."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

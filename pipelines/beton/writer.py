@@ -6,8 +6,8 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 
+from pipelines.beton.jpeg import read_header
 from pipelines.beton.layout import (
     ALLOCATION,
     FIELD_DESCRIPTOR,
@@ -20,6 +20,7 @@ from pipelines.beton.layout import (
     RAW_MODE,
     VERSION,
     fingerprint,
+    fingerprint_probes,
     metadata_type,
     page_size,
 )
@@ -88,7 +89,7 @@ class BetonWriter:
             ValueError: its header is corrupt, it is too large, or it is neither color nor gray.
             OSError: no space left.
         """
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colorspace = read_header(data)
         if colorspace not in ("YCbCr", "Gray", "RGB"):
             raise ValueError(f"a JPEG in {colorspace} cannot be stored; convert it to color or gray")
         self._add(JPEG_MODE, data, height, width, label)
@@ -164,7 +165,10 @@ class BetonWriter:
         self.file_bytes = table + self.count * ALLOCATION.itemsize
         assert os.fstat(self._file).st_size == self.file_bytes
         head = os.pread(self._file, self._metadata_start + rows.nbytes, 0)
-        self.fingerprint = fingerprint(self.file_bytes, head)
+        probes = fingerprint_probes(rows["f0"]["data_ptr"], self._sizes[: self.count])
+        self.fingerprint = fingerprint(
+            self.file_bytes, head, (os.pread(self._file, length, start) for start, length in probes)
+        )
 
 
 def _round_up(number: int, multiple: int) -> int:

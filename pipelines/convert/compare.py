@@ -8,7 +8,8 @@ from typing import Literal
 import simplejpeg
 
 from pipelines.convert.encode import Encoding, Stored, encode
-from pipelines.convert.run import encoded, file_order, without_warnings
+from pipelines.convert.pillow import without_warnings
+from pipelines.convert.run import encode_all, file_order
 from pipelines.convert.sources import Source
 
 COMPARED = 64
@@ -37,7 +38,7 @@ def compare(source: Source, encoding: Encoding, seed: int = 0, workers: int = 1)
     keep, new = (replace(encoding, jpeg=way, mode="jpg", verify="full") for way in _WAYS)
     stored: dict[str, list[bytes]] = {way: [] for way in _WAYS}
     numbers = file_order(len(source.labels), seed)[:COMPARED]
-    with without_warnings(), closing(encoded(source, numbers, keep, workers)) as stream:
+    with without_warnings(), closing(encode_all(source, numbers, keep, workers)) as stream:
         for _, result in stream:
             if isinstance(result, Stored) and isinstance(result.image, bytes):
                 stored["keep"].append(result.image)

@@ -1,6 +1,5 @@
 """What is stored of an image: the file as it is, a new JPEG, or its pixels."""
 
-import io
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -8,10 +7,21 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from pipelines.beton.layout import MAX_PIXELS, MAX_SIDE, page_size
+from pipelines.beton.jpeg import (
+    LARGE,
+    MAX_PIXELS_PER_BYTE,
+    MAX_SCANS,
+    Frame,
+    check_scans,
+    decode_by_pillow,
+    read_frame,
+)
+from pipelines.beton.layout import MAX_SIDE, page_size
+from pipelines.convert import pillow
+from pipelines.convert.memory_budget import MemoryBudget
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Formats that are read, by Pillow's names; the exotic ones have the exotic bugs."""
+BYTES_PER_PIXEL = 12
+"""Memory of an image while it is decoded: up to 9 bytes in libjpeg, or 11 in Pillow."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +43,23 @@ class Encoding:
     verify: Literal["full", "header"] = "full"
     """"full": decode every JPEG, strictly, before it is stored; "header": read its header only."""
 
+    max_scans: int = MAX_SCANS
+    """Scans of a JPEG, 1 or more; a file with more is left out: each costs as much as decoding the image."""
+    max_pixels_per_byte: int = 10_000
+    """Pixels per byte of an image file over 4 megapixels, 1 or more; a file that claims more is left out (a JPEG from
+    1024 on: it cannot hold them)."""
+    max_memory_mb: int = 0
+    """Megabytes that images may take while they are decoded, by all workers together; larger images are decoded fewer
+    at a time.  0: half of the memory that is available."""
+
     def __post_init__(self) -> None:
         if not 1 <= self.max_side <= MAX_SIDE:
             raise ValueError(f"max_side must be 1 to {MAX_SIDE} pixels, got {self.max_side}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be 1 to 100, got {self.quality}")
+        for name, least in (("max_scans", 1), ("max_pixels_per_byte", 1), ("max_memory_mb", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 class Stored(NamedTuple):
@@ -48,130 +70,121 @@ class Stored(NamedTuple):
     kept: bool
     """Whether it is the source's file, byte for byte."""
     note: str = ""
-    """Why the image could not be kept, or what was odd about it."""
+    """Why the image could not be kept, or what the user should know about it; contains `warning`."""
+    warning: str = ""
+    """Why the strict decoder refuses the file, whose pixels a lenient one gave: some may be wrong."""
 
 
-def encode(image: bytes | np.ndarray, encoding: Encoding) -> Stored:
-    """What to store of an image.
+def encode(image: bytes | np.ndarray, encoding: Encoding, memory: MemoryBudget | None = None) -> Stored:
+    """Return what to store of an image.
 
     Args:
         image: an image file's bytes, or uint8 [h, w, 3] RGB pixels.
+        memory: is held while an image is decoded.
 
     Raises:
-        ValueError: it is no image, is damaged, or is of a kind that is not read.
+        ValueError: it is no image, is corrupt, is of a kind that is not read, or beyond a bound of `encoding`.
     """
-    note = ""
-    if encoding.mode == "jpg" and encoding.jpeg == "keep":
-        note = _obstacle(image, encoding)
-        if not note:
-            assert isinstance(image, bytes)
-            return Stored(image, kept=True)
-    if isinstance(image, bytes):
-        image, oddity = _pixels(image)
-        note = note or oddity
-    image = _fit(image, encoding.max_side)
-    if encoding.mode == "raw":
-        return Stored(image, False, note)
-    jpeg = simplejpeg.encode_jpeg(image, encoding.quality, colorspace="RGB", colorsubsampling="420")
-    if encoding.verify == "full":
-        simplejpeg.decode_jpeg(jpeg)
-    return Stored(jpeg, False, note)
-
-
-def _obstacle(image: bytes | np.ndarray, encoding: Encoding) -> str:
-    """Why an image cannot be stored as it is; "" when it can."""
+    memory = memory or MemoryBudget(0)
+    keep = encoding.mode == "jpg" and encoding.jpeg == "keep"
     if not isinstance(image, bytes):
-        return "pixels"
-    coding = _jpeg_coding(image)
-    if coding is None:
-        return "not JPEG"
-    if coding != "baseline":
-        return f"{coding} JPEG"
+        return _encode_pixels(image, encoding, "pixels" if keep else "")
+    frame = read_frame(image)
+    if frame is not None:
+        _check_size(frame.height, frame.width, len(image), encoding, MAX_PIXELS_PER_BYTE)
+        check_scans(image, encoding.max_scans)
+        with memory.hold(BYTES_PER_PIXEL * frame.height * frame.width):
+            return _encode_jpeg(image, frame, encoding, keep)
+    with pillow.our_limits():
+        opened = pillow.open_image(image)
+        _check_size(opened.height, opened.width, len(image), encoding)
+        with memory.hold(BYTES_PER_PIXEL * opened.height * opened.width):
+            pixels, note = pillow.to_pixels(opened)
+            return _encode_pixels(pixels, encoding, "not JPEG" if keep else "", note)
+
+
+def _encode_jpeg(data: bytes, frame: Frame, encoding: Encoding, keep: bool) -> Stored:
+    reason = _reencode_reason(data, frame, encoding) if keep else ""
+    if keep and not reason and encoding.verify == "header":
+        return Stored(data, kept=True)
+    pixels, warning = _jpeg_pixels(data)
+    if keep and not reason and not warning:
+        return Stored(data, kept=True)
+    return _encode_pixels(pixels, encoding, reason, "", warning)
+
+
+def _encode_pixels(
+    pixels: np.ndarray, encoding: Encoding, reason: str, note: str = "", warning: str = ""
+) -> Stored:
+    """Return pixels as they are stored, with all that there is to say about them."""
+    notes = "; ".join(dict.fromkeys(filter(None, (reason, note, warning))))
+    pixels = _downscale(pixels, encoding.max_side)
+    if encoding.mode == "raw":
+        return Stored(pixels, False, notes, warning)
+    file = simplejpeg.encode_jpeg(pixels, encoding.quality, colorspace="RGB", colorsubsampling="420")
+    if encoding.verify == "full":
+        simplejpeg.decode_jpeg(file)
+    return Stored(file, False, notes, warning)
+
+
+def _check_size(height: int, width: int, num_bytes: int, encoding: Encoding, most: int | None = None) -> None:
+    """Raise ValueError where an image is too large, or larger than a file of so many bytes can be expected to hold."""
+    pillow.check_pixels(height, width)
+    ratio = min(encoding.max_pixels_per_byte, most or encoding.max_pixels_per_byte)
+    if height * width > max(LARGE, ratio * num_bytes):
+        raise ValueError(
+            f"a file of {num_bytes} bytes that claims {height}×{width} pixels; up to {ratio} pixels per byte are read "
+            "(max_pixels_per_byte)"
+        )
+
+
+def _reencode_reason(data: bytes, frame: Frame, encoding: Encoding) -> str:
+    """Return why a JPEG cannot be stored as it is, by its headers; "" when it can."""
+    if frame.coding != "baseline":
+        return f"{frame.coding} JPEG"
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(image)
-        if colorspace not in ("YCbCr", "Gray"):
-            return f"{colorspace} JPEG"
-        if max(height, width) > encoding.max_side:
-            return f"longer side over {encoding.max_side} pixels"
-        if height * width > MAX_PIXELS:
-            return f"over {MAX_PIXELS} pixels"
-        if len(image) > page_size(encoding.max_side):
-            return "file larger than a page"
-        if encoding.verify == "full":
-            simplejpeg.decode_jpeg(image)
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if encoding.max_scans > MAX_SCANS:
+            check_scans(data)
     except ValueError as error:
-        return f"strict decoding refuses it: {error}"
+        return _refusal(error)
+    except MemoryError:
+        raise
+    # of chroma samplings that it does not know simplejpeg raises KeyError
+    except Exception as error:
+        return f"JPEG of a kind that simplejpeg does not read ({type(error).__name__}: {error})"
+    if colorspace not in ("YCbCr", "Gray"):
+        return f"{colorspace} JPEG"
+    if max(height, width) > encoding.max_side:
+        return f"longer side over {encoding.max_side} pixels"
+    if len(data) > page_size(encoding.max_side):
+        return "file larger than a page"
     return ""
 
 
-_FRAMES = {
-    0xC0: "baseline",
-    0xC1: "extended",
-    0xC2: "progressive",
-    0xC3: "lossless",
-    0xC9: "arithmetic-coded",
-    0xCA: "arithmetic-coded",
-}
-
-
-def _jpeg_coding(data: bytes) -> str | None:
-    """How a JPEG is coded ("baseline" means 8 bits, Huffman, sequential); None where there is no frame.
-
-    Walks the marker segments to the frame header (ITU-T T.81, annex B): a few microseconds.
-    """
-    if data[:2] != b"\xff\xd8":
-        return None
-    at, end = 2, len(data) - 4
-    while 0 <= at < end:
-        marker = data[at + 1]
-        if data[at] != 0xFF or marker == 0xFF:  # padding, or junk that decoders skip
-            at = data.find(b"\xff", at + 1)
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            coding = _FRAMES.get(marker, "unusual")
-            return coding if data[at + 4] == 8 else f"{data[at + 4]}-bit"
-        elif marker == 0xDA:  # a scan before any frame
-            return None
-        else:
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return None
-
-
-def _pixels(data: bytes) -> tuple[np.ndarray, str]:
-    """Pixels of an image file, uint8 [h, w, 3], orientation tags ignored; and what was odd about the file."""
-    oddity = ""
-    if data[:2] == b"\xff\xd8":
-        try:
-            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-            if colorspace in ("YCbCr", "Gray") and height * width <= MAX_PIXELS:
-                return simplejpeg.decode_jpeg(data), ""
-        except ValueError as error:
-            oddity = f"strict decoding refuses it: {error}"
-    return _pillow_pixels(data), oddity
-
-
-def _pillow_pixels(data: bytes) -> np.ndarray:
-    if not data:
-        raise ValueError("the file is empty")
+def _jpeg_pixels(data: bytes) -> tuple[np.ndarray, str]:
+    """Return pixels of a JPEG, uint8 [h, w, 3], orientation tags ignored; and why the strict decoder refuses it."""
+    warning = ""
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
-        raise ValueError("no image of a known format") from None
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.height}×{image.width} pixels; up to {MAX_PIXELS} are read")
-    if image.mode.startswith("I"):  # 16 bits of gray; Pillow's own conversion would cut off at 255
-        if image.mode == "I" and image.format == "TIFF":
-            raise ValueError("32-bit integer pixels, whose range is not known; save it with 8 or 16 bits")
-        gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known; save it with 8 or 16 bits")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+        colorspace = simplejpeg.decode_jpeg_header(data)[2]
+        if colorspace in ("YCbCr", "Gray"):
+            return simplejpeg.decode_jpeg(data), ""
+    except ValueError as error:
+        warning = _refusal(error)
+    except MemoryError:
+        raise
+    # whatever else a decoder raises: it does not know this kind of file
+    except Exception:
+        pass
+    return decode_by_pillow(data), warning
 
 
-def _fit(pixels: np.ndarray, max_side: int) -> np.ndarray:
-    """The image, resized where it is larger so that its longer side is `max_side`."""
+def _refusal(error: ValueError) -> str:
+    return f"strict decoding refuses it: {' '.join(str(error).split())}"
+
+
+def _downscale(pixels: np.ndarray, max_side: int) -> np.ndarray:
+    """Return the image, resized where it is larger so that its longer side is `max_side`."""
     height, width = pixels.shape[:2]
     longer = max(height, width)
     if longer <= max_side:

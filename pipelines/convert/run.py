@@ -5,14 +5,10 @@ threads keep the cores as busy, start at once, and leave no orphan when the job 
 """
 
 import platform
-import warnings
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +16,19 @@ import numpy as np
 from PIL import Image
 
 from pipelines.beton import BetonWriter
-from pipelines.beton.sidecar import FORMAT, write_sidecar
+from pipelines.beton.sidecar import FORMAT, check_sidecar_path, write_sidecar
 from pipelines.convert.encode import Encoding, Stored, encode
+from pipelines.convert.memory_budget import MemoryBudget
+from pipelines.convert.pillow import without_warnings
 from pipelines.convert.sources import Source
+from pipelines.convert.workers import map_in_order
+from pipelines.system.memory import available_memory
 from pipelines.views.philox import philox4x32, split_seed
 
 _ORDER_STREAM = (1 << 31) + 2
 """First counter word of the keys of the file's order; an epoch's order has others."""
+MEMORY_SHARE = 0.5
+"""Share of the available memory that images may take while they are decoded."""
 
 
 @dataclass
@@ -73,21 +75,26 @@ def convert(
         order: "shuffled" mixes the classes all over the file, so that a loader which reads blocks of
             neighbours sees all of them; "source" keeps the source's order.
         seed: of the shuffle, [0, 2⁶⁴).
-        on_error: what to do about an image that cannot be read: leave it out, or give up.
+        on_error: what to do about an image that cannot be read: leave it out, or give up.  "stop" also gives up at
+            an image that only a lenient decoder reads, of which "skip" stores what that one makes of it.
         workers: threads.
         progress: called with the number of images that are done.
 
     Raises:
-        ValueError: an image is damaged and `on_error` is "stop", or no image could be read.
-        OSError: `out` cannot be written, or there is no space left.
+        ValueError: an image is corrupt and `on_error` is "stop", or no image could be read.
+        OSError: `out` cannot be written, another process writes it, there is no space left, or the name of its
+            side-car is that of another file.
     """
     encoding = encoding or Encoding()
+    check_sidecar_path(out)
     report = Report(found=len(source.labels))
     written = np.zeros(report.found, bool)
     numbers = file_order(report.found, seed) if order == "shuffled" else np.arange(report.found)
     with BetonWriter(out, report.found, encoding.max_side) as writer:
-        with without_warnings(), closing(encoded(source, numbers, encoding, workers)) as stream:
+        with without_warnings(), closing(encode_all(source, numbers, encoding, workers)) as stream:
             for done, (number, result) in enumerate(stream, 1):
+                if isinstance(result, Stored) and result.warning and on_error == "stop":
+                    result = ValueError(result.warning)
                 if isinstance(result, Exception):
                     _leave_out(report, source.item(number), result, on_error)
                 else:
@@ -116,41 +123,24 @@ def file_order(num_images: int, seed: int) -> np.ndarray:
     return np.argsort(high << np.uint64(32) | low, kind="stable")
 
 
-def encoded(
+def encode_all(
     source: Source, numbers: np.ndarray, encoding: Encoding, workers: int
-) -> Generator[tuple[int, Stored | Exception], None, None]:
-    """Every image's number, and what is to be stored of it or why it cannot be, in the order of `numbers`."""
+) -> Generator[tuple[int, Stored | Exception]]:
+    """Yield every image's number, and what is to be stored of it or why it cannot be, in the order of `numbers`."""
+    memory = MemoryBudget(encoding.max_memory_mb << 20 or int(MEMORY_SHARE * available_memory()))
 
-    def work(chunk: list[int]) -> list[tuple[int, Stored | Exception]]:
-        return [(number, _try(source, number, encoding)) for number in chunk]
+    def work(number: int) -> tuple[int, Stored | Exception]:
+        try:
+            return number, encode(source.read(number), encoding, memory)
+        # whatever a decoder says of a corrupt file, the others go on
+        except Exception as error:
+            return number, error
 
     # enough images that handing them over costs nothing, few enough that their pixels stay below 50 MB
     size = min(32, max(1, (1 << 24) // encoding.max_side**2))
     chunks = (numbers[low : low + size].tolist() for low in range(0, len(numbers), size))
     Image.init()  # loads Pillow's formats; left to the threads, some would start before the others are done
-    pool = ThreadPoolExecutor(workers, "convert")
-    try:
-        pending: deque[Future] = deque(pool.submit(work, chunk) for chunk in islice(chunks, 2 * workers))
-        while pending:
-            yield from pending.popleft().result()
-            pending.extend(pool.submit(work, chunk) for chunk in islice(chunks, 1))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Pillow's, about tags and sizes that do not matter here; set in one thread, they hold for all."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _try(source: Source, number: int, encoding: Encoding) -> Stored | Exception:
-    try:
-        return encode(source.read(number), encoding)
-    except Exception as error:  # whatever a decoder says of a damaged file, the others go on
-        return error
+    return map_in_order(work, chunks, workers)
 
 
 def _leave_out(report: Report, item: str, error: Exception, on_error: str) -> None:

@@ -13,19 +13,18 @@ class CorruptSamples(dict[int, str]):
     """Corrupt samples so far, with the reason; each is named once, in a warning.
 
     Raises:
-        ValueError: from `add`, from the 101st sample on, or when none of the file is sound.
+        ValueError: from `add`, from the 101st sample on, or when all of the file are corrupt.
     """
 
     def __init__(self, path: str | os.PathLike, num_samples: int) -> None:
         super().__init__()
-        self._path, self._most = path, min(MAX_CORRUPT, num_samples - 1)
+        self._path, self._max = path, min(MAX_CORRUPT, num_samples - 1)
 
     def add(self, index: int, reason: str) -> None:
         new = index not in self
         self[index] = reason
-        if (
-            len(self) > self._most
-        ):  # every worker must hear it, or one would search for a sound sample for ever
+        # raised in every worker, or one would search for a sample to take for ever
+        if len(self) > self._max:
             raise ValueError(
                 f"{self._path}: {len(self)} corrupt samples, the last: {reason}; "
                 "convert the images again with `fastclr convert --verify full`"

@@ -109,7 +109,10 @@ class TwoViewDataset(Dataset):
             try:
                 image = self._decode(index)
                 break
-            except (OSError, ValueError, SyntaxError) as error:  # PIL raises SyntaxError for broken headers
+            except MemoryError:
+                raise
+            # PIL raises OSError, SyntaxError and others for corrupt files
+            except Exception as error:
                 prefix = f"{self.reader.path}: sample {index}: "
                 corrupt[index] = prefix + str(error).removeprefix(prefix)
             index = self.sampler.successor(index)

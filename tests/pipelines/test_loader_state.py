@@ -131,3 +131,14 @@ def test_a_state_of_something_else_is_refused(tiny_beton, other_beton):
     }.items():
         with pytest.raises(ValueError, match=f"another {name}"):
             other.load_state_dict(state)
+
+
+def test_a_state_with_the_fingerprint_of_version_0_1_resumes(tiny_beton, other_beton):
+    ours = loader(tiny_beton)
+    next(iter(ours))
+    old = {**ours.state_dict(), "fingerprint": ours.reader._legacy_fingerprint}
+    resumed = loader(tiny_beton)
+    resumed.load_state_dict(old)
+    assert resumed.state_dict() == ours.state_dict(), "what is saved next has the new one"
+    with pytest.raises(ValueError, match="another fingerprint"):
+        loader(other_beton).load_state_dict(old)

@@ -19,6 +19,7 @@ import numpy as np
 from numba import types
 from numba.core.typing import signature
 
+from pipelines.beton.jpeg import MAX_SCANS
 from pipelines.beton.layout import JPEG_MODE
 from pipelines.system.jit import njit
 
@@ -123,6 +124,37 @@ def decode_samples(decoder, data, offsets, sizes, modes, heights, widths, indice
 
 
 @njit(nogil=True, cache=True)
+def has_many_scans(payload):
+    """Whether a JPEG may have more scans than are decoded: each costs as much as decoding the image.
+
+    Looks for scans only where the first one is not all of them; counts a few too many where other segments look
+    like scans, which the decoder of `BetonReader`, asked next, then finds out.
+    """
+    at, num_components, progressive = 2, 0, False
+    while at + 9 < payload.size:
+        marker = payload[at + 1]
+        if payload[at] != 0xFF or marker == 0xFF:
+            at += 1
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD7:  # without a length
+            at += 2
+        elif marker == 0xDA:
+            break
+        else:
+            if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
+                num_components = payload[at + 9]
+                progressive = marker & 3 == 2
+            at += 2 + (int(payload[at + 2]) << 8 | int(payload[at + 3]))
+    if at + 9 < payload.size and not progressive and payload[at + 4] == num_components:
+        return False
+    scans = 0
+    while at + 1 < payload.size:
+        if payload[at] == 0xFF and payload[at + 1] == 0xDA:
+            scans += 1
+        at += 1
+    return scans > MAX_SCANS
+
+
+@njit(nogil=True, cache=True)
 def decode_jpeg(decoder, payload, dct, pixels):
     """Fill pixels uint8 [h, w, 3]; whether that went without an error or a warning of the decoder."""
     height, width = pixels.shape[:2]
@@ -130,6 +162,8 @@ def decode_jpeg(decoder, payload, dct, pixels):
     at = found.ctypes.data
     failed = _read_header(decoder, payload.ctypes.data, payload.size, at, at + 4, at + 8, at + 12)
     if failed or found[0] != width or found[1] != height:  # another size would be scaled to ours, unasked
+        return False
+    if has_many_scans(payload):
         return False
     data, out = payload.ctypes.data, pixels.ctypes.data
     return not _decompress(decoder, data, payload.size, out, width, 3 * width, height, _RGB, dct)

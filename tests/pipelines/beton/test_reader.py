@@ -10,7 +10,7 @@ import pytest
 import simplejpeg
 
 from pipelines.beton import BetonReader, BetonWriter
-from pipelines.beton.layout import ALLOCATION, FIELD_DESCRIPTOR, HEADER, metadata_type
+from pipelines.beton.layout import ALLOCATION, FIELD_DESCRIPTOR, HEADER, legacy_fingerprint, metadata_type
 
 ROW = metadata_type([2, 1])
 NUM_SAMPLES = 5
@@ -117,7 +117,7 @@ def test_fingerprint_tells_files_apart(tiny_beton, other_beton, tampered, small_
     prints = [BetonReader(path).fingerprint for path in (tiny_beton, other_beton, small_file)]
     other_label = BetonReader(tampered((METADATA + ROW.fields["f1"][1], b"\x07"))).fingerprint
     assert len({*prints, other_label}) == 4
-    assert re.fullmatch("[0-9a-f]{16}", prints[0])
+    assert re.fullmatch("v2_[0-9a-f]{16}", prints[0])
     assert BetonReader(tiny_beton).fingerprint == prints[0]
 
 
@@ -241,15 +241,15 @@ def test_every_cut_is_refused(tampered, small_file):
 
 def test_a_jpeg_that_is_not_what_the_metadata_say(tampered):
     """Found before a buffer is sized by either: at 65535×4096 pixels that would be 0.8 GB."""
-    path = tampered((in_row(1, "width"), u16(4096)), (in_row(1, "height"), u16(65535)))
-    with BetonReader(path) as reader:
+    with pytest.raises(ValueError, match=r"bad\.beton: sample 1: a JPEG of \d+ bytes cannot hold 65535×4096"):
+        BetonReader(tampered((in_row(1, "width"), u16(4096)), (in_row(1, "height"), u16(65535))))
+    with BetonReader(tampered((in_row(1, "width"), u16(409)))) as reader:
         reader[0]
-        with pytest.raises(
-            ValueError, match="sample 1: its JPEG is of 9×8 pixels, the metadata say 65535×4096"
-        ):
-            reader[1]
-        with pytest.raises(ValueError, match="sample 1: its JPEG is of 9×8"):
-            reader.decode(1, np.empty(100, np.uint8))
+        for out in (None, np.empty(100, np.uint8)):
+            with pytest.raises(
+                ValueError, match="sample 1: its JPEG is of 9×8 pixels, the metadata say 9×409"
+            ):
+                reader.decode(1, out)
 
 
 def test_a_damaged_jpeg(tampered, small_file):
@@ -352,3 +352,47 @@ def test_no_file_stays_open(small_file, tmp_path):
     BetonReader(small_file).close()
     BetonReader(small_file)  # dropped without closing it
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def write_raw(path, value: int):
+    with BetonWriter(path, 100) as writer:
+        for label in range(100):
+            writer.add_raw(np.full((2, 2, 3), value, np.uint8), label)
+    return path, writer.fingerprint
+
+
+def test_raw_files_of_equal_shapes_have_different_fingerprints(tmp_path):
+    """They differ in nothing but payload; version 0.1 told them not apart, and what it saved is still accepted."""
+    black, of_writer = write_raw(tmp_path / "black.beton", 0)
+    white, _ = write_raw(tmp_path / "white.beton", 255)
+    ours, other = BetonReader(black), BetonReader(white)
+    assert ours.fingerprint == of_writer
+    assert ours.fingerprint != other.fingerprint
+    assert ours.matches_fingerprint(ours.fingerprint)
+    assert not other.matches_fingerprint(ours.fingerprint)
+    head = black.read_bytes()[: ours._metadata_end]
+    assert ours.matches_fingerprint(legacy_fingerprint(ours.file_bytes, head))
+    for saved in (None, 7, [], "", "0123456789abcdef"):
+        assert not ours.matches_fingerprint(saved)
+
+
+def test_labels_beyond_any_class_number_are_refused(tmp_path):
+    with BetonWriter(tmp_path / "set.beton", 2) as writer:
+        writer.add_raw(np.zeros((2, 2, 3), np.uint8), label=3)
+        writer.add_raw(np.zeros((2, 2, 3), np.uint8), label=4_000_000_000)
+    reader = BetonReader(tmp_path / "set.beton")
+    assert reader.labels[1] == 4_000_000_000, "the images can be read"
+    with pytest.raises(ValueError, match=r"set\.beton: sample 1: label 4000000000"):
+        _ = reader.num_classes
+    with BetonWriter(tmp_path / "set.beton", 1) as writer:
+        writer.add_raw(np.zeros((2, 2, 3), np.uint8))
+    assert BetonReader(tmp_path / "set.beton").num_classes == 0
+
+
+def test_a_file_system_without_memory_maps_is_named(tiny_beton, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr("pipelines.beton.reader.mmap.mmap", refuse)
+    with pytest.raises(OSError, match=r"tiny\.beton"):
+        BetonReader(tiny_beton)

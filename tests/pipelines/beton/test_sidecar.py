@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.beton import BetonReader, BetonWriter, read_sidecar, sidecar_path
-from pipelines.beton.sidecar import FORMAT, write_sidecar
+from pipelines.beton.sidecar import CHECKSUM, FORMAT, check_sidecar_path, write_sidecar
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_that_of_another_file_of_the_same_length_is_passed_over(tmp_path, beton)
 
 
 def test_broken_json_is_named(beton):
-    sidecar_path(beton).write_bytes(b'{"format": \xff')
+    sidecar_path(beton).write_bytes(b'{"format": "fastclr side-car 1", \xff')
     with pytest.raises(ValueError, match=r"set\.one\.json: no valid JSON .*delete it"):
         read_sidecar(beton)
     assert len(BetonReader(beton)) == 1, "the images open all the same"
@@ -73,3 +73,53 @@ def test_it_is_found_through_links(tmp_path, beton):
         assert BetonReader(path).class_names == ["cat", "dög\n"]
     write_sidecar(link, content(beton, class_names=["beside", "it"]))
     assert BetonReader(beton).class_names == ["beside", "it"]
+
+
+FOREIGN = {
+    "JSON lines": b'{"epoch": 1}\n{"epoch": 2}\n',
+    "other JSON": b'{"format": "COCO"}',
+    "no JSON": b"\xff\xfe",
+    "empty": b"",
+    "nested": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_that_is_no_side_car_is_neither_read_nor_overwritten(beton, kind):
+    path = sidecar_path(beton)
+    path.write_bytes(FOREIGN[kind])
+    assert read_sidecar(beton) is None
+    for attempt in (lambda: check_sidecar_path(beton), lambda: write_sidecar(beton, content(beton))):
+        with pytest.raises(FileExistsError, match=r"set\.one\.json"):
+            attempt()
+    assert path.read_bytes() == FOREIGN[kind]
+
+
+def test_a_damaged_or_sorted_side_car_is_ours(beton):
+    for text in ('{"format": "fastclr side-car 1", ', json.dumps({"a": 1, "format": FORMAT})):
+        sidecar_path(beton).write_text(text)
+        write_sidecar(beton, content(beton))
+        assert read_sidecar(beton) == content(beton)
+
+
+def test_the_checksum_finds_a_changed_class_name(beton):
+    write_sidecar(beton, content(beton, options={"seed": 1e300, "lone": "\udcff"}))
+    path = sidecar_path(beton)
+    text = path.read_text()
+    path.write_text(json.dumps(dict(reversed(json.loads(text).items()))))
+    assert read_sidecar(beton) is not None, "another order and white space are the same content"
+    path.write_text(text.replace("cat", "bat"))
+    with pytest.raises(ValueError, match=r"set\.one\.json.*checksum"):
+        read_sidecar(beton)
+    edited = json.loads(path.read_text())
+    del edited[CHECKSUM]
+    path.write_text(json.dumps(edited))
+    assert read_sidecar(beton)["class_names"] == ["bat", "dög\n"], "as those of version 0.1, without one"
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000, "nul"])
+def test_hostile_values_are_one_line(beton, value):
+    sidecar_path(beton).write_text('{"format": "fastclr side-car 1", "file_bytes": ' + value)
+    with pytest.raises(ValueError, match=r"set\.one\.json") as caught:
+        read_sidecar(beton)
+    assert "\n" not in str(caught.value)

@@ -1,11 +1,15 @@
 import io
+import time
 
 import numpy as np
 import pytest
 import simplejpeg
-from PIL import Image
+from PIL import Image, PngImagePlugin
+from PIL.PngImagePlugin import PngInfo
 
-from pipelines.convert import Encoding, encode
+from pipelines.convert import Encoding, encode, pillow
+
+LIMITS = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
 
 KEEP, RECOMPRESS = Encoding(), Encoding(jpeg="recompress")
 RNG = np.random.default_rng(0)
@@ -34,7 +38,7 @@ def test_a_baseline_jpeg_is_kept_byte_for_byte():
         saved(gray, "JPEG"),
         saved(PIXELS, "JPEG", exif=exif, comment=b"x" * 60000),
     ):
-        assert encode(jpeg, KEEP) == (jpeg, True, "")
+        assert encode(jpeg, KEEP) == (jpeg, True, "", "")
 
 
 def with_byte(data: bytes, position: int, value: int) -> bytes:
@@ -180,7 +184,124 @@ def test_what_only_pillow_reads_is_encoded_with_a_note():
     assert not stored.kept
     assert stored.note.startswith("strict decoding refuses it: ")
     simplejpeg.decode_jpeg(stored.image, strict=True)
-    assert encode(jpeg, RECOMPRESS).note.startswith("strict decoding refuses it: ")
+    for encoding in (KEEP, RECOMPRESS, Encoding(mode="raw")):
+        stored = encode(jpeg, encoding)
+        assert stored.note == stored.warning
+        assert stored.note.startswith("strict decoding refuses it: ")
+
+
+def test_a_corrupt_progressive_jpeg_says_both():
+    """Pillow reads it, the strict decoder does not: its reason must not be hidden behind the kind of the file."""
+    jpeg = saved(PIXELS, "JPEG", progressive=True)
+    stored = encode(jpeg[:20] + b"junk" + jpeg[20:], KEEP)
+    assert stored.note.startswith("progressive JPEG; strict decoding refuses it: ")
+    assert stored.note.endswith(stored.warning)
+    assert encode(jpeg, KEEP).warning == ""
+
+
+def resized_header(jpeg: bytes, height: int, width: int) -> bytes:
+    """A JPEG whose frame header claims another size."""
+    at = 2
+    while not 0xC0 <= jpeg[at + 1] <= 0xC2:
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return jpeg[: at + 5] + size + jpeg[at + 9 :]
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG whose scans hold nothing, each of which takes as long as decoding the whole image."""
+    jpeg = resized_header(saved(Image.new("RGB", (16, 16)), "JPEG", progressive=True), side, side)
+    table = b"\xff\xc4\x00\x14\x10\x01" + bytes(15) + b"\xe0"
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"
+    return jpeg[: jpeg.find(b"\xff\xda")] + table + scan * scans + b"\xff\xd9"
+
+
+def test_many_scans_are_refused_before_they_are_decoded():
+    bomb = many_scans(2000, 5000)
+    start = time.process_time()
+    for encoding in (KEEP, RECOMPRESS, Encoding(max_scans=4999)):
+        with pytest.raises(ValueError, match="scans"):
+            encode(bomb, encoding)
+    assert time.process_time() - start < 1
+    # bytes within a comment are no scans
+    comment = b"\xff\xfe\x04\x02" + b"\xff\xda" * 512
+    jpeg = saved(PIXELS, "JPEG")
+    assert encode(jpeg[:2] + comment + jpeg[2:], KEEP).kept
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_header_over_no_data_is_refused_before_it_takes_memory(progressive):
+    bomb = resized_header(saved(PIXELS, "JPEG", progressive=progressive), 13000, 13000)
+    with pytest.raises(ValueError, match="max_pixels_per_byte"):
+        encode(bomb, KEEP)
+
+
+def test_a_fax_over_no_data_is_refused():
+    """Group 4 stores a white line in a bit; the setting lets those through that are meant."""
+    fax = saved(Image.new("1", (9000, 9000), 1), "TIFF", compression="group4")
+    assert len(fax) < 6000
+    with pytest.raises(ValueError, match="max_pixels_per_byte"):
+        encode(fax, KEEP)
+    assert not encode(fax, Encoding(max_pixels_per_byte=10**6)).kept
+
+
+def test_a_webp_is_measured_before_it_is_opened():
+    """Pillow allocates the canvas when it opens the file."""
+    small = saved(Image.new("RGB", (16, 16)), "WEBP", lossless=True)
+    at = small.find(b"VP8L") + 9
+    claimed = small[:at] + (16383 | 16383 << 14).to_bytes(4, "little") + small[at + 4 :]
+    with pytest.raises((ValueError, OSError)):
+        encode(claimed, KEEP)
+    assert pillow._webp_size(claimed) == (16384, 16384)
+    for options in ({"lossless": True}, {}, {"exif": b"Exif\0\0"}):
+        assert pillow._webp_size(saved(PIXELS, "WEBP", **options)) == (64, 96)
+
+
+def jpeg_441() -> bytes:
+    """Chroma at a quarter of the height: simplejpeg knows no such sampling."""
+    # with gray pixels any order of blocks is the same picture
+    jpeg = bytearray(saved(np.full((32, 32, 3), 90, np.uint8), "JPEG", subsampling=2))
+    at = jpeg.find(b"\xff\xc0")
+    assert jpeg[at + 11] == 0x22
+    jpeg[at + 11] = 0x14
+    return bytes(jpeg)
+
+
+@pytest.mark.parametrize("encoding", [KEEP, RECOMPRESS, Encoding(mode="raw")], ids=["keep", "new", "raw"])
+def test_a_chroma_sampling_that_simplejpeg_does_not_know(encoding):
+    jpeg = jpeg_441()
+    with pytest.raises(KeyError):
+        simplejpeg.decode_jpeg_header(jpeg)
+    stored = encode(jpeg, encoding)
+    assert not stored.kept
+    pixels = stored.image if encoding.mode == "raw" else simplejpeg.decode_jpeg(stored.image)
+    assert np.abs(pixels.astype(int) - 90).max() <= 2
+    assert ("simplejpeg does not read" in stored.note) == (encoding == KEEP)
+
+
+def test_a_png_with_much_text_is_read():
+    info = PngInfo()
+    info.add_text("long", "x" * 3_000_000, zip=True)
+    assert not encode(saved(PIXELS, "PNG", pnginfo=info), KEEP).kept
+    assert (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK) == LIMITS, "the process's are restored"
+
+
+def test_pillows_limits_are_shared_by_threads_and_restored():
+    with pillow.our_limits():
+        with pillow.our_limits():
+            pass
+        assert Image.MAX_IMAGE_PIXELS is None
+    assert (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK) == LIMITS
+
+
+def test_twelve_bits_in_sixteen():
+    ramp = np.tile(np.arange(0, 4096, 64, dtype=np.uint16), (4, 1))
+    dark = encode(saved(Image.fromarray(ramp), "TIFF"), Encoding(mode="raw"))
+    assert "nearly black" in dark.note
+    assert dark.image.max() == 15
+    said = encode(saved(Image.fromarray(ramp), "TIFF", tiffinfo={281: 4095}), Encoding(mode="raw"))
+    assert said.note == ""
+    np.testing.assert_array_equal(said.image[0, :, 0], np.arange(0, 256, 4))
 
 
 def with_damaged_scan() -> bytes:
