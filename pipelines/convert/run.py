@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from pipelines.beton import BetonWriter
 from pipelines.beton.sidecar import FORMAT, write_sidecar
 from pipelines.convert.encode import Encoding, Stored, encode
 from pipelines.convert.sources import Source
+from pipelines.system.versions import package_version
 from pipelines.views.philox import philox4x32, split_seed
 
 _ORDER_STREAM = (1 << 31) + 2
@@ -202,14 +202,8 @@ def _sidecar(source: Source, report: Report, options: dict[str, Any], fingerprin
             "skipped": len(report.skipped),
         },
         "options": options,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: package_version(name) or "not installed" for name in packages},
         "skipped": report.skipped,
         "re_encoded": report.re_encoded,
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "not installed"
