@@ -70,8 +70,10 @@ def test_the_page_holds_everything_and_needs_nothing():
     page = Page(html)
     assert len(page.addresses) == 6  # five pictures of the gallery, and the contact sheet
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
+    # a chart clips its lines by an element of its own
+    without_own = html.replace("url(#", "")
     for outside in ("http://", "https://", "//cdn", "@import", "url(", "<script", "<link"):
-        assert outside not in html
+        assert outside not in without_own
     text = " ".join(" ".join(page.text).split())
     for expected in (
         *("From 31 % to 78 %", "31.0 →", "77.8 %", "40.0 →", "80.0 %", "chance is 50 %"),
