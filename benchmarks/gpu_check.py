@@ -3,9 +3,9 @@
     python -m benchmarks.gpu_check --out FOLDER        (or OUT=FOLDER in the environment)
 
 Each kernel's tests run first, and a kernel whose tests are red is not timed.  Every part is a process of its own
-with a time limit, so that none can take the others with it; of tests that are stopped there, those count that had
-ended.  The folder then holds `loss.json`, `optimizer.json`,
-`augment.json`, `step.json`, `summary.json` (tests and goals) and `gpu-check.log` (everything that was printed).
+with a time limit: a crash or hang affects only its own part, and on timeout the tests that have finished count.  The
+folder then holds `loss.json`, `optimizer.json`, `augment.json`, `step.json`, `summary.json` (tests and goals) and
+`gpu-check.log` (everything that was printed).
 Packages that are missing cost the rows that need them, which say so.
 
 Exit code: 0 all tests green and all benchmarks done; 1 something failed or was stopped; 2 there is no GPU here, or
@@ -22,19 +22,22 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.core.report import load, save
-from benchmarks.kernels.targets import NOT_MEASURED, judge
+from benchmarks.core.report import save
+from benchmarks.kernels.targets import NOT_MEASURED, Judgement, judge, load_rows
+
+if TYPE_CHECKING:
+    from benchmarks.core.machine import Machine
 
 ROOT = Path(__file__).parent.parent
 ALL_S = 475
-"""Seconds for everything; what has not begun by then does not."""
-LAST_WORDS_S = 3
-"""Seconds that what is stopped at its limit has for writing what it knows."""
+"""Seconds for everything; a part that has not begun by then is left out."""
+SIGINT_GRACE_S = 3
+"""Grace period after SIGINT, so that pytest can write its report."""
 NEEDED = ("tyro", "rich", "psutil")
 """Packages without which nothing is measured."""
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -69,8 +72,10 @@ REST = Part("other", ("tests",), 60)
 
 
 @dataclass
-class Results:
+class TestResults:
     """How a part's tests ended."""
+
+    __test__ = False  # not a test class of pytest
 
     passed: int = 0
     skipped: int = 0
@@ -82,9 +87,24 @@ class Results:
     """Why not all of them ran."""
     seconds: float = 0.0
 
+    derived: ClassVar[tuple[str, ...]] = ("green",)
+
     @property
     def green(self) -> bool:
+        """Whether some passed and none failed."""
         return self.passed > 0 and not self.red
+
+
+@dataclass
+class Summary:
+    """What the folder's summary.json holds; filled part by part."""
+
+    machine: "Machine"
+    tests: dict[str, TestResults] = field(default_factory=dict)
+    benchmarks: dict[str, str] = field(default_factory=dict)
+    """Name → "done", or why not."""
+    targets: list[Judgement] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_benchmark(name: str, out: Path) -> None:
-    """What a part's process does: the benchmark, into OUT/NAME.json."""
+    """Run a benchmark in this process, into OUT/NAME.json."""
     module = importlib.import_module(f"benchmarks.kernels.{name}")
     module.run(module.Options(**SETTINGS[name], out=out / f"{name}.json"))
 
@@ -118,36 +138,36 @@ def check(out: Path) -> int:
         return 2
     import torch
 
-    from benchmarks.core.machine import describe
+    from benchmarks.core.machine import describe_machine
 
     out.mkdir(parents=True, exist_ok=True)
     for stale in [out / f"{part.name}.json" for part in PARTS]:
         stale.unlink(missing_ok=True)
     start = time.monotonic()
-    summary: dict[str, Any] = {"machine": describe(), "tests": {}, "benchmarks": {}, "targets": []}
+    summary = Summary(describe_machine())
     if not torch.cuda.is_available():
-        summary["benchmarks"] = {part.name: f"{NOT_MEASURED}: torch sees no GPU here" for part in PARTS}
+        summary.benchmarks = {part.name: f"{NOT_MEASURED}: torch sees no GPU here" for part in PARTS}
         _finish(summary, out, start)
         return 2
-    kernels: dict[str, Results] = {}
+    kernels: dict[str, TestResults] = {}
     with (out / "gpu-check.log").open("w", encoding="utf-8") as log:
         for part in (*PARTS, REST):
             left = ALL_S - (time.monotonic() - start)
             tests = run_tests(part, log, min(part.tests_s, left))
             kernels[part.name] = tests
-            summary["tests"][part.name] = {**asdict(tests), "green": tests.green}
+            summary.tests[part.name] = tests
             if part.benchmark_s:
                 left = ALL_S - (time.monotonic() - start)
                 needed = kernels if part.name == "step" else {part.name: tests}
                 outcome = _timed(part, needed, log, out, min(part.benchmark_s, left))
-                summary["benchmarks"][part.name] = outcome
+                summary.benchmarks[part.name] = outcome
             _finish(summary, out, start)  # after every part: a run that is cut short leaves what it has
-    good = all(outcome == "done" for outcome in summary["benchmarks"].values())
-    bad = any(tests["red"] or tests["stopped"] for tests in summary["tests"].values())
+    good = all(outcome == "done" for outcome in summary.benchmarks.values())
+    bad = any(tests.red or tests.stopped for tests in summary.tests.values())
     return 0 if good and not bad else 1
 
 
-def run_tests(part: Part, log: Any, limit_s: float) -> Results:
+def run_tests(part: Part, log: Any, limit_s: float) -> TestResults:
     """Run a part's tests that are marked `gpu`, in a process of their own."""
     files = [test for test in part.tests if (ROOT / test).exists()]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--continue-on-collection-errors", *files]
@@ -160,7 +180,7 @@ def run_tests(part: Part, log: Any, limit_s: float) -> Results:
         found = Path(folder) / "tests.xml"
         # one thread each: the oracles' tensors are small, and threads that wait for each other take minutes
         code = _run([*command, f"--junitxml={found}"], log, limit_s, OMP_NUM_THREADS="1")
-        tests = read_junit(found) if found.exists() else Results(red=["no result: see gpu-check.log"])
+        tests = read_junit(found) if found.exists() else TestResults(red=["no result: see gpu-check.log"])
     if code is None:
         tests.stopped = f"stopped after {limit_s:.0f} s"
         tests.passed = max(0, tests.passed - 1)  # the one that was stopped has no failure in the file either
@@ -170,9 +190,9 @@ def run_tests(part: Part, log: Any, limit_s: float) -> Results:
     return tests
 
 
-def read_junit(path: Path) -> Results:
+def read_junit(path: Path) -> TestResults:
     """Count pytest's results; a file that needs a package that is not here is missing, not red."""
-    tests = Results()
+    tests = TestResults()
     for case in ET.parse(path).getroot().iter("testcase"):
         name = ".".join(filter(None, (case.get("classname"), case.get("name"))))
         bad = case.find("error") if case.find("failure") is None else case.find("failure")
@@ -195,7 +215,7 @@ def _missing_package(text: str) -> str | None:
     return package if found and package not in ("fastclr", "pipelines", "benchmarks") else None
 
 
-def _timed(part: Part, needed: dict[str, Results], log: Any, out: Path, limit_s: float) -> str:
+def _timed(part: Part, needed: dict[str, TestResults], log: Any, out: Path, limit_s: float) -> str:
     """Run a part's benchmark if the tests that it needs are green (a step runs every kernel); how that ended."""
     for name, tests in needed.items():
         if not tests.green:
@@ -227,7 +247,7 @@ def _run(command: list[str], log: Any, limit_s: float, **variables: str) -> int 
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
-            process.wait(LAST_WORDS_S)
+            process.wait(SIGINT_GRACE_S)
         return None
     finally:
         with suppress(ProcessLookupError):
@@ -235,23 +255,22 @@ def _run(command: list[str], log: Any, limit_s: float, **variables: str) -> int 
         process.wait()
 
 
-def _finish(summary: dict[str, Any], out: Path, start: float) -> None:
-    summary["seconds"] = round(time.monotonic() - start, 1)
-    summary["targets"] = []
-    for part in PARTS:
-        path = out / f"{part.name}.json"
-        summary["targets"] += judge(part.name, load(path) if path.exists() else None)
+def _finish(summary: Summary, out: Path, start: float) -> None:
+    summary.seconds = round(time.monotonic() - start, 1)
+    summary.targets = [
+        judgement for part in PARTS for judgement in judge(part.name, load_rows(out / f"{part.name}.json"))
+    ]
     save(out / "summary.json", summary)
-    lines = [f"after {summary['seconds']:.0f} s, on {summary['machine']['gpu'] or 'a machine without GPU'}:"]
-    for name, tests in summary["tests"].items():
-        verdict = "green" if tests["green"] else ("RED" if tests["red"] else "not run")
-        verdict += f", {tests['stopped']}" if tests["stopped"] else ""
-        lines.append(f"  tests {name}: {verdict}, {tests['passed']} passed, {tests['skipped']} skipped")
-        lines += [f"    {what}" for what in (*tests["red"], *tests["missing"])]
-    lines += [f"  benchmark {name}: {outcome}" for name, outcome in summary["benchmarks"].items()]
-    for target in summary["targets"]:
-        found = f"{target['measured']}, {target['state']}" if target["measured"] else target["state"]
-        lines.append(f"  goal {target['what']} {target['goal']}: {found}")
+    lines = [f"after {summary.seconds:.0f} s, on {summary.machine.gpu or 'a machine without GPU'}:"]
+    for name, tests in summary.tests.items():
+        state = "green" if tests.green else ("RED" if tests.red else "not run")
+        state += f", {tests.stopped}" if tests.stopped else ""
+        lines.append(f"  tests {name}: {state}, {tests.passed} passed, {tests.skipped} skipped")
+        lines += [f"    {reason}" for reason in (*tests.red, *tests.missing)]
+    lines += [f"  benchmark {name}: {outcome}" for name, outcome in summary.benchmarks.items()]
+    for target in summary.targets:
+        found = f"{target.measured}, {target.state}" if target.measured else target.state
+        lines.append(f"  goal {target.what} {target.goal}: {found}")
     print("\n".join(lines), flush=True)
 
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from pipelines.planner import Sampler
 from pipelines.system.cpus import cores
 from pipelines.system.jit import cache_folder
 from pipelines.system.triton import why_no_triton
+from pipelines.system.versions import package_version
 
 NVIDIA_VENDOR = "0x10de"
 """Vendor number of NVIDIA's PCI devices."""
@@ -135,7 +136,7 @@ def _packages() -> Iterator[Check]:
         "kornia": "pip install kornia",
     }
     for name, fix in fixes.items():
-        version = _version(name)
+        version = package_version(name)
         yield Check("packages", name, version is not None, version or "not installed", "" if version else fix)
     try:
         turbojpeg.bind_turbojpeg()
@@ -157,19 +158,12 @@ def _dali_package() -> str:
     """Return the DALI package that is installed, or else the one for torch's CUDA."""
     names = ["nvidia-dali-cuda130", "nvidia-dali-cuda120"]
     preferred = names[0] if (torch.version.cuda or "").startswith("13") else names[1]
-    return next((name for name in names if _version(name)), preferred)
+    return next((name for name in names if package_version(name)), preferred)
 
 
 def _dali_fix() -> str:
     extra = "dali-cuda13" if _dali_package().endswith("130") else "dali"
     return f"pip install 'fastclr[{extra}]'"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _engines() -> Iterator[Check]:

@@ -1,116 +1,164 @@
-"""`fastclr bench verdict`: whether the loader or the model limits a training run, and what to change."""
+"""`fastclr bench bottleneck`: whether the loader or the model limits a training run, and what to change."""
 
-from dataclasses import asdict
+import warnings
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.bottleneck.measure import measure_run
-from benchmarks.bottleneck.recommend import Facts, Speeds, advice, facts_of
-from benchmarks.core.machine import describe
-from benchmarks.core.report import check_out, save
-from fastclr.arguments import call
+from benchmarks.bottleneck.recommend import RunSetup, Throughputs, recommendations, setup_of_run
+from benchmarks.core.machine import Machine, describe_machine
+from benchmarks.core.report import check_at_least_1, check_out, save
+from fastclr.arguments import parse
 from fastclr.config import Config
 from fastclr.device import pick_device
 from fastclr.recipes import recipe_of
 from fastclr.train.build import resolve
 from pipelines import BetonReader
+from pipelines.system.terminal import printable
 
-NOISY = 0.03
-"""Uncertainty of the loader's influence on a step, above which it says nothing."""
+MAX_UNCERTAINTY = 0.03
+"""Uncertainty of the loader's influence on a step, above which the figure says nothing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure the loader alone, the training step alone on a canned batch, and both together.
+
+    On a CPU the loader and the training step get threads of their own: --data.threads of them (1 unless
+    given), and --train.threads (of more than two cores the others, unless given).
+    """
+
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
+    """Name of a recipe, or path of a TOML file."""
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]
+    """Images to train on; `fastclr convert` makes the file."""
+    rounds: int = 5
+    """Rounds; everything is measured once in each."""
+    steps: int = 5
+    """Training steps that are timed in each round and way."""
+    interference: tyro.conf.FlagCreatePairsOff[bool] = False
+    """For developers of the loader: also time the step beside a loader in another process. The difference is what
+    the loader costs the training thread on top of the cores that it takes (the GIL, memory)."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
+    """Where to write the result."""
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def __post_init__(self) -> None:
+        check_at_least_1(self, "rounds", "steps")
+        check_out(self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckSettings(RunSetup):
+    """The run's setup, and how long it was measured."""
+
+    rounds: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class BottleneckReport:
+    """What limits a run."""
+
+    machine: Machine
+    recipe: str
+    file: str
+    settings: BottleneckSettings
+    results: Throughputs
+    advice: list[str]
+    """What to change, the most promising first."""
+    benchmark: str = "bottleneck"
+    derived: ClassVar[tuple[str, ...]] = ("limits", "factor", "interference", "uncertainty")
+
+    @property
+    def limits(self) -> str:
+        return self.results.limits
+
+    @property
+    def factor(self) -> float:
+        return self.results.factor
+
+    @property
+    def interference(self) -> float | None:
+        return self.results.interference
+
+    @property
+    def uncertainty(self) -> float | None:
+        return self.results.uncertainty
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    recipe = recipe_of(argv, "fastclr bench verdict")
-
-    def verdict(
-        name: Annotated[
-            tyro.conf.Positional[str],
-            tyro.conf.arg(metavar="RECIPE", help="Name of a recipe, or path of a TOML file."),
-        ],
-        train: Annotated[Path, tyro.conf.arg(metavar="FILE.beton", help="Images to train on.")],
-        rounds: Annotated[int, tyro.conf.arg(help="Rounds; everything is measured once in each.")] = 5,
-        steps: Annotated[int, tyro.conf.arg(help="Training steps that are timed in each round and way.")] = 5,
-        out: Annotated[
-            Path | None, tyro.conf.arg(metavar="FILE.json", help="Where to write the result.")
-        ] = None,
-        config: Annotated[Config, tyro.conf.arg(name="")] = recipe,
-    ) -> None:
-        """Measure the loader alone, the training step alone on a canned batch, and both together.
-
-        On a CPU the loader and the training step get threads of their own: --data.threads of them (1 unless
-        given), and --train.threads (of more than two cores the others, unless given).
-        """
-        if rounds < 1 or steps < 1:
-            raise ValueError("--rounds and --steps must be at least 1")
-        check_out(out)
-        _verdict(name, train, config, rounds, steps, out)
-
-    call(verdict, argv, "fastclr bench verdict")
-
-
-def _verdict(name: str, file: Path, config: Config, rounds: int, steps: int, out: Path | None) -> None:
-    console = Console()
+    argv = _without_old_option(argv)
+    options = parse(Options, argv, "fastclr bench bottleneck", default=_defaults(argv))
+    console, config = Console(), options.config
     device = pick_device(config.train.device, option="--train.device")
-    with BetonReader(file) as reader, console.status("measuring"):
-        resolved = resolve(config, reader, device)
-        facts = facts_of(resolved, reader)
-        speeds = measure_run(resolved, reader, device, rounds, steps)
-    limits = "loader" if speeds.loader < speeds.model else "model"
-    advised = advice(facts, speeds)
-    console.print(_table(name, facts, speeds))
-    console.print(f"The {limits} limits: the other is {speeds.factor:.1f} times as fast.", style="bold")
-    for line in advised:
+    with BetonReader(options.file) as reader, console.status("measuring"):
+        config = resolve(config, reader, device)
+        setup = setup_of_run(config, reader)
+        speeds = measure_run(config, reader, device, options.rounds, options.steps, options.interference)
+    settings = BottleneckSettings(**asdict(setup), rounds=options.rounds, steps=options.steps)
+    advice = recommendations(setup, speeds)
+    report = BottleneckReport(describe_machine(), options.recipe, options.file.name, settings, speeds, advice)
+    console.print(bottleneck_table(report))
+    console.print(
+        f"The {report.limits} limits: the other is {report.factor:.1f} times as fast.", style="bold"
+    )
+    for line in advice:
         console.print(f"  • {line}", markup=False, soft_wrap=True)
-    if out is not None:
-        report = {
-            "benchmark": "verdict",
-            "machine": describe(),
-            "recipe": name,
-            "file": reader.path.name,
-            "settings": {**asdict(facts), "rounds": rounds, "steps": steps},
-            "results": asdict(speeds),
-            "limits": limits,
-            "factor": speeds.factor,
-            "interference": speeds.interference,
-            "uncertainty": speeds.uncertainty,
-            "advice": advised,
-        }
-        save(out, report)
-        console.print(f"wrote {out}")
+    if options.out is not None:
+        save(options.out, report)
+        console.print(f"wrote {options.out}", markup=False)
 
 
-def _table(name: str, facts: Facts, speeds: Speeds) -> Table:
+def _defaults(argv: list[str]) -> Options:
+    """Return the options' defaults: those of the recipe that is named first."""
+    config = recipe_of(argv, "fastclr bench bottleneck")
+    missing = tyro.MISSING_NONPROP
+    return Options(missing, missing, config=config)
+
+
+def _without_old_option(argv: list[str]) -> list[str]:
+    """Return the arguments with the old `--train FILE` as the positional FILE that it is now."""
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--train=") else [word])]
+    if "--train" not in argv:
+        return argv
+    warnings.warn(
+        "`--train FILE.beton` is now just FILE.beton, behind the recipe", FutureWarning, stacklevel=2
+    )
+    place = argv.index("--train")
+    return [*argv[:1], *argv[place + 1 : place + 2], *argv[1:place], *argv[place + 2 :]]
+
+
+def bottleneck_table(report: BottleneckReport) -> Table:
+    """Return the throughputs as a table."""
+    setup, speeds = report.settings, report.results
     table = Table(
-        title=f"{name} on {facts.device}: engine {facts.engine}, {facts.loader_threads} loader threads, "
-        f"{facts.train_threads} training threads, batches of {facts.batch_size}",
+        title=f"{printable(report.recipe)} on {setup.device}: engine {setup.engine}, {setup.loader_threads} loader "
+        f"threads, {setup.train_threads} training threads, batches of {setup.batch_size}",
         title_justify="left",
         box=None,
     )
     table.add_column("")
     table.add_column("source images/s", justify="right")
     table.add_column("step, ms", justify="right")
-    milliseconds = [
-        f"{1e3 * seconds:,.1f}" for seconds in (speeds.step_alone, speeds.step_beside, speeds.step)
-    ]
     table.add_row("loader alone", f"{speeds.loader:,.0f}", "")
-    table.add_row("step alone, on a canned batch", f"{speeds.model:,.0f}", milliseconds[0])
-    table.add_row("step beside a loader in another process", "", milliseconds[1])
-    table.add_row("both together, in one process", f"{speeds.together:,.0f}", milliseconds[2])
+    table.add_row("step alone, on a canned batch", f"{speeds.model:,.0f}", f"{1e3 * speeds.step_alone:,.1f}")
+    table.add_row("both together, in one process", f"{speeds.together:,.0f}", f"{1e3 * speeds.step:,.1f}")
+    if speeds.step_beside is None or speeds.interference is None or speeds.uncertainty is None:
+        return table
+    table.add_row("step beside a loader in another process", "", f"{1e3 * speeds.step_beside:,.1f}")
     table.add_row("", "", "")
-    table.add_row(
-        "the loader slows the training thread by",
-        "",
-        f"{speeds.interference:+.1%}",
-    )
+    table.add_row("the loader slows the training thread by", "", f"{speeds.interference:+.1%}")
     table.caption = (
         f"on top of the cores that it takes (one process against two); ± {speeds.uncertainty:.1%}, "
         f"of {len(speeds.slowdowns)} rounds"
     )
-    if speeds.uncertainty > NOISY:
+    if speeds.uncertainty > MAX_UNCERTAINTY:
         table.caption += ": too noisy to say, take more --rounds on a machine that does nothing else"
     return table

@@ -1,43 +1,47 @@
-"""The measurements behind a verdict.
+"""The measurements behind `bench bottleneck`.
 
-The training step is timed in three ways, in turns:
+The training step is timed in two ways, in turns, and for developers of the loader in a third:
 
     alone     on a canned batch, the loader waiting
-    beside    on a canned batch, while a loader in another process makes a batch per step
     together  on the batches of a loader in this process, as in training
+    beside    on a canned batch, while a loader in another process makes a batch per step
 
-`beside` has the same work on the same cores as `together`, but shares neither Python's lock nor memory with the
+`beside` has the same work on the same cores as `together`, but shares neither Python's lock (GIL) nor memory with the
 training thread: the difference is what a loader costs on top of the cores that it takes.
 """
 
-import multiprocessing
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from multiprocessing.connection import Connection
+from contextlib import ExitStack, closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
-from benchmarks.bottleneck.recommend import Speeds
+from benchmarks.bottleneck.recommend import Throughputs
+from benchmarks.core.process import Worker, WorkFailed
 from fastclr.config import Config
 from fastclr.optim import scaled_lr
 from fastclr.train.build import check_batch, check_graph, make_loader, make_model, make_optimizer, make_step
 from fastclr.train.distributed import Ranks
 from fastclr.train.step import CapturedStep
-from pipelines import Batch, BetonReader, EngineUnavailable
+from pipelines import Batch, BetonReader, TwoViewLoader
 from pipelines.system.threads import torch_threads
 
 LOADER_SECONDS = 1.0
 """Time that the loader alone is measured for in each round."""
-PATIENCE_S = 300.0
-"""The loader in another process is given up after it."""
+WORKER_TIMEOUT_S = 300.0
+"""Time for the loader in another process to give a batch, imports and compilation included."""
 
 
-def measure_run(config: Config, reader: BetonReader, device: torch.device, rounds: int, steps: int) -> Speeds:
+def measure_run(
+    config: Config, reader: BetonReader, device: torch.device, rounds: int, steps: int, interference: bool
+) -> Throughputs:
     """Measure a resolved config on a file: `rounds` times in turn, `steps` training steps each.
+
+    Args:
+        interference: measure the step beside a loader in another process, too.
 
     Raises:
         ValueError: the file is too small for a batch; train.graph can't be had.
@@ -45,49 +49,72 @@ def measure_run(config: Config, reader: BetonReader, device: torch.device, round
     """
     check_batch(config.train, reader, Ranks())
     check_graph(config, device, Ranks())
-    images = config.train.batch_size
     assert config.train.threads is not None
-    with (
-        torch_threads(config.train.threads),
-        make_loader(config, reader, Ranks(), device) as loader,
-        _loader_elsewhere(config, reader.path, device) as elsewhere,
-    ):
-        batches = _endless(loader)
-        canned = next(batches)
-        step = training_step(config, device)
-        for _ in range(
-            CapturedStep.WARM_UP + 1
-        ):  # memory, compiled kernels, cuDNN's choices; a graph's capture
-            step(canned)
-        loader_s, alone, beside, together, waits = [], [], [], [], []
-        for number in range(rounds):
-            loader_s.append(_seconds_per_batch(batches))
-            alone += [_timed(step, canned, device) for _ in range(steps)]
-            for way in ("beside", "together") if number % 2 else ("together", "beside"):
-                for _ in range(steps):
-                    if way == "beside":
-                        elsewhere()
-                        beside.append(_timed(step, canned, device))
-                    else:
-                        start = time.perf_counter()
-                        batch = next(batches)
-                        waits.append(time.perf_counter() - start)
-                        together.append(_timed(step, batch, device))
-        batches.close()
-    turns = [slice(first, first + steps) for first in range(0, rounds * steps, steps)]
-    return Speeds(
+    with ExitStack() as stack:
+        stack.enter_context(torch_threads(config.train.threads))
+        loader = stack.enter_context(make_loader(config, reader, Ranks(), device))
+        advance = None
+        if interference:
+            advance = stack.enter_context(loader_in_process(config, reader.path, device))
+        batches = stack.enter_context(closing(_endless(loader)))
+        return _measure_rounds(config, batches, device, rounds, steps, advance)
+
+
+def _measure_rounds(
+    config: Config,
+    batches: Iterator[Batch],
+    device: torch.device,
+    rounds: int,
+    steps: int,
+    advance: Callable[[], None] | None,
+) -> Throughputs:
+    """Take the rounds; `advance` waits for a batch of the loader in another process."""
+    canned = next(batches)
+    step = training_step(config, device)
+    # memory, compiled kernels, cuDNN's choices; a graph's capture
+    for _ in range(CapturedStep.WARM_UP + 1):
+        step(canned)
+    loader_s, alone, waits = list[float](), list[float](), list[float]()
+    together: list[list[float]] = []
+    beside: list[list[float]] = []
+
+    def take_together() -> None:
+        together.append([])
+        for _ in range(steps):
+            start = time.perf_counter()
+            batch = next(batches)
+            waits.append(time.perf_counter() - start)
+            together[-1].append(_timed(step, batch, device))
+
+    def take_beside(advance: Callable[[], None]) -> None:
+        beside.append([])
+        for _ in range(steps):
+            advance()
+            beside[-1].append(_timed(step, canned, device))
+
+    for number in range(rounds):
+        loader_s.append(_seconds_per_batch(batches))
+        alone += [_timed(step, canned, device) for _ in range(steps)]
+        # each goes first in every second round
+        if advance is not None and number % 2:
+            take_beside(advance)
+        take_together()
+        if advance is not None and not number % 2:
+            take_beside(advance)
+    images, all_together = config.train.batch_size, [*chain(*together)]
+    return Throughputs(
         loader=images / median(loader_s),
         model=images / median(alone),
-        together=images * len(together) / (sum(waits) + sum(together)),
+        together=images * len(all_together) / (sum(waits) + sum(all_together)),
         step_alone=median(alone),
-        step_beside=median(beside),
-        step=median(together),
-        slowdowns=tuple(median(together[turn]) / median(beside[turn]) for turn in turns),
+        step=median(all_together),
+        step_beside=median(chain(*beside)) if beside else None,
+        slowdowns=[median(here) / median(there) for here, there in zip(together, beside, strict=False)],
     )
 
 
 def training_step(config: Config, device: torch.device) -> Callable[[Batch], None]:
-    """A step of the config's training, with fresh weights."""
+    """Return a step of the config's training, with fresh weights."""
     torch.manual_seed(config.train.seed)
     model = make_model(config.model, config.views.size).to(device).to(memory_format=torch.channels_last)
     peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
@@ -109,7 +136,7 @@ def _timed(step: Callable[[Batch], None], batch: Batch, device: torch.device) ->
 
 
 def _seconds_per_batch(batches: Iterator[Batch]) -> float:
-    """Of the loader alone, after those batches that it had ready."""
+    """Time the loader alone, after those batches that it had ready."""
     for _ in range(3):
         next(batches)
     count, start = 0, time.perf_counter()
@@ -119,64 +146,40 @@ def _seconds_per_batch(batches: Iterator[Batch]) -> float:
     return elapsed / count
 
 
-def _endless(loader: Any) -> Any:
-    while True:
-        yield from loader
+@contextmanager
+def loader_in_process(config: Config, file: Path, device: torch.device) -> Iterator[Callable[[], None]]:
+    """Run a loader in another process; calling the result waits until it has taken its next batch.
+
+    The call raises a ChildProcessError if that loader fails; the message says why.
+    """
+    with closing(Worker(_batch_service, config, file, device)) as worker:
+
+        def advance() -> None:
+            try:
+                worker.ask(None, WORKER_TIMEOUT_S)
+            except WorkFailed as error:
+                raise ChildProcessError(f"the loader in another process: {error}") from None
+
+        advance()
+        yield advance
 
 
 @contextmanager
-def _loader_elsewhere(config: Config, file: Path, device: torch.device) -> Iterator[Callable[[], None]]:
-    """A loader in another process; calling the result waits until it has taken its next batch."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, config, file, device), daemon=True)
-    process.start()
-    theirs.close()
+def _batch_service(config: Config, file: Path, device: torch.device) -> Iterator[Callable[[None], None]]:
+    """Answer every request when the next batch is there."""
+    with (
+        BetonReader(file) as reader,
+        make_loader(config, reader, Ranks(), device) as loader,
+        closing(_endless(loader)) as batches,
+    ):
 
-    def advance() -> None:
-        try:
-            ours.send(None)
-            if not ours.poll(PATIENCE_S):
-                raise RuntimeError("the loader in another process does not answer")
-            error = ours.recv()
-        except (EOFError, ConnectionError):
-            raise ChildProcessError("the loader in another process died; what it said is above") from None
-        if error:
-            raise ValueError(f"the loader in another process: {error}")
+        def answer(_: None) -> None:
+            next(batches)
 
-    try:
-        advance()
-        yield advance
-    finally:
-        ours.close()
-        process.join(10)
-        if process.is_alive():
-            process.kill()
+        yield answer
 
 
-def _serve(pipe: Connection, config: Config, file: Path, device: torch.device) -> None:
-    """Answers every request: with "" when a batch is taken, or with why none is."""
-    with closing(_batches(config, file, device)) as batches:
-        for _ in _requests(pipe):
-            try:
-                next(batches)
-                answer = ""
-            except (ValueError, OSError, EngineUnavailable) as error:
-                answer = " ".join(str(error).split())
-            pipe.send(answer)
-
-
-def _batches(config: Config, file: Path, device: torch.device) -> Generator[Batch]:
-    """Epoch after epoch; the file is opened for the first batch."""
-    with BetonReader(file) as reader, make_loader(config, reader, Ranks(), device) as loader:
-        yield from _endless(loader)
-
-
-def _requests(pipe: Connection) -> Iterator[None]:
-    """What comes through the pipe, until its other end is closed: then the measurement is over."""
+def _endless(loader: TwoViewLoader) -> Generator[Batch]:
+    """Yield the batches of one epoch after the other."""
     while True:
-        try:
-            pipe.recv()
-        except (EOFError, ConnectionError):
-            return
-        yield
+        yield from loader

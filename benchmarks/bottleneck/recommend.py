@@ -1,7 +1,7 @@
-"""What a run's speeds say: the facts that matter, and what to change, the most promising first."""
+"""What the throughputs of a run say: which part limits it, and what to change."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
@@ -13,8 +13,8 @@ from pipelines.system.cpus import cores
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What the advice depends on."""
+class RunSetup:
+    """What the recommendations depend on."""
 
     device: str
     engine: str
@@ -23,22 +23,22 @@ class Facts:
     cores: int
     batch_size: int
     size: int
-    """Of a view, pixels."""
+    """Side length of a view in pixels."""
     precision: str
     compiled: bool
     longer_side: int
-    """Median of the stored images, pixels."""
+    """Median longer side of the stored images, pixels."""
     recompressed: bool
     """Whether the file was made with `--jpeg recompress`."""
     decoded_bytes: int
-    """Of all images."""
+    """Size of all images when they are decoded."""
     memory_bytes: int
-    """Of the machine."""
+    """Memory of the machine."""
 
 
 @dataclass(frozen=True)
-class Speeds:
-    """Medians over the rounds."""
+class Throughputs:
+    """What was measured: medians over the rounds."""
 
     loader: float
     """Source images per second of the loader alone."""
@@ -47,36 +47,43 @@ class Speeds:
     together: float
     """Source images per second of both, waiting included."""
     step_alone: float
-    """Seconds."""
-    step_beside: float
-    """Seconds, with a loader in another process."""
+    """Seconds of a step on a canned batch."""
     step: float
-    """Seconds, with the loader in this process; without the time spent waiting for it."""
-    slowdowns: tuple[float, ...]
+    """Seconds of a step with the loader in this process, without the time spent waiting for it."""
+    step_beside: float | None = None
+    """Seconds of a step on a canned batch with a loader in another process; None: not measured."""
+    slowdowns: list[float] = field(default_factory=list)
     """`step` over `step_beside`, one for each round."""
 
     @property
+    def limits(self) -> str:
+        """What limits training: "loader" or "model"."""
+        return "loader" if self.loader < self.model else "model"
+
+    @property
     def factor(self) -> float:
-        """How much faster the one is that does not limit."""
+        """How many times as fast the other one is, which does not limit."""
         return max(self.loader, self.model) / min(self.loader, self.model)
 
     @property
-    def interference(self) -> float:
-        """Part by which the loader prolongs the step, on top of the cores that it takes."""
-        return median(self.slowdowns) - 1
+    def interference(self) -> float | None:
+        """Share by which a loader in this process prolongs the step, on top of the cores that it takes."""
+        return median(self.slowdowns) - 1 if self.slowdowns else None
 
     @property
-    def uncertainty(self) -> float:
-        """Of `interference`, either way: a boxplot's notch, 1.57·IQR/√n (McGill, Tukey and Larsen 1978)."""
+    def uncertainty(self) -> float | None:
+        """Half-width of a boxplot's notch of `interference`, 1.57·IQR/√n (McGill, Tukey and Larsen 1978)."""
+        if not self.slowdowns:
+            return None
         low, high = np.quantile(self.slowdowns, (0.25, 0.75))
         return float(1.57 * (high - low) / math.sqrt(len(self.slowdowns)))
 
 
-def facts_of(config: Config, reader: BetonReader) -> Facts:
-    """The facts of a resolved config and a file."""
+def setup_of_run(config: Config, reader: BetonReader) -> RunSetup:
+    """Return the setup of a resolved config on a file."""
     assert config.data.threads is not None and config.train.threads is not None
     options = (reader.sidecar or {}).get("options", {})
-    return Facts(
+    return RunSetup(
         device=config.train.device,
         engine=config.data.engine,
         loader_threads=config.data.threads,
@@ -93,67 +100,67 @@ def facts_of(config: Config, reader: BetonReader) -> Facts:
     )
 
 
-def advice(facts: Facts, speeds: Speeds) -> list[str]:
-    """What to change, the most promising first: never empty."""
-    return _faster_loader(facts, speeds) if speeds.loader < speeds.model else _faster_model(facts, speeds)
+def recommendations(setup: RunSetup, speeds: Throughputs) -> list[str]:
+    """Return what to change, the most promising first; never empty."""
+    return _faster_loader(setup, speeds) if speeds.limits == "loader" else _faster_model(setup, speeds)
 
 
-def _faster_loader(facts: Facts, speeds: Speeds) -> list[str]:
+def _faster_loader(setup: RunSetup, speeds: Throughputs) -> list[str]:
     lines = []
-    per_loader_thread = speeds.loader / facts.loader_threads
-    if facts.device == "cpu":
-        balanced = round(_balanced(facts, speeds))
-        if facts.loader_threads < balanced < facts.cores:
+    per_loader_thread = speeds.loader / setup.loader_threads
+    if setup.device == "cpu":
+        balanced = round(_balanced(setup, speeds))
+        if setup.loader_threads < balanced < setup.cores:
             lines.append(
-                f"threads: --data.threads {balanced} --train.threads {facts.cores - balanced} balances both, at "
+                f"threads: --data.threads {balanced} --train.threads {setup.cores - balanced} balances both, at "
                 f"about {balanced * per_loader_thread:,.0f} images/s"
             )
-    elif facts.loader_threads < facts.cores:
-        lines.append(f"threads: --data.threads {facts.cores}, all cores")
-    if facts.engine not in ("native", "resident"):
+    elif setup.loader_threads < setup.cores:
+        lines.append(f"threads: --data.threads {setup.cores}, all cores")
+    if setup.engine not in ("native", "resident"):
         lines.append("engine: --data.engine native, the fastest that decodes on the CPU")
-    if facts.engine != "resident" and facts.decoded_bytes < facts.memory_bytes / 4:
-        size = f"{facts.decoded_bytes / 1e9:.1f} GB"
+    if setup.engine != "resident" and setup.decoded_bytes < setup.memory_bytes / 4:
+        size = f"{setup.decoded_bytes / 1e9:.1f} GB"
         lines.append(f"engine: --data.engine resident decodes once; the decoded images take {size}")
-    if facts.device != "cpu" and facts.engine != "dali":
+    if setup.device != "cpu" and setup.engine != "dali":
         lines.append("engine: --data.engine dali decodes on the GPU, if that has time to spare")
-    side = max(64, math.ceil(2.2 * facts.size / 10) * 10)  # 500 for 224, FFCV's convention for ImageNet
-    if facts.longer_side > side:
+    side = max(64, math.ceil(2.2 * setup.size / 10) * 10)  # 500 for 224, FFCV's convention for ImageNet
+    if setup.longer_side > side:
         lines.append(
-            f"max side: the stored images are {facts.longer_side} pixels long, {side} are enough for views of "
-            f"{facts.size}: fastclr convert SOURCE OUT.beton --max-side {side} --jpeg recompress"
+            f"max side: the stored images are {setup.longer_side} pixels long, {side} are enough for views of "
+            f"{setup.size}: fastclr convert SOURCE OUT.beton --max-side {side} --jpeg recompress"
         )
-    elif not facts.recompressed and facts.engine != "resident":
+    elif not setup.recompressed and setup.engine != "resident":
         lines.append(
             "jpeg: fastclr convert SOURCE OUT.beton --jpeg recompress: decoding is often 1.5× as fast"
         )
     if not lines:
-        lines.append("nothing is left to set: more cores, or a larger model, or views of fewer pixels")
+        lines.append("no setting would help: take more cores, a larger model, or views of fewer pixels")
     return lines
 
 
-def _faster_model(facts: Facts, speeds: Speeds) -> list[str]:
+def _faster_model(setup: RunSetup, speeds: Throughputs) -> list[str]:
     lines = []
-    needed = math.ceil(facts.loader_threads / speeds.factor)
-    if facts.device == "cpu" and needed < facts.loader_threads:
+    needed = math.ceil(setup.loader_threads / speeds.factor)
+    if setup.device == "cpu" and needed < setup.loader_threads:
         lines.append(
             f"threads: {needed} of the loader's would keep up; --data.threads {needed} --train.threads "
-            f"{facts.cores - needed}"
+            f"{setup.cores - needed}"
         )
-    if facts.device != "cpu":
-        if facts.precision != "bfloat16":
+    if setup.device != "cpu":
+        if setup.precision != "bfloat16":
             lines.append("precision: --train.precision bfloat16")
-        if not facts.compiled:
+        if not setup.compiled:
             lines.append("compile: --train.compile, slower to start and faster to run")
-        lines.append(f"batch: a larger one than {facts.batch_size} may fill the GPU better")
+        lines.append(f"batch: a larger one than {setup.batch_size} may fill the GPU better")
     lines.append(
         "the loader keeps up: only a faster device, a smaller model or views of fewer pixels than "
-        f"{facts.size} make training faster"
+        f"{setup.size} make training faster"
     )
     return lines
 
 
-def _balanced(facts: Facts, speeds: Speeds) -> float:
-    """Loader threads t of c cores at which t·(loader per thread) = (c − t)·(model per thread)."""
-    loader, model = speeds.loader / facts.loader_threads, speeds.model / facts.train_threads
-    return facts.cores * model / (loader + model)
+def _balanced(setup: RunSetup, speeds: Throughputs) -> float:
+    """Return the number of loader threads t of c cores at which t·(loader per thread) = (c − t)·(model per thread)."""
+    loader, model = speeds.loader / setup.loader_threads, speeds.model / setup.train_threads
+    return setup.cores * model / (loader + model)

@@ -3,10 +3,9 @@
 import io
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -17,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.convert import ffcv_writer
-from benchmarks.core.machine import describe
-from benchmarks.core.process import Failed, call
-from benchmarks.core.report import check_out, save
+from benchmarks.core.machine import Machine, describe_machine
+from benchmarks.core.process import WorkFailed, call_in_process
+from benchmarks.core.report import Row, check_at_least_1, check_out, save
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.convert import Encoding, FolderSource, convert
@@ -40,13 +39,13 @@ class Options:
     writers: tuple[Writer, ...] = ("fastclr", "ffcv")
     """Whose writer to measure."""
     images: int = 1000
-    """Images to convert; a smaller folder is gone through as often as that takes."""
+    """Images to convert; a smaller folder is repeated."""
     max_side: int = 500
     """Longer side of a stored image, pixels."""
     quality: int = 90
     """JPEG quality of what is encoded."""
     rounds: int = 3
-    """Rounds; every way is taken once in each."""
+    """Rounds; every writer runs once in each."""
     workers: int = field(default_factory=cores)
     """Threads of ours, processes of FFCV's."""
     timeout_s: float = 600.0
@@ -56,37 +55,68 @@ class Options:
 
     def __post_init__(self) -> None:
         check_out(self.out)
-        if min(self.rounds, self.workers, self.images) < 1:
-            raise ValueError("--rounds, --workers and --images must be at least 1")
+        check_at_least_1(self, "rounds", "workers", "images")
         Encoding(max_side=self.max_side, quality=self.quality)
         if not self.folder.is_dir():
             raise FileNotFoundError(f"{self.folder}: no such folder")
 
 
-@dataclass
-class Way:
+@dataclass(frozen=True)
+class Variant:
     """A writer and how it stores images."""
 
+    name: str
     writer: Writer
     stores: Literal["keep", "recompress", "raw"]
-    seconds: list[float] = field(default_factory=list)
-    bytes_out: int = 0
-    """Of the file, whose pages are not all full."""
-    image_bytes: int = 0
-    """Of the images in it."""
-    pixel_error: float = 0.0
-    kept: int = 0
-    error: str = ""
 
-    @property
-    def name(self) -> str:
-        what = {"keep": "--jpeg keep", "recompress": "--jpeg recompress", "raw": "--mode raw"}
-        theirs = {"recompress": "jpg", "raw": "raw"}
-        return f"fastclr {what[self.stores]}" if self.writer == "fastclr" else f"FFCV {theirs[self.stores]}"
+
+VARIANTS = (
+    Variant("fastclr --jpeg keep", "fastclr", "keep"),
+    Variant("fastclr --jpeg recompress", "fastclr", "recompress"),
+    Variant("fastclr --mode raw", "fastclr", "raw"),
+    Variant("FFCV jpg", "ffcv", "recompress"),
+    Variant("FFCV raw", "ffcv", "raw"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRow(Row):
+    """What was measured of a writer."""
+
+    bytes_out: int = 0
+    """Size of the file, whose pages are not all full."""
+    image_bytes: int = 0
+    """Size of the images in it."""
+    kept: int = 0
+    """Images that were stored byte for byte."""
+    pixel_error: float = 0.0
+    """Mean absolute difference to the source, gray levels."""
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """What was converted, and how."""
+
+    folder: str
+    images: int
+    max_side: int
+    quality: int
+    rounds: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """Writers side by side."""
+
+    machine: Machine
+    settings: ConvertSettings
+    results: list[ConvertRow]
+    benchmark: str = "convert"
 
 
 class RepeatedFolder(FolderSource):
-    """A folder whose images come as often as it takes to have `images`."""
+    """A folder whose images are repeated until there are `images` of them."""
 
     def __init__(self, root: Path, images: int) -> None:
         super().__init__(root)
@@ -104,49 +134,51 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     options = parse(Options, argv, "fastclr bench convert")
     console = Console()
-    RepeatedFolder(options.folder, options.images)  # says what is wrong with it, before each way does
-    ways = [
-        Way("fastclr", stores) for stores in ("keep", "recompress", "raw") if "fastclr" in options.writers
-    ]
-    ways += [Way("ffcv", stores) for stores in ("recompress", "raw") if "ffcv" in options.writers]
+    RepeatedFolder(options.folder, options.images)  # raises what is wrong with it, before any writer does
+    variants = [variant for variant in VARIANTS if variant.writer in options.writers]
+    rows = [ConvertRow(name=variant.name) for variant in variants]
     with console.status("converting"), tempfile.TemporaryDirectory(prefix="bench-convert-") as folder:
         for _ in range(options.rounds):
-            for way in ways:
-                if not way.error:
-                    _measure(way, options, Path(folder) / "out.beton")
-    report = {
-        "benchmark": "convert",
-        "machine": describe(),
-        "settings": {
-            name: getattr(options, name) for name in ("images", "max_side", "quality", "rounds", "workers")
-        }
-        | {"folder": options.folder.resolve().name},
-        "results": [_as_json(way, options.images) for way in ways],
-    }
+            for place, variant in enumerate(variants):
+                if not rows[place].error:
+                    rows[place] = _measure_round(rows[place], variant, options, Path(folder) / "out.beton")
+    settings = ConvertSettings(
+        options.folder.resolve().name,
+        options.images,
+        options.max_side,
+        options.quality,
+        options.rounds,
+        options.workers,
+    )
+    report = ConvertReport(describe_machine(), settings, rows)
     console.print(_table(report))
     if options.out is not None:
         save(options.out, report)
-        console.print(f"wrote {options.out}")
+        console.print(f"wrote {options.out}", markup=False)
 
 
-def _measure(way: Way, options: Options, out: Path) -> None:
-    function = _convert_ours if way.writer == "fastclr" else _convert_ffcv
+def _measure_round(row: ConvertRow, variant: Variant, options: Options, out: Path) -> ConvertRow:
+    """Return the row with one more round; the first one tells the sizes and the pixels' error, too."""
+    function = _convert_ours if variant.writer == "fastclr" else _convert_ffcv
     try:
-        seconds, way.kept, skipped = call(function, way.stores, options, out, timeout_s=options.timeout_s)
-        way.seconds.append(seconds)
-        if way.bytes_out == 0:
-            way.bytes_out = out.stat().st_size
-            with BetonReader(out) as reader:
-                way.image_bytes = int(reader.sizes.sum())
-            way.pixel_error = pixel_error(out, options.folder, skipped)
-    except Failed as error:
-        way.error = str(error)
+        seconds, kept, skipped = call_in_process(
+            function, variant.stores, options, out, timeout_s=options.timeout_s
+        )
+        row = replace(row, images_per_s=[*row.images_per_s, options.images / seconds], kept=kept)
+        if row.rounds > 1:
+            return row
+        with BetonReader(out) as reader:
+            image_bytes = int(reader.sizes.sum())
+        error = pixel_error(out, options.folder, skipped)
+        return replace(row, bytes_out=out.stat().st_size, image_bytes=image_bytes, pixel_error=error)
+    except WorkFailed as error:
+        return replace(row, error=str(error))
     finally:
         out.unlink(missing_ok=True)
 
 
 def _convert_ours(stores: str, options: Options, out: Path) -> tuple[float, int, set[str]]:
-    """Seconds, images kept byte for byte, names of those left out."""
+    """Return the seconds, the images kept byte for byte, and the names of those left out."""
     encoding = Encoding(
         jpeg="keep" if stores == "keep" else "recompress",
         mode="raw" if stores == "raw" else "jpg",
@@ -191,28 +223,12 @@ def pixel_error(file: Path, folder: Path, skipped: set[str]) -> float:
     return total / count
 
 
-def _as_json(way: Way, images: int) -> dict[str, Any]:
-    rates = sorted(images / seconds for seconds in way.seconds)
-    spread = {"median": median(rates), "low": rates[0], "high": rates[-1]} if rates else {}
-    return {
-        "name": way.name,
-        "rounds": len(rates),
-        "images_per_s": [images / seconds for seconds in way.seconds],
-        **spread,
-        "bytes_out": way.bytes_out,
-        "image_bytes": way.image_bytes,
-        "kept": way.kept,
-        "pixel_error": way.pixel_error,
-        "error": way.error,
-    }
-
-
-def _table(report: dict[str, Any]) -> Group:
-    settings = report["settings"]
+def _table(report: ConvertReport) -> Group:
+    settings = report.settings
     table = Table(
-        title=f"{settings['folder']}: {settings['images']} images, longer side ≤ {settings['max_side']}, "
-        f"quality {settings['quality']}, {settings['workers']} workers",
-        caption=f"medians of {settings['rounds']} interleaved rounds; error: mean difference to the source, "
+        title=f"{settings.folder}: {settings.images} images, longer side ≤ {settings.max_side}, "
+        f"quality {settings.quality}, {settings.workers} workers",
+        caption=f"medians of {settings.rounds} interleaved rounds; error: mean difference to the source, "
         "gray levels; kept: byte for byte",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -221,17 +237,17 @@ def _table(report: dict[str, Any]) -> Group:
     for heading in ("images/s", "low–high", "MB", "error", "kept"):
         table.add_column(heading, justify="right", no_wrap=True)
     errors = []
-    for row in report["results"]:
-        if row["error"]:
-            errors.append(f"{row['name']}: {row['error'].splitlines()[0]}")
-            table.add_row(row["name"], "failed")
+    for row in report.results:
+        if row.error:
+            errors.append(f"{row.name}: {row.error}")
+            table.add_row(row.name, "failed")
         else:
             table.add_row(
-                row["name"],
-                f"{row['median']:,.0f}",
-                f"{row['low']:,.0f}–{row['high']:,.0f}",
-                f"{row['bytes_out'] / 1e6:,.1f}",
-                f"{row['pixel_error']:.2f}",
-                f"{row['kept'] / settings['images']:.0%}",
+                row.name,
+                f"{row.median:,.0f}",
+                f"{row.low:,.0f}–{row.high:,.0f}",
+                f"{row.bytes_out / 1e6:,.1f}",
+                f"{row.pixel_error:.2f}",
+                f"{row.kept / settings.images:.0%}",
             )
-    return Group(table, *map(Text, errors))  # 'fastclr[ffcv]' is no markup
+    return Group(table, *map(Text, errors))  # Text: 'fastclr[ffcv]' is not markup

@@ -12,13 +12,13 @@ from pipelines.errors import EngineUnavailable
 def write(
     folder: Path, out: Path, mode: str, max_side: int, quality: int, workers: int, images: int
 ) -> float:
-    """Convert as FFCV's ImageNet script does; seconds.
+    """Convert as FFCV's ImageNet script does, and return the seconds.
 
     Args:
         folder: class folders.
         mode: "jpg" or "raw".
         workers: processes.
-        images: how many to write; a smaller folder is gone through as often as that takes.
+        images: how many to write; a smaller folder is repeated.
 
     Raises:
         EngineUnavailable: ffcv is not installed.
@@ -37,12 +37,12 @@ def write(
     }
     writer = DatasetWriter(str(out), fields, page_size=page_size(max_side), num_workers=workers)
     start = time.perf_counter()
-    writer.from_indexed_dataset(_Repeated(folder, images))
+    writer.from_indexed_dataset(_RepeatedImageFolder(folder, images))
     return time.perf_counter() - start
 
 
-class _Repeated:
-    """ImageFolder, as often as it takes."""
+class _RepeatedImageFolder:
+    """An ImageFolder whose images are repeated until there are `images` of them."""
 
     def __init__(self, folder: Path, images: int) -> None:
         from torchvision.datasets import ImageFolder

@@ -5,20 +5,18 @@ taken in turns.  A process of its own gives each case its own memory, threads an
 one peer changes torch's thread count for all).
 """
 
-import multiprocessing
 import resource
 import time
-import traceback
 from collections import deque
-from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
-from statistics import median
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
 
 import psutil
 
-from pipelines.errors import EngineUnavailable
+from benchmarks.core.process import Worker, WorkFailed
+from benchmarks.core.report import Row
 
 WARM_BATCHES = 8
 """Batches of an epoch that are not counted: until every stage and worker of a loader is at work."""
@@ -26,8 +24,9 @@ LAST_BATCHES = 4
 """Batches at an epoch's end that are not counted: workers run out of work one by one."""
 MIN_SECONDS = 1.0
 """Counted time of a round; short epochs are repeated."""
-PATIENCE_S = 900
-"""A case that takes longer to open, or for a round, is given up: some peers wait for ever when their thread dies."""
+CASE_TIMEOUT_S = 900
+"""Time for a case to open, or for a round, after which it is given up: some peers wait for ever when their thread
+dies; a slow peer's warm-up, FFCV's compilation included, takes less than a third of it."""
 
 
 class Case(Protocol):
@@ -46,133 +45,100 @@ class Case(Protocol):
         ...
 
     def epoch(self, loader: Any) -> Generator[int]:
-        """One epoch; yields the number of images of each batch as it arrives."""
+        """Run one epoch; yield the number of images of each batch as it arrives."""
         ...
 
 
-@dataclass
-class Result:
-    """What was measured of a case."""
+@dataclass(frozen=True, kw_only=True)
+class LoaderRow(Row):
+    """What was measured of a loader."""
 
-    name: str
     lacks: str = ""
     """Operations that it does not do."""
-    images_per_s: list[float] = field(default_factory=list)
-    """Source images per second, one value a round."""
     cpu_s_per_1000: list[float] = field(default_factory=list)
     """CPU seconds of all processes per 1000 source images, one value a round."""
     first_batch_s: float = 0.0
     """From making the loader to its first batch, with imports done and caches warm."""
     peak_bytes: int = 0
     """Resident memory in mid-epoch, of all its processes together."""
-    error: str = ""
-    """Why it could not be measured."""
-
-    @property
-    def median(self) -> float:
-        return median(self.images_per_s) if self.images_per_s else 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        values = sorted(self.images_per_s)
-        spread = {"low": values[0], "high": values[-1]} if values else {}
-        return {**asdict(self), "median": self.median, **spread, "rounds": len(values)}
 
 
-def measure(cases: list[Case], rounds: int) -> Iterator[list[Result]]:
-    """Run all cases `rounds` times in turn; yields the results so far after every round.
+@dataclass(frozen=True)
+class Round:
+    """What one round measured."""
 
-    A case that fails keeps its error in its result, and the others go on.
+    images: int
+    """Counted source images."""
+    seconds: float
+    """Counted time."""
+    cpu_s_per_1000: float
+    peak_bytes: int
+
+
+def measure_in_turn(cases: list[Case], rounds: int) -> Iterator[list[LoaderRow]]:
+    """Run all cases `rounds` times in turn; yield the rows so far after every round.
+
+    A case that fails keeps its error in its row, and the others go on.
     """
-    context = multiprocessing.get_context("spawn")
-    results = [Result(case.name, case.lacks) for case in cases]
-    workers: list[tuple[Any, Connection]] = []
-    try:
-        for case in cases:
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve,
-                args=(case, theirs, multiprocessing.get_start_method()),
-                name=f"bench {case.name}",
-            )
-            process.start()
-            theirs.close()
-            workers.append((process, ours))
-        for result, worker in zip(results, workers, strict=True):  # one at a time: the first batch is timed
-            _ask(worker, result, "open")
+    rows = [LoaderRow(name=case.name, lacks=case.lacks) for case in cases]
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(closing(Worker(_case_service, case, name=f"bench {case.name}")))
+            for case in cases
+        ]
+
+        def ask(place: int, request: Literal["open", "round"]) -> Any:
+            if rows[place].error:
+                return None
+            try:
+                return workers[place].ask(request, CASE_TIMEOUT_S)
+            except WorkFailed as error:
+                rows[place] = replace(rows[place], error=str(error))
+                return None
+
+        for place in range(len(cases)):  # one at a time: the first batch is timed
+            if (first_batch_s := ask(place, "open")) is not None:
+                rows[place] = replace(rows[place], first_batch_s=first_batch_s)
         for number in range(rounds):
             # another case first each time, so that none always follows the same neighbour
             for offset in range(len(cases)):
                 place = (number + offset) % len(cases)
-                _ask(workers[place], results[place], "round")
-            yield results
-    finally:
-        for process, pipe in workers:
-            pipe.close()
-            process.join(20)
-            if process.is_alive():
-                process.kill()
+                if (found := ask(place, "round")) is not None:
+                    rows[place] = _with_round(rows[place], found)
+            yield list(rows)
 
 
-def _ask(worker: tuple[Any, Connection], result: Result, what: str) -> None:
-    process, pipe = worker
-    if result.error:
-        return
-    try:
-        pipe.send(what)
-        if not pipe.poll(PATIENCE_S):
-            process.kill()
-            result.error = f"no answer in {PATIENCE_S} seconds"
-            return
-        answer = pipe.recv()
-    except (EOFError, OSError) as error:
-        result.error = f"its process died ({type(error).__name__})"
-        return
-    if "error" in answer:
-        result.error = answer["error"]
-    elif what == "open":
-        result.first_batch_s = answer["first_batch_s"]
-    else:
-        result.images_per_s.append(answer["images"] / answer["seconds"])
-        result.cpu_s_per_1000.append(answer["cpu_s_per_1000"])
-        result.peak_bytes = max(result.peak_bytes, answer["peak_bytes"])
+def _with_round(row: LoaderRow, found: Round) -> LoaderRow:
+    return replace(
+        row,
+        images_per_s=[*row.images_per_s, found.images / found.seconds],
+        cpu_s_per_1000=[*row.cpu_s_per_1000, found.cpu_s_per_1000],
+        peak_bytes=max(row.peak_bytes, found.peak_bytes),
+    )
 
 
-def _serve(case: Case, pipe: Connection, start_method: str) -> None:
-    """The measuring process: answers "open" and "round" until the other end is closed."""
-    # workers of a peer start as they would in a user's script, not as this process did
-    multiprocessing.set_start_method(start_method, force=True)
-    loader = None
-    while True:
-        try:
-            what = pipe.recv()
-        except EOFError:
-            return
-        try:
-            if what == "open":
-                _warm_up(case)
-                start = time.perf_counter()
-                loader = case.open()
-                epoch = case.epoch(loader)
-                next(epoch)
-                pipe.send({"first_batch_s": time.perf_counter() - start})
-                epoch.close()
-            else:
-                pipe.send(_round(case, loader))
-        except EngineUnavailable as error:
-            pipe.send({"error": str(error)})
-        except Exception as error:
-            traceback.print_exc()
-            pipe.send({"error": _in_one_line(error)})
+def _case_service(case: Case) -> AbstractContextManager[Callable[[str], Any]]:
+    """Answer "open" with the seconds to the first batch, and "round" with a `Round`; in the case's process."""
+    loader: Any = None
 
+    def answer(request: str) -> Any:
+        nonlocal loader
+        if request == "round":
+            return _round(case, loader)
+        _warm_up(case)
+        start = time.perf_counter()
+        loader = case.open()
+        epoch = case.epoch(loader)
+        next(epoch)
+        first_batch_s = time.perf_counter() - start
+        epoch.close()
+        return first_batch_s
 
-def _in_one_line(error: Exception) -> str:
-    """Of an error that carries another's traceback, as one of a DataLoader's worker does, the last line."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if len(lines) > 1 else f"{type(error).__name__}: {error}"
+    return nullcontext(answer)
 
 
 def _warm_up(case: Case) -> None:
-    """Imports, compiles, makes what is made once."""
+    """Let everything happen that happens once: imports, compilation, caches."""
     epoch = case.epoch(case.open())
     for number, _ in enumerate(epoch, 1):
         if number == WARM_BATCHES:
@@ -180,48 +146,68 @@ def _warm_up(case: Case) -> None:
     epoch.close()
 
 
-def _round(case: Case, loader: Any) -> dict[str, float]:
-    """Count the middle of as many epochs as fill MIN_SECONDS: neither the start nor the end of an epoch."""
-    images, seconds, all_images, peak = 0, 0.0, 0, 0
+def _round(case: Case, loader: Any) -> Round:
+    """Count as many epochs as fill MIN_SECONDS."""
+    images, seconds, all_images, peaks = 0, 0.0, 0, list[int]()
     cpu_start = _cpu_seconds()
     while seconds < MIN_SECONDS:
-        counted, start = 0, 0.0
-        marks: deque[tuple[int, float]] = deque(maxlen=LAST_BATCHES + 1)
-        for number, count in enumerate(case.epoch(loader)):
-            all_images += count
-            if number == WARM_BATCHES:
-                peak = peak or _memory()  # in the first epoch: asking takes milliseconds
-                start = time.perf_counter()
-            elif number > WARM_BATCHES:
-                counted += count
-                marks.append((counted, time.perf_counter()))
-        if len(marks) <= LAST_BATCHES:
-            need = WARM_BATCHES + LAST_BATCHES + 2
-            raise ValueError(
-                f"an epoch must have at least {need} batches to be measured; lower the batch size"
-            )
-        images += marks[0][0]
-        seconds += marks[0][1] - start
+        # memory in the first epoch only: asking takes milliseconds
+        midway = (lambda: peaks.append(_memory())) if not peaks else None
+        counted, counted_s, epoch_images = count_middle(case.epoch(loader), midway=midway)
+        images, seconds, all_images = images + counted, seconds + counted_s, all_images + epoch_images
     cpu_s = _cpu_seconds() - cpu_start
-    return {
-        "images": images,
-        "seconds": seconds,
-        "cpu_s_per_1000": 1000 * cpu_s / all_images,
-        "peak_bytes": peak,
-    }
+    return Round(images, seconds, 1000 * cpu_s / all_images, max(peaks))
+
+
+def count_middle(
+    epoch: Iterable[int],
+    clock: Callable[[], float] = time.perf_counter,
+    midway: Callable[[], None] | None = None,
+) -> tuple[int, float, int]:
+    """Count the images of an epoch's middle: neither its start nor its end.
+
+    Args:
+        epoch: images of each batch, as it arrives.
+        clock: seconds.
+        midway: called once, before the counting begins.
+
+    Returns:
+        Images of the middle, its seconds, and the images of the whole epoch.
+
+    Raises:
+        ValueError: the epoch has too few batches to have a middle.
+    """
+    counted, all_images, start = 0, 0, 0.0
+    marks: deque[tuple[int, float]] = deque(maxlen=LAST_BATCHES + 1)
+    for number, count in enumerate(epoch):
+        all_images += count
+        if number == WARM_BATCHES:
+            if midway is not None:
+                midway()
+            start = clock()
+        elif number > WARM_BATCHES:
+            counted += count
+            marks.append((counted, clock()))
+    if len(marks) <= LAST_BATCHES:
+        minimum = WARM_BATCHES + LAST_BATCHES + 2
+        raise ValueError(
+            f"an epoch must have at least {minimum} batches to be measured; lower the batch size"
+        )
+    images, end = marks[0]
+    return images, end - start, all_images
 
 
 def _cpu_seconds() -> float:
-    """CPU seconds so far of this process and of its children, the finished ones included."""
-    ours, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Return the CPU seconds so far of this process and of its children, the finished ones included."""
+    own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     alive = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
-    return sum(one.ru_utime + one.ru_stime for one in (ours, ended)) + sum(
-        one.user + one.system for one in alive
+    return sum(usage.ru_utime + usage.ru_stime for usage in (own, ended)) + sum(
+        times.user + times.system for times in alive
     )
 
 
 def _memory() -> int:
-    """Resident bytes of this process and its children, pages that they share counted once (where it is told)."""
+    """Return the resident bytes of this process and its children; shared pages count once, where the system tells."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     infos = [process.memory_full_info() for process in processes]
     return sum(getattr(info, "pss", info.rss) for info in infos)

@@ -1,8 +1,14 @@
-"""Call a function in a process of its own, which is ended, with its children, when it takes too long."""
+"""Work in another process: a service that answers requests one by one, or a single call.
+
+A process of its own gives the work its own memory, threads, library settings and interpreter lock; one that fails,
+dies or hangs costs one error message.
+"""
 
 import multiprocessing
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -10,57 +16,131 @@ import psutil
 
 from pipelines.errors import EngineUnavailable
 
+EXIT_GRACE_S = 10
+"""Time that a process has to leave by itself, after which it is killed with its children."""
+
 Value = TypeVar("Value")
+Service = Callable[..., AbstractContextManager[Callable[[Any], Any]]]
+"""Gives a context manager around a function, request → answer."""
 
 
-class Failed(RuntimeError):
-    """The function raised an error, died or took too long; the message says which."""
+class WorkFailed(RuntimeError):
+    """The work raised an error, died or took too long; the message says which, in one line."""
 
 
-def call(function: Callable[..., Value], *arguments: Any, timeout_s: float) -> Value:
-    """`function(*arguments)`, both picklable, in a new interpreter.
+class Worker:
+    """A new interpreter that runs a service until it is closed.
+
+    Args:
+        service: picklable, as are its arguments, the requests and the answers.
+        arguments: of the service, which is opened in the other process.
+        name: of the process.
+    """
+
+    def __init__(self, service: Service, *arguments: Any, name: str | None = None) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child_pipe = context.Pipe()
+        start_method = multiprocessing.get_start_method()
+        self.process = context.Process(
+            target=_serve, args=(child_pipe, start_method, service, arguments), name=name
+        )
+        self.process.start()
+        child_pipe.close()
+
+    def ask(self, request: Any, timeout_s: float) -> Any:
+        """Return the answer to a request.
+
+        Raises:
+            WorkFailed: the service could not be opened or raised an error; its process died, or gave no answer in
+                time (and is killed).
+        """
+        try:
+            self._pipe.send(request)
+            if not self._pipe.poll(timeout_s):
+                self._kill()
+                raise WorkFailed(f"no answer in {timeout_s:g} seconds")
+            answer, failure = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise WorkFailed(f"its process died ({type(error).__name__})") from None
+        if failure:
+            raise WorkFailed(failure)
+        return answer
+
+    def close(self) -> None:
+        """End the service and its process."""
+        self._pipe.close()
+        self.process.join(EXIT_GRACE_S)
+        if self.process.is_alive():
+            self._kill()
+
+    def _kill(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                child.kill()
+        self.process.kill()
+        self.process.join()
+
+
+def call_in_process(function: Callable[..., Value], *arguments: Any, timeout_s: float) -> Value:
+    """Return `function(*arguments)`, both picklable, computed in a new interpreter.
 
     Raises:
-        Failed: with the function's own error as its message, or that it died or took longer than `timeout_s`.
+        WorkFailed: as `Worker.ask`.
     """
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_run, args=(theirs, multiprocessing.get_start_method(), function, arguments)
-    )
-    process.start()
-    theirs.close()
-    try:
-        if not ours.poll(timeout_s):
-            raise Failed(f"did not end within {timeout_s:g} seconds")
-        value, error = ours.recv()
-    except EOFError:
-        raise Failed("its process died") from None
-    finally:
-        ours.close()
-        _end(process)
-    if error:
-        raise Failed(error)
-    return value
+    with closing(Worker(_single_call, function, arguments)) as worker:
+        return worker.ask(None, timeout_s)
 
 
-def _run(
-    pipe: Connection, start_method: str, function: Callable[..., Any], arguments: tuple[Any, ...]
-) -> None:
-    multiprocessing.set_start_method(start_method, force=True)  # the function's own workers start as usual
+def error_line(error: Exception) -> str:
+    """Return an error as one line: its last one, if it carries the traceback of another process (as a DataLoader's)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1:
+        return lines[-1]
+    text = "".join(lines)
+    return text if isinstance(error, EngineUnavailable) else f"{type(error).__name__}: {text}"
+
+
+def _single_call(
+    function: Callable[..., Value], arguments: tuple[Any, ...]
+) -> AbstractContextManager[Callable[[Any], Value]]:
+    return nullcontext(lambda _: function(*arguments))
+
+
+def _serve(pipe: Connection, start_method: str, service: Service, arguments: tuple[Any, ...]) -> None:
+    """Answer every request with (answer, "") or (None, error) until the other end of the pipe is closed."""
+    # the service's own workers start as they would in a user's script, not as this process did
+    multiprocessing.set_start_method(start_method, force=True)
+    requests = _requests(pipe)
     try:
-        pipe.send((function(*arguments), ""))
-    except EngineUnavailable as error:
-        pipe.send((None, str(error)))
+        with service(*arguments) as function:
+            for request in requests:
+                pipe.send(_attempt(partial(function, request)))
+    except (BrokenPipeError, ConnectionError):
+        return
     except Exception as error:
-        traceback.print_exc()
-        pipe.send((None, f"{type(error).__name__}: {error}"))
+        failed = _failed(error)
+        with suppress(ConnectionError):
+            for _ in requests:
+                pipe.send(failed)
 
 
-def _end(process: Any) -> None:
-    process.join(5)
-    if process.is_alive():
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.join()
+def _requests(pipe: Connection) -> Iterator[Any]:
+    while True:
+        try:
+            yield pipe.recv()
+        except (EOFError, ConnectionError):
+            return
+
+
+def _attempt(function: Callable[[], Any]) -> tuple[Any, str]:
+    try:
+        return function(), ""
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> tuple[None, str]:
+    # the message of an error that a user can cause says enough; for any other, the place in the code is needed
+    if not isinstance(error, ValueError | OSError | EngineUnavailable):
+        traceback.print_exception(error)
+    return None, error_line(error)

@@ -2,56 +2,56 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks.core.report import RESULTS, load
 from benchmarks.kernels.targets import targets_table
 from benchmarks.loaders.agreement import agreement_table, unmeasured
+from benchmarks.loaders.report import AgreementReport, LoaderReport
 
 
-def loader_table(reports: list[dict[str, Any]]) -> str:
+def loader_table(reports: list[LoaderReport]) -> str:
     """Markdown: a row per loader, a column pair per file; medians, and ratios to the decode limit."""
     heads = [_file_label(report) for report in reports]
     lines = [
         "| source images/s (share of the decode limit) | " + " | ".join(heads) + " |",
         "|---|" + "---:|" * len(heads),
         "| **decode limit** | "
-        + " | ".join(f"{report['decode_limit']['median']:,.0f}" for report in reports)
+        + " | ".join(f"{report.decode_limit.median:,.0f}" for report in reports)
         + " |",
     ]
     for what, title in (("crops", "two crops"), ("full", "full augmentation")):
-        for row in reports[0]["results"].get(what, []):
-            cells = [_cell(report, what, row["name"]) for report in reports]
-            lacks = f" (lacks {row['lacks']})" if row["lacks"] else ""
-            lines.append(f"| {title}: {row['name']}{lacks} | " + " | ".join(cells) + " |")
+        for row in reports[0].results.get(what, []):
+            cells = [_cell(report, what, row.name) for report in reports]
+            lacks = f" (lacks {row.lacks})" if row.lacks else ""
+            lines.append(f"| {title}: {row.name}{lacks} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def loader_caption(report: dict[str, Any]) -> str:
+def loader_caption(report: LoaderReport) -> str:
     """Markdown: on what, and with which command, the table was measured."""
-    machine, settings, file = report["machine"], report["settings"], report["file"]
+    machine, settings, file = report.machine, report.settings, report.file
     return (
-        f"Median of {report['decode_limit']['rounds']} interleaved rounds on {settings['threads']} threads of an "
-        f"{machine['processor']}, {file['images']} images, views of {settings['size']} px; one image is two "
-        f"views.  `recompress` is FFCV's convention (longer side ≤ {file['convert']['max_side']}, quality "
-        f"{file['convert']['quality']}); `keep` stores those byte for byte that are no longer, and encodes the "
+        f"Median of {report.decode_limit.rounds} interleaved rounds on {settings.threads} threads of an "
+        f"{machine.processor}, {file.images} images, views of {settings.size} px; one image is two "
+        f"views.  `recompress` is FFCV's convention (longer side ≤ {file.convert.max_side}, quality "
+        f"{file.convert.quality}); `keep` stores those byte for byte that are no longer, and encodes the "
         f"others anew.  The **decode limit** is the same "
-        f"threads doing nothing but decoding each image once.  `fastclr bench loader`, commit {machine['commit']}, "
-        f"torch {machine['versions']['torch']}, torchvision {machine['versions']['torchvision']}."
+        f"threads doing nothing but decoding each image once.  `fastclr bench loader`, commit {machine.commit}, "
+        f"torch {machine.versions['torch']}, torchvision {machine.versions['torchvision']}."
     )
 
 
-def _file_label(report: dict[str, Any]) -> str:
-    convert = report["file"]["convert"]
-    return f"`--jpeg {convert['jpeg']}`" if convert.get("jpeg") else report["file"]["name"]
+def _file_label(report: LoaderReport) -> str:
+    convert = report.file.convert
+    return f"`--jpeg {convert.jpeg}`" if convert.jpeg else report.file.name
 
 
-def _cell(report: dict[str, Any], what: str, name: str) -> str:
-    for row in report["results"].get(what, []):
-        if row["name"] == name:
-            if row["error"]:
+def _cell(report: LoaderReport, what: str, name: str) -> str:
+    for row in report.results.get(what, []):
+        if row.name == name:
+            if row.error:
                 return "not measured"
-            return f"{row['median']:,.0f} ({row['median'] / report['decode_limit']['median']:.0%})"
+            return f"{row.median:,.0f} ({row.median / report.decode_limit.median:.0%})"
     return "not measured"
 
 
@@ -73,7 +73,7 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 def readme_tables() -> dict[str, str]:
     """The tables of README.md, by marker."""
-    reports = [load(RESULTS / f"loader-{name}.json") for name in ("recompress", "keep")]
+    reports = [load(RESULTS / f"loader-{name}.json", LoaderReport) for name in ("recompress", "keep")]
     return {
         "loader-table": loader_table(reports),
         "loader-caption": loader_caption(reports[0]),
@@ -84,7 +84,10 @@ def readme_tables() -> dict[str, str]:
 def engines_tables() -> dict[str, str]:
     """The tables of docs/engines.md, by marker."""
     on_gpu = RESULTS / "gpu" / "agreement.json"
-    reports = [load(RESULTS / "agreement.json"), load(on_gpu) if on_gpu.exists() else unmeasured("cuda")]
+    reports = [
+        load(RESULTS / "agreement.json", AgreementReport),
+        load(on_gpu, AgreementReport) if on_gpu.exists() else unmeasured("cuda"),
+    ]
     return {"agreement-table": agreement_table(reports)}
 
 

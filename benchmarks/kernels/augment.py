@@ -5,20 +5,29 @@ has its numbers drawn beforehand, kornia draws within the call, torchvision draw
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.core.report import check_out
+from benchmarks.core.report import check_at_least_1, check_out
 from benchmarks.kernels.inputs import drawn_crops
-from benchmarks.kernels.report import Column, add_group, new_report, print_group, print_targets, row_of
-from benchmarks.kernels.roofline import augment_s
-from benchmarks.kernels.timing import Function, Variant, measure, need, need_cuda
+from benchmarks.kernels.report import (
+    Column,
+    KernelGroup,
+    KernelReport,
+    new_report,
+    print_group,
+    print_targets,
+    with_floor,
+    with_group,
+)
+from benchmarks.kernels.roofline import augment_floor_s
+from benchmarks.kernels.timing import Function, KernelRow, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from pipelines.contracts import Crops
@@ -55,15 +64,14 @@ class Options:
 
     def __post_init__(self) -> None:
         check_out(self.out)
-        if min(self.rounds, self.threads, self.batch_size or 1) < 1 or self.batch_size == 0:
-            raise ValueError("--rounds, --threads and --batch-size must be at least 1")
+        check_at_least_1(self, "rounds", "threads", "batch_size")
 
 
 def main(argv: list[str]) -> None:
     run(parse(Options, argv, "fastclr bench augment"))
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: Options) -> KernelReport:
     """Measure, print, and return the report.
 
     Raises:
@@ -71,47 +79,35 @@ def run(options: Options) -> dict[str, Any]:
     """
     device, console = pick_device(options.device), Console()
     on_gpu = device.type == "cuda"
-    batch_size, dtype = (
-        options.batch_size or (256 if on_gpu else 8),
-        torch.bfloat16 if on_gpu else torch.float32,
-    )
-    report = new_report(
-        "augment",
-        {
-            **asdict(options),
-            "batch_size": batch_size,
-            "dtype": str(dtype),
-            "out": None,
-            "device": str(device),
-        },
-    )
+    batch_size = options.batch_size or (256 if on_gpu else 8)
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    settings = {**asdict(options), "batch_size": batch_size, "dtype": str(dtype)}
+    report = new_report("augment", {**settings, "out": None, "device": str(device)})
     with torch_threads(options.threads):
         for size in sorted(options.sizes, reverse=True):  # the size with a goal first
-            rows = _group(size, batch_size, dtype, device, options)
+            rows = _measure_size(size, batch_size, dtype, device, options)
             title = f"{batch_size} images, two views each, of {size} px"
-            add_group(report, options.out, title, rows, size=size, batch_size=batch_size)
-            print_group(console, report["groups"][-1], COLUMNS)
+            group = KernelGroup(title, rows, size=size, batch_size=batch_size)
+            report = with_group(report, options.out, group)
+            print_group(console, group, COLUMNS)
     print_targets(console, report)
     return report
 
 
-def _group(
+def _measure_size(
     size: int, batch_size: int, dtype: torch.dtype, device: torch.device, options: Options
-) -> list[dict[str, Any]]:
+) -> list[KernelRow]:
     spec = ViewSpec.simclr(size)
     crops = drawn_crops(spec, batch_size, device)
-    timings = measure(
-        _variants(crops, spec, dtype, device), device, rounds=options.rounds, turn_s=options.turn_s
-    )
+    variants = _variants(crops, spec, dtype, device)
     num_views = spec.num_views * batch_size
-    floor = augment_s(num_views, size, dtype.itemsize)
+    floor = augment_floor_s(num_views, size, dtype.itemsize)
     rows = []
-    for timing in timings:
-        target = f"augment-{size}" if timing.name == "fastclr gpu, graph" else None
-        if timing.median_s is not None:
-            timing.figures["images_per_s"] = batch_size / timing.median_s
-            timing.figures["views_per_s"] = num_views / timing.median_s
-        rows.append(row_of(timing, floor, target))
+    for row in measure(variants, device, rounds=options.rounds, turn_s=options.turn_s):
+        target = f"augment-{size}" if row.name == "fastclr gpu, graph" else None
+        if row.median_s is not None:
+            row = replace(row, images_per_s=batch_size / row.median_s, views_per_s=num_views / row.median_s)
+        rows.append(with_floor(row, floor, target))
     return rows
 
 

@@ -16,11 +16,20 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.core.report import check_out
-from benchmarks.kernels.report import Column, add_group, new_report, print_group, print_targets, row_of
-from benchmarks.kernels.roofline import nt_xent_s
+from benchmarks.core.report import check_at_least_1, check_out
+from benchmarks.kernels.report import (
+    Column,
+    KernelGroup,
+    KernelReport,
+    new_report,
+    print_group,
+    print_targets,
+    with_floor,
+    with_group,
+)
+from benchmarks.kernels.roofline import nt_xent_floor_s
 from benchmarks.kernels.targets import LOSS
-from benchmarks.kernels.timing import Function, Variant, measure, need, need_cuda
+from benchmarks.kernels.timing import Function, KernelRow, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from fastclr.loss import nt_xent
@@ -63,15 +72,16 @@ class Options:
         check_out(self.out)
         if any(rows < 4 or rows % 2 for rows in self.rows):
             raise ValueError(f"--rows are both views of n images: even, and 4 or more; got {self.rows}")
-        if self.rounds < 1 or self.width < 1 or not self.temperature > 0:
-            raise ValueError("--rounds and --width must be at least 1, --temperature positive")
+        check_at_least_1(self, "rounds", "width")
+        if not self.temperature > 0:
+            raise ValueError(f"--temperature is {self.temperature}; it must be positive")
 
 
 def main(argv: list[str]) -> None:
     run(parse(Options, argv, "fastclr bench loss"))
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: Options) -> KernelReport:
     """Measure, print, and return the report.
 
     Raises:
@@ -82,16 +92,15 @@ def run(options: Options) -> dict[str, Any]:
     sizes = options.rows or ((*LOSS, 1024, 4096, 32768) if device.type == "cuda" else (256, 512, 1024))
     report = new_report("loss", {**asdict(options), "rows": sizes, "out": None, "device": str(device)})
     for num_rows in sizes:
-        rows = _group(options, num_rows, device)
-        add_group(
-            report, options.out, f"NT-Xent, {num_rows} rows of {options.width}", rows, num_rows=num_rows
-        )
-        print_group(console, report["groups"][-1], COLUMNS)
+        title = f"NT-Xent, {num_rows} rows of {options.width}"
+        group = KernelGroup(title, _measure_rows(options, num_rows, device), num_rows=num_rows)
+        report = with_group(report, options.out, group)
+        print_group(console, group, COLUMNS)
     print_targets(console, report)
     return report
 
 
-def _group(options: Options, num_rows: int, device: torch.device) -> list[dict[str, Any]]:
+def _measure_rows(options: Options, num_rows: int, device: torch.device) -> list[KernelRow]:
     z = correlated_pairs(num_rows // 2, options.width).to(device, DTYPES[options.dtype]).requires_grad_()
 
     @cache
@@ -139,14 +148,14 @@ def _group(options: Options, num_rows: int, device: torch.device) -> list[dict[s
                 note="product in bfloat16, softmax in float32",
             ),
         ]
-    timings = measure(variants, device, rounds=options.rounds, turn_s=options.turn_s)
-    floor = nt_xent_s(num_rows, options.width, z.element_size())
+    rows = measure(variants, device, rounds=options.rounds, turn_s=options.turn_s)
+    floor = nt_xent_floor_s(num_rows, options.width, z.element_size())
     judged = {"fastclr fused, graph": f"loss-{num_rows}"} if options.width == 128 else {}
-    return [row_of(timing, floor, judged.get(timing.name)) for timing in timings]
+    return [with_floor(row, floor, judged.get(row.name)) for row in rows]
 
 
 def correlated_pairs(n: int, width: int, seed: int = 0) -> Tensor:
-    """float32 [2n, width]: rows of uneven length whose positives are nearer than their negatives."""
+    """Return float32 [2n, width]: rows of uneven length whose positives are nearer than their negatives."""
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(n, width, generator=generator)
     second = first + 0.5 * torch.randn(n, width, generator=generator)
@@ -154,7 +163,7 @@ def correlated_pairs(n: int, width: int, seed: int = 0) -> Tensor:
 
 
 def plain_nt_xent(z: Tensor, temperature: float, product_dtype: torch.dtype | None = None) -> Tensor:
-    """NT-Xent as it is commonly written, with the whole M × M matrix.
+    """Compute NT-Xent as it is commonly written, with the whole M × M matrix.
 
     Args:
         z: [M, D], view 0 first.

@@ -10,10 +10,19 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.core.report import check_out
+from benchmarks.core.report import check_at_least_1, check_out
 from benchmarks.kernels.inputs import random_parameters
-from benchmarks.kernels.report import Column, add_group, new_report, print_group, print_targets, row_of
-from benchmarks.kernels.roofline import lars_s
+from benchmarks.kernels.report import (
+    Column,
+    KernelGroup,
+    KernelReport,
+    new_report,
+    print_group,
+    print_targets,
+    with_floor,
+    with_group,
+)
+from benchmarks.kernels.roofline import lars_floor_s
 from benchmarks.kernels.timing import Function, NotMeasured, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
 from fastclr.device import pick_device
@@ -40,15 +49,14 @@ class Options:
 
     def __post_init__(self) -> None:
         check_out(self.out)
-        if self.rounds < 1:
-            raise ValueError("--rounds must be at least 1")
+        check_at_least_1(self, "rounds")
 
 
 def main(argv: list[str]) -> None:
     run(parse(Options, argv, "fastclr bench optimizer"))
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: Options) -> KernelReport:
     """Measure, print, and return the report.
 
     Raises:
@@ -58,29 +66,21 @@ def run(options: Options) -> dict[str, Any]:
     model = options.model or ("resnet50" if device.type == "cuda" else "resnet18")
     shapes = resnet_shapes(model)
     num_params = sum(shape.numel() for shape in shapes)
-    report = new_report(
-        "optimizer",
-        {
-            **asdict(options),
-            **SETTINGS,
-            "model": model,
-            "num_params": num_params,
-            "out": None,
-            "device": str(device),
-        },
-    )
-    timings = measure(_variants(shapes, device), device, rounds=options.rounds, turn_s=options.turn_s)
+    settings = {**asdict(options), **SETTINGS, "model": model, "num_params": num_params}
+    report = new_report("optimizer", {**settings, "out": None, "device": str(device)})
+    rows = measure(_variants(shapes, device), device, rounds=options.rounds, turn_s=options.turn_s)
     judged = {"fastclr fused, graph": "lars-resnet50"} if model == "resnet50" else {}
-    rows = [row_of(timing, lars_s(num_params), judged.get(timing.name)) for timing in timings]
+    rows = [with_floor(row, lars_floor_s(num_params), judged.get(row.name)) for row in rows]
     title = f"LARS step, {model}: {num_params / 1e6:.1f} M parameters in {len(shapes)} tensors"
-    add_group(report, options.out, title, rows, num_params=num_params)
-    print_group(console, report["groups"][0], COLUMNS)
+    group = KernelGroup(title, rows, num_params=num_params)
+    report = with_group(report, options.out, group)
+    print_group(console, group, COLUMNS)
     print_targets(console, report)
     return report
 
 
 def resnet_shapes(name: str) -> list[torch.Size]:
-    """Shapes of all parameters of a torchvision ResNet, in its order.
+    """Return the shapes of all parameters of a torchvision ResNet, in its order.
 
     Raises:
         ValueError: torchvision has no such ResNet.
@@ -144,5 +144,5 @@ def _need_apex() -> None:
         import amp_C  # noqa: F401
     except ImportError:
         raise NotMeasured(
-            "NVIDIA apex is not here: docker run --gpus all nvcr.io/nvidia/pytorch:25.06-py3 has it, no package index"
+            "NVIDIA apex is not installed; no index has it: docker run --gpus all nvcr.io/nvidia/pytorch:25.06-py3"
         ) from None

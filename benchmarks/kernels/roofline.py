@@ -1,9 +1,9 @@
-"""What the hardware allows: the least time of each kernel on one H100, from its operations and its bytes.
+"""The roofline: the shortest time of each kernel on one H100, from its operations and its bytes.
 
 A floor is the largest of three times: operations over the rate of the matrix units, bytes (each input read once,
 each output written once) over the memory's bandwidth, and exponentials over the rate of their units.  No version
-runs much faster; time over floor is what is left to gain.  On another GPU the floor is still an H100's, and the
-row says which GPU was measured.
+runs much faster; time over floor is the most that can still be gained.  On another GPU the floor is still an H100's,
+and the row says which GPU was measured.
 
 Legend: M rows of both views, D width, S pixels of a view's side.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates that are reached in practice, not those of the data sheet."""
+    """A GPU's rates as they are reached in practice, not those of the data sheet."""
 
     name: str
     half_flops: float
@@ -33,10 +33,12 @@ class Gpu:
 H100 = Gpu("H100", 800e12, 3.0e12, 132, 1.7e9, 16)
 
 
-def nt_xent_s(num_rows: int, width: int, bytes_per_value: int = 4, gpu: Gpu = H100) -> float:
-    """Forward and backward: 2M²D operations for the logits, 4M²D for logits and gradient, an exp each.
+def nt_xent_floor_s(num_rows: int, width: int, bytes_per_value: int = 4, gpu: Gpu = H100) -> float:
+    """Return the floor of NT-Xent, forward and backward.
 
-    >>> round(nt_xent_s(8192, 128) * 1e6)
+    2M²D operations for the logits, 4M²D for logits and gradient, and an exponential for each.
+
+    >>> round(nt_xent_floor_s(8192, 128) * 1e6)
     64
     """
     flops = 6 * num_rows**2 * width
@@ -45,24 +47,28 @@ def nt_xent_s(num_rows: int, width: int, bytes_per_value: int = 4, gpu: Gpu = H1
     return max(flops / gpu.half_flops, moved / gpu.bytes_per_s, exps / gpu.exps_per_s)
 
 
-def lars_s(num_params: int, gpu: Gpu = H100) -> float:
-    """28 bytes a parameter: weight and gradient for the norms; those, momentum, and two writes for the update.
+def lars_floor_s(num_params: int, gpu: Gpu = H100) -> float:
+    """Return the floor of a LARS step, which moves 28 bytes a parameter.
 
-    >>> round(lars_s(25_557_032) * 1e6)
+    Weight and gradient for the norms; those, momentum, and two writes for the update.
+
+    >>> round(lars_floor_s(25_557_032) * 1e6)
     239
     """
     return 28 * num_params / gpu.bytes_per_s
 
 
-def augment_s(num_views: int, size: int, bytes_per_value: int = 2, gpu: Gpu = H100) -> float:
-    """3S² bytes read once, 3S² values written once; the blur's own traffic is not counted.
+def augment_floor_s(num_views: int, size: int, bytes_per_value: int = 2, gpu: Gpu = H100) -> float:
+    """Return the floor of the augmentation: 3S² bytes read once, 3S² values written once.
 
-    >>> round(augment_s(512, 224) * 1e6)
+    The blur's own traffic is not counted.
+
+    >>> round(augment_floor_s(512, 224) * 1e6)
     77
     """
     return num_views * 3 * size**2 * (1 + bytes_per_value) / gpu.bytes_per_s
 
 
-def flops_s(flops: float, gpu: Gpu = H100) -> float:
-    """Matrix products and convolutions at the full rate of the matrix units."""
+def flops_floor_s(flops: float, gpu: Gpu = H100) -> float:
+    """Return the time of matrix products and convolutions at the full rate of the matrix units."""
     return flops / gpu.half_flops

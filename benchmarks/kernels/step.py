@@ -11,20 +11,30 @@ synchronisation.
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import tyro
 from rich.console import Console
 
-from benchmarks.core.report import check_out
-from benchmarks.kernels.report import Column, add_group, new_report, print_group, print_targets, row_of
-from benchmarks.kernels.roofline import augment_s, flops_s, lars_s, nt_xent_s
+from benchmarks.core.report import check_at_least_1, check_out
+from benchmarks.kernels.report import (
+    Column,
+    KernelGroup,
+    KernelReport,
+    new_report,
+    print_group,
+    print_targets,
+    with_floor,
+    with_group,
+)
+from benchmarks.kernels.roofline import augment_floor_s, flops_floor_s, lars_floor_s, nt_xent_floor_s
 from benchmarks.kernels.step_parts import Z_WIDTH, FedStep, Shape, Step, flops_per_image, need_capture
-from benchmarks.kernels.timing import Function, Timing, Variant, measure
+from benchmarks.kernels.timing import Function, KernelRow, Variant, measure
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from fastclr.train.distributed import Ranks, process_group, ranks_from_env
@@ -74,10 +84,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_out(self.out)
-        for name in ("rounds", "calls", "size", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        check_at_least_1(self, "rounds", "calls", "size", "threads")
         if self.batch_size is not None and self.batch_size < 2:
             raise ValueError(
                 f"--batch-size is {self.batch_size}; negatives come from the batch, it must be at least 2"
@@ -90,7 +97,7 @@ def main(argv: list[str]) -> None:
     run(parse(Options, argv, "fastclr bench step"))
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: Options) -> KernelReport:
     """Measure, print on rank 0, and return the report.
 
     Raises:
@@ -114,12 +121,12 @@ def run(options: Options) -> dict[str, Any]:
             if shape.name not in options.only:
                 continue
             shape = shape.changed(options.batch_size, options.size)
-            rows = _group(options, shape, dtype, ranks, device)
+            rows = _measure_shape(options, shape, dtype, ranks, device)
             shares = _shares(rows, ranks)
             title = f"{shape.title()}, {settings['precision']}, {ranks.world_size} rank(s)"
-            out = options.out if ranks.is_main else None
-            add_group(report, out, title, rows, shape=asdict(shape), shares=shares)
-            print_group(console, report["groups"][-1], COLUMNS)
+            group = KernelGroup(title, rows, shape=asdict(shape), shares=shares)
+            report = with_group(report, options.out if ranks.is_main else None, group)
+            print_group(console, group, COLUMNS)
             found = [
                 f"{name} {'not measured' if share is None else f'{share:.1%}'}"
                 for name, share in shares.items()
@@ -139,9 +146,9 @@ def _cudnn_search() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _group(
+def _measure_shape(
     options: Options, shape: Shape, dtype: torch.dtype, ranks: Ranks, device: torch.device
-) -> list[dict[str, Any]]:
+) -> list[KernelRow]:
     def make(global_bn: bool = True) -> Step:
         return Step(
             shape, device, dtype, channels_last=options.channels_last, compiled=options.compile,
@@ -183,47 +190,56 @@ def _group(
         steps.append(Variant(GRAPH, graph, graph=True, note="on canned views, one CUDA graph"))
     with closing(batches):
         # ranks wait for each other in a call, so they must agree on the number of calls
-        timings = measure(steps, device, rounds=options.rounds, calls=calls, together=True)
-        whole_s, loaded = timings[0].median_s, timings[1]
+        timed = partial(measure, device=device, rounds=options.rounds, mean_of_turn=True)
+        rows = timed(steps, calls=calls)
+        whole_s, loaded = rows[0].median_s, rows[1]
         if loaded.median_s is not None:
-            loaded.figures["data_wait_share"] = fed.wait_s() / mean(loaded.turns_s)
-            loaded.figures["slower_share"] = max(0.0, 1 - whole_s / loaded.median_s) if whole_s else None
-        timings += measure(pieces, device, rounds=options.rounds, calls=max(calls // 4, 1), together=True)
-    return _rows(timings, shape, step, ranks)
+            rows[1] = replace(
+                loaded,
+                data_wait_share=fed.wait_s() / mean(loaded.turns_s),
+                slower_share=max(0.0, 1 - whole_s / loaded.median_s) if whole_s else None,
+            )
+        rows += timed(pieces, calls=max(calls // 4, 1))
+    return _with_figures(rows, shape, step, ranks)
 
 
-def _rows(timings: list[Timing], shape: Shape, step: Step, ranks: Ranks) -> list[dict[str, Any]]:
-    whole_s = timings[0].median_s
+def _with_figures(rows: list[KernelRow], shape: Shape, step: Step, ranks: Ranks) -> list[KernelRow]:
+    """Return the rows with their rates, floors and shares of the whole step, which is the first row."""
+    whole_s = rows[0].median_s
     views = 2 * shape.batch_size
     floors = {
-        "encoder and head": flops_s(flops_per_image(shape) * shape.batch_size),
+        "encoder and head": flops_floor_s(flops_per_image(shape) * shape.batch_size),
         # a rank computes its own rows of the similarities with all
-        "loss": nt_xent_s(views * ranks.world_size, Z_WIDTH) / ranks.world_size,
-        "optimizer": lars_s(sum(p.numel() for p in step.params)),
+        "loss": nt_xent_floor_s(views * ranks.world_size, Z_WIDTH) / ranks.world_size,
+        "optimizer": lars_floor_s(sum(p.numel() for p in step.params)),
     }
     step_floor = sum(floors.values())
-    floors["augment"] = augment_s(views, shape.size, step.dtype.itemsize)
-    rows = []
-    for timing in timings:
-        if timing.median_s is not None:
-            timing.figures["images_per_s"] = shape.batch_size * ranks.world_size / timing.median_s
-            timing.figures["step_share"] = timing.median_s / whole_s if whole_s else None
-        target = shape.name if timing.name == LOADED else None
-        rows.append(row_of(timing, floors.get(timing.name, step_floor), target))
-    return rows
+    floors["augment"] = augment_floor_s(views, shape.size, step.dtype.itemsize)
+    found = []
+    for row in rows:
+        if row.median_s is not None:
+            row = replace(
+                row,
+                images_per_s=shape.batch_size * ranks.world_size / row.median_s,
+                step_share=row.median_s / whole_s if whole_s else None,
+            )
+        target = shape.name if row.name == LOADED else None
+        found.append(with_floor(row, floors.get(row.name, step_floor), target))
+    return found
 
 
-def _shares(rows: list[dict[str, Any]], ranks: Ranks) -> dict[str, float | None]:
-    """Of a step: waiting for data, what the loader costs in all, batch norms' synchronisation, loss, optimizer."""
-    by_name = {row["name"]: row for row in rows}
-    whole_s, local_s = by_name[CANNED]["median_s"], by_name.get(LOCAL, {}).get("median_s")
+def _shares(rows: list[KernelRow], ranks: Ranks) -> dict[str, float | None]:
+    """Return the shares of a step: data wait, the loader's whole cost, batch norm synchronisation, loss, optimizer."""
+    by_name = {row.name: row for row in rows}
+    whole_s = by_name[CANNED].median_s
+    local_s = by_name[LOCAL].median_s if LOCAL in by_name else None
     sync = 0.0 if ranks.world_size == 1 else None
     if whole_s and local_s:
         sync = max(0.0, 1 - local_s / whole_s)
     return {
-        "data wait": by_name[LOADED].get("data_wait_share"),
-        "slower with loader": by_name[LOADED].get("slower_share"),
+        "data wait": by_name[LOADED].data_wait_share,
+        "slower with loader": by_name[LOADED].slower_share,
         "batch norm sync": sync,
-        "loss": by_name["loss"].get("step_share"),
-        "optimizer": by_name["optimizer"].get("step_share"),
+        "loss": by_name["loss"].step_share,
+        "optimizer": by_name["optimizer"].step_share,
     }

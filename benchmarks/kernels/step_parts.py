@@ -43,7 +43,7 @@ class Shape:
     """Source images of a step on each rank."""
 
     def changed(self, batch_size: int | None, size: int | None) -> "Shape":
-        """With another batch or size where they are given."""
+        """Return the shape with another batch or size where they are given."""
         return replace(self, batch_size=batch_size or self.batch_size, size=size or self.size)
 
     def title(self) -> str:
@@ -92,9 +92,8 @@ class Step:
         model: nn.Module = make_model(shape).to(device)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
-        self._forward = data_parallel(
-            model, ranks, compiled=compiled, global_bn=global_bn
-        )  # as training does
+        # as training does
+        self._forward = data_parallel(model, ranks, compiled=compiled, global_bn=global_bn)
         self.params = list(model.parameters())
         self._optimizer = LARS(self.params, lr=1e-3, weight_decay=1e-6)
         self._crops = drawn_crops(self.spec, shape.batch_size, device)
@@ -190,8 +189,10 @@ class FedStep:
     WARM = 4
     """First requests, which aren't counted: until the loader is at work."""
 
-    def __init__(self, step: Step, batches: Iterator[Tensor]) -> None:
-        self._step, self._batches = step, batches
+    def __init__(
+        self, step: Step, batches: Iterator[Tensor], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._step, self._batches, self._clock = step, batches, clock
         self._marks: list[tuple[Any, Any]] = []
 
     def __call__(self) -> None:
@@ -210,7 +211,7 @@ class FedStep:
 
     def _mark(self) -> Any:
         if self._step.device.type == "cpu":
-            return time.perf_counter()
+            return self._clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -229,7 +230,7 @@ def write_drawn_file(path: Path, shape: Shape, world_size: int) -> Path:
 
 
 def need_capture(step: Step) -> None:
-    """Raises `NotMeasured` where a step can't be captured as a CUDA graph."""
+    """Raise `NotMeasured` where a step can't be captured as a CUDA graph."""
     if step.device.type != "cuda":
         raise NotMeasured("needs a CUDA device")
     if step.ranks.world_size > 1:

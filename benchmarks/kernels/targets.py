@@ -3,12 +3,13 @@
 `targets_table(folder)` reads the JSON files of `make gpu-check`; what is not there reads "not measured".
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.core.report import load
+from benchmarks.core.report import from_json
+from benchmarks.kernels.timing import KernelRow
 
 NOT_MEASURED, MET, MISSED = "not measured", "met", "missed"
 
@@ -20,9 +21,9 @@ class Target:
     benchmark: str
     what: str
     key: str
-    """Of the row that is judged: rows carry it as `target`."""
+    """The row that is judged carries it as `target`."""
     figure: str
-    """Which figure of the row."""
+    """Field of the row that is judged."""
     limit: float
     at_least: bool = False
     """Whether the figure must be the limit or more, rather than the limit or less."""
@@ -33,6 +34,21 @@ class Target:
         if self.figure.endswith("_share"):
             return f"{value:.1%}"
         return time_text(value)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a target is reached."""
+
+    what: str
+    goal: str
+    state: str = NOT_MEASURED
+    """`met`, `missed` or `not measured`."""
+    measured: str | None = None
+    """The figure with its unit."""
+    value: float | None = None
+    floor_share: float | None = None
+    device: str | None = None
 
 
 LOSS = {8192: 110e-6, 16384: 410e-6, 65536: 6.6e-3}
@@ -64,48 +80,49 @@ def time_text(seconds: float) -> str:
     raise AssertionError(seconds)
 
 
-def judge(benchmark: str, report: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """What a report says of the benchmark's targets; only rows of a CUDA device count."""
-    found = []
-    for target in TARGETS:
-        if target.benchmark != benchmark:
-            continue
-        row = next((r for r in _rows(report) if r.get("target") == target.key), None)
-        value = row.get(target.figure) if row is not None and row["device"] != "cpu" else None
-        if value is None:
-            state = NOT_MEASURED
-        else:
-            state = MET if (value >= target.limit if target.at_least else value <= target.limit) else MISSED
-        found.append(
-            {
-                "what": target.what,
-                "goal": ("≥ " if target.at_least else "≤ ") + target.text(target.limit),
-                "measured": None if value is None else target.text(value),
-                "value": value,
-                "floor_share": None if value is None or row is None else row.get("floor_share"),
-                "state": state,
-                "device": None if value is None or row is None else row["device"],
-            }
-        )
-    return found
+def judge(benchmark: str, rows: Sequence[KernelRow]) -> list[Judgement]:
+    """Judge the benchmark's targets by its rows; only those of a CUDA device count."""
+    return [_judge(target, rows) for target in TARGETS if target.benchmark == benchmark]
+
+
+def _judge(target: Target, rows: Sequence[KernelRow]) -> Judgement:
+    goal = ("≥ " if target.at_least else "≤ ") + target.text(target.limit)
+    row = next((row for row in rows if row.target == target.key), None)
+    value = getattr(row, target.figure) if row is not None and row.device != "cpu" else None
+    if row is None or value is None:
+        return Judgement(target.what, goal)
+    reached = value >= target.limit if target.at_least else value <= target.limit
+    state = MET if reached else MISSED
+    return Judgement(target.what, goal, state, target.text(value), value, row.floor_share, row.device)
 
 
 def targets_table(folder: Path) -> str:
-    """Markdown: a row per target, from the reports in a folder."""
+    """Return Markdown: a row per target, from the reports in a folder."""
     lines = ["| on one GPU | goal | measured | share of the floor | |", "|---|---:|---:|---:|---|"]
     devices = set()
     for benchmark in dict.fromkeys(target.benchmark for target in TARGETS):
-        path = folder / f"{benchmark}.json"
-        for row in judge(benchmark, load(path) if path.exists() else None):
-            share = "" if row["floor_share"] is None else f"{row['floor_share']:.0%}"
-            state = "" if row["state"] == NOT_MEASURED else row["state"]
+        for found in judge(benchmark, load_rows(folder / f"{benchmark}.json")):
+            share = "" if found.floor_share is None else f"{found.floor_share:.0%}"
+            state = "" if found.state == NOT_MEASURED else found.state
             lines.append(
-                f"| {row['what']} | {row['goal']} | {row['measured'] or NOT_MEASURED} | {share} | {state} |"
+                f"| {found.what} | {found.goal} | {found.measured or NOT_MEASURED} | {share} | {state} |"
             )
-            devices |= {row["device"]} - {None}
-    return "\n".join([*lines, *(f"\nMeasured on {device}." for device in sorted(devices))])
+            devices |= {found.device} - {None}
+    return "\n".join([*lines, *(f"\nMeasured on {device}." for device in sorted(filter(None, devices)))])
 
 
-def _rows(report: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    for group in (report or {}).get("groups", []):
-        yield from group["rows"]
+def load_rows(path: Path) -> list[KernelRow]:
+    """Return the rows of a report; none if there is no such file.
+
+    Raises:
+        ValueError: the file is not such a report.
+    """
+    if not path.exists():
+        return []
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8"))["groups"]
+        return [
+            from_json(KernelRow, row, f"row {row.get('name')}") for group in groups for row in group["rows"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a report of `fastclr bench`: {error}") from error

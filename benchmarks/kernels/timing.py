@@ -17,12 +17,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 
@@ -34,6 +34,7 @@ MAX_CALLS = 50
 """Calls of a turn, at most."""
 
 Function = Callable[[], Any]
+Value = TypeVar("Value")
 
 
 class NotMeasured(Exception):
@@ -50,51 +51,64 @@ class Variant:
     graph: bool = False
     """Replay the function as a captured CUDA graph; it must not wait for the device."""
     check: Callable[[Any], dict[str, Any]] | None = None
-    """Figures of a call's result, for the row (its error, say)."""
+    """Gives fields of the row from a call's result: its error, say."""
     note: str = ""
     """What sets it apart, where the name doesn't say."""
 
 
-@dataclass
-class Timing:
+@dataclass(frozen=True)
+class KernelRow:
     """What was measured of a variant."""
 
     name: str
     device: str
     """What it was measured on: "cpu", or the GPU's name."""
-    method: str
+    method: str = ""
     """perf_counter, CUDA events, or CUDA graph."""
     note: str = ""
     turns_s: list[float] = field(default_factory=list)
-    """Seconds of a call: the median of each turn."""
+    """Seconds of a call, one value a turn."""
     calls: int = 0
     """Timed calls in all."""
     peak_bytes: int | None = None
     """Memory that a call takes beside its inputs, its result included: on a GPU what torch allocates, on a CPU
     resident memory, which the allocator gives back when it likes; None: this platform doesn't tell."""
-    figures: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     """Why there is no number."""
+    gradient_error: float | None = None
+    """‖g − g₆₄‖ / ‖g₆₄‖ of a loss."""
+    images_per_s: float | None = None
+    """Source images per second."""
+    views_per_s: float | None = None
+    step_share: float | None = None
+    """Time over that of a whole step."""
+    data_wait_share: float | None = None
+    """Share of a step spent waiting for its views."""
+    slower_share: float | None = None
+    """Share of a step that it takes longer for the loader beside it."""
+    floor_s: float | None = None
+    """The shortest time that the hardware allows; None on a CPU."""
+    floor_share: float | None = None
+    """Floor over time; 1 is as fast as the hardware allows."""
+    target: str | None = None
+    """Key of the target that is judged by this row."""
+    derived: ClassVar[tuple[str, ...]] = ("median_s", "low_s", "high_s", "rounds")
 
     @property
     def median_s(self) -> float | None:
         return median(self.turns_s) if self.turns_s and not self.error else None
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "device": self.device,
-            "method": self.method,
-            "note": self.note,
-            "median_s": self.median_s,
-            "low_s": min(self.turns_s) if self.median_s else None,
-            "high_s": max(self.turns_s) if self.median_s else None,
-            "rounds": len(self.turns_s),
-            "calls": self.calls,
-            "peak_bytes": self.peak_bytes,
-            **self.figures,
-            "error": self.error,
-        }
+    @property
+    def low_s(self) -> float | None:
+        return min(self.turns_s) if self.turns_s and not self.error else None
+
+    @property
+    def high_s(self) -> float | None:
+        return max(self.turns_s) if self.turns_s and not self.error else None
+
+    @property
+    def rounds(self) -> int:
+        return len(self.turns_s)
 
 
 def device_name(device: torch.device) -> str:
@@ -102,13 +116,13 @@ def device_name(device: torch.device) -> str:
 
 
 def need(package: str, install: str = "'fastclr[bench]'") -> None:
-    """Raises `NotMeasured`, with the command that installs it, where a package is missing."""
+    """Raise `NotMeasured`, with the command that installs it, where a package is missing."""
     if importlib.util.find_spec(package) is None:
         raise NotMeasured(f"{package} is not installed: pip install {install}")
 
 
 def need_cuda(device: torch.device) -> None:
-    """Raises `NotMeasured` on a CPU."""
+    """Raise `NotMeasured` on a CPU."""
     if device.type != "cuda":
         raise NotMeasured("needs a CUDA device")
 
@@ -120,8 +134,9 @@ def measure(
     rounds: int = 5,
     turn_s: float = 0.1,
     calls: int | None = None,
-    together: bool = False,
-) -> list[Timing]:
+    mean_of_turn: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[KernelRow]:
     """Time each variant in turns.  One that fails keeps its reason, and the others go on.
 
     Args:
@@ -130,27 +145,30 @@ def measure(
         rounds: turns of each variant.
         turn_s: seconds that a turn takes, about; at least three calls.
         calls: calls of a turn, instead of `turn_s`: ranks that wait for each other must agree on them.
-        together: time a turn's calls as one, as a loop runs them, and divide: what happens only now and then
-            (waiting for data) counts then too.  Otherwise a GPU's L2 cache is emptied of a call's inputs before it.
+        mean_of_turn: time all calls of a turn with one clock (mean) instead of each (median), so that rare stalls,
+            as in waiting for data, count.  Otherwise a GPU's L2 cache is emptied of a call's inputs before it.
+        clock: seconds, for a CPU; a GPU is timed by its own events.
     """
-    timings = [Timing(v.name, device_name(device), _method(v, device), v.note) for v in variants]
+    rows = [KernelRow(v.name, device_name(device), _method(v, device), v.note) for v in variants]
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        cleaner = _Cleaner(device) if device.type == "cuda" else None
-        functions: list[tuple[Function, int] | None] = []
-        for variant, timing in zip(variants, timings, strict=True):
-            functions.append(_attempt(timing, partial(_prepare, variant, timing, device, turn_s, calls)))
+        timer = _CpuTimer(clock) if device.type == "cpu" else _GpuTimer(device)
+        prepared: list[_Prepared | None] = []
+        for place, variant in enumerate(variants):
+            found, error = _attempt(partial(_prepare, variant, device, timer, turn_s, calls))
+            prepared.append(found)
+            rows[place] = replace(rows[place], error=error, **(found.figures if found else {}))
         for number in range(rounds):
             for offset in range(len(variants)):
                 place = (number + offset) % len(variants)
-                timing, prepared = timings[place], functions[place]
-                if prepared is None or timing.error:
+                row, ready = rows[place], prepared[place]
+                if ready is None or row.error:
                     continue
-                function, count = prepared
-                turn = _attempt(timing, partial(_turn, function, count, device, cleaner, together))
-                if turn is not None:
-                    timing.turns_s.append(turn)
-                    timing.calls += count
-    return timings
+                turn, error = _attempt(partial(_turn, ready.function, ready.calls, timer, mean_of_turn))
+                if turn is None:
+                    rows[place] = replace(row, error=error)
+                else:
+                    rows[place] = replace(row, turns_s=[*row.turns_s, turn], calls=row.calls + ready.calls)
+    return rows
 
 
 def _method(variant: Variant, device: torch.device) -> str:
@@ -159,88 +177,108 @@ def _method(variant: Variant, device: torch.device) -> str:
     return "CUDA graph" if variant.graph else "CUDA events"
 
 
-def _attempt(timing: Timing, action: Callable[[], Any]) -> Any:
+def _attempt(action: Callable[[], Value]) -> tuple[Value | None, str]:
+    """Return what the action returns, or why it could not be done."""
     try:
-        return action()
+        return action(), ""
     except NotMeasured as reason:
-        timing.error = str(reason)
+        return None, str(reason)
     except torch.OutOfMemoryError:
-        timing.error = "out of memory"
         torch.cuda.empty_cache()
-    except (ValueError, OSError, EngineUnavailable) as error:  # what was asked for doesn't go together
-        timing.error = " ".join(str(error).split())
+        return None, "out of memory"
+    except (ValueError, OSError, EngineUnavailable) as error:  # options that exclude each other
+        return None, " ".join(str(error).split())
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
-        timing.error = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return None
+        return None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A variant that is ready to be timed."""
+
+    function: Function
+    calls: int
+    """Calls of a turn."""
+    figures: dict[str, Any]
+    """Fields of its row that are known beforehand."""
 
 
 def _prepare(
-    variant: Variant, timing: Timing, device: torch.device, turn_s: float, calls: int | None
-) -> tuple[Function, int]:
-    """The function, warm, and how often a turn calls it."""
+    variant: Variant, device: torch.device, timer: "_Timer", turn_s: float, calls: int | None
+) -> _Prepared:
+    """Warm the function up, and choose how often a turn calls it."""
     if variant.graph:
         need_cuda(device)
     function = variant.make()
     result = function()  # compiles
-    if variant.check is not None:
-        timing.figures.update(variant.check(result))
+    figures = {} if variant.check is None else variant.check(result)
     del result
-    timing.peak_bytes = _peak_bytes(function, device)
+    figures["peak_bytes"] = _peak_bytes(function, device)
     if variant.graph:
         function = captured(function)
         function()
-    once = _turn(function, 1, device, None)
-    return function, calls or min(max(int(turn_s / max(once, 1e-9)), 3), MAX_CALLS)
+    once = _turn(function, 1, timer)
+    return _Prepared(function, calls or min(max(int(turn_s / max(once, 1e-9)), 3), MAX_CALLS), figures)
 
 
-def _turn(
-    function: Function, count: int, device: torch.device, cleaner: "_Cleaner | None", together: bool = False
-) -> float:
-    """Seconds of a call: the median of `count` calls (their mean: `together`), after one that isn't counted."""
+def _turn(function: Function, calls: int, timer: "_Timer", mean_of_turn: bool = False) -> float:
+    """Return the seconds of a call, after one that isn't counted: the median, or the mean, of so many calls."""
     function()
-    repeats, inner = (1, count) if together else (count, 1)
-    clock = _wall_clock if device.type == "cpu" else _gpu_clock
-    return median(clock(function, repeats, inner, None if together else cleaner)) / inner
+    if mean_of_turn:
+        return timer.seconds(function, 1, calls, flush=False)[0] / calls
+    return median(timer.seconds(function, calls, 1))
 
 
-def _wall_clock(function: Function, repeats: int, inner: int, _: "_Cleaner | None") -> list[float]:
-    marks = [time.perf_counter()]
-    for _repeat in range(repeats):
-        for _call in range(inner):
-            function()
-        marks.append(time.perf_counter())
-    return [after - before for before, after in pairwise(marks)]
+class _Timer(Protocol):
+    """A clock for calls."""
+
+    def seconds(self, function: Function, repeats: int, inner: int, flush: bool = True) -> list[float]:
+        """Return the seconds of each of `repeats` blocks of `inner` calls.
+
+        Args:
+            flush: whether each block finds the inputs outside a GPU's L2 cache.
+        """
+        ...
 
 
-def _gpu_clock(function: Function, repeats: int, inner: int, cleaner: "_Cleaner | None") -> list[float]:
-    events = []
-    torch.cuda.synchronize()
-    for _repeat in range(repeats):
-        if cleaner is not None:
-            cleaner()
-        start, end = (torch.cuda.Event(enable_timing=True) for _event in range(2))
-        start.record()
-        for _call in range(inner):
-            function()
-        end.record()
-        events.append((start, end))
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) / 1000 for start, end in events]
+class _CpuTimer:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+
+    def seconds(self, function: Function, repeats: int, inner: int, flush: bool = True) -> list[float]:
+        marks = [self._clock()]
+        for _repeat in range(repeats):
+            for _call in range(inner):
+                function()
+            marks.append(self._clock())
+        return [after - before for before, after in pairwise(marks)]
 
 
-class _Cleaner:
-    """Fills the L2 cache with what no variant reads."""
+class _GpuTimer:
+    """CUDA events, between which the L2 cache has been filled with data that no variant reads."""
 
     def __init__(self, device: torch.device) -> None:
-        self._data = torch.ones(FLUSH_BYTES // 4, device=device)
+        self._other_data = torch.ones(FLUSH_BYTES // 4, device=device)
 
-    def __call__(self) -> None:
-        self._data.amax()
+    def seconds(self, function: Function, repeats: int, inner: int, flush: bool = True) -> list[float]:
+        events = []
+        torch.cuda.synchronize()
+        for _repeat in range(repeats):
+            if flush:
+                self._other_data.amax()
+            start, end = (torch.cuda.Event(enable_timing=True) for _event in range(2))
+            start.record()
+            for _call in range(inner):
+                function()
+            end.record()
+            events.append((start, end))
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) / 1000 for start, end in events]
 
 
 def captured(function: Function) -> Function:
-    """Replays the function's launches as one CUDA graph; its inputs must stay where they are."""
+    """Return a function that replays the function's launches as one CUDA graph; its inputs must stay where they are."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -248,7 +286,7 @@ def captured(function: Function) -> Function:
             function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # threads of a loader may allocate meanwhile: what other threads do is none of the capture's business
+    # thread_local: a loader's threads may allocate meanwhile, which is not part of the capture
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
 

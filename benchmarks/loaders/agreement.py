@@ -8,15 +8,16 @@ The reference is the engine `torchvision`: PIL decodes, `resized_crop` in float 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import tyro
 
-from benchmarks.core.machine import describe
+from benchmarks.core.machine import Machine, describe_machine
 from benchmarks.core.report import check_out, save
 from benchmarks.kernels.targets import NOT_MEASURED
+from benchmarks.loaders.report import AgreementReport, AgreementRow, AgreementSettings
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from pipelines import BetonReader, EngineUnavailable, ViewSpec
@@ -59,17 +60,8 @@ def main(argv: list[str]) -> None:
         expected = crops(reader, "torchvision", options.size)
         engines = options.engines or ENGINES_ON[options.device]
         rows = [compare(reader, name, options.size, expected, options.device) for name in engines]
-        report: dict[str, Any] = {
-            "benchmark": "agreement",
-            "machine": describe(),
-            "settings": {
-                "device": options.device,
-                "size": options.size,
-                "views": 2 * len(reader),
-                "images": len(reader),
-            },
-            "results": rows,
-        }
+        settings = AgreementSettings(options.device, options.size, 2 * len(reader), len(reader))
+        report = AgreementReport(describe_machine(), settings, rows)
     print(agreement_table([report]))
     if options.out is not None:
         save(options.out, report)
@@ -89,43 +81,43 @@ def crops(reader: BetonReader, engine: str, size: int, device: str = "cpu") -> l
 
 def compare(
     reader: BetonReader, engine: str, size: int, expected: list[np.ndarray], device: str = "cpu"
-) -> dict[str, Any]:
-    """Differences in gray levels: the largest inside and in the outermost ring of pixels, and the mean of all."""
+) -> AgreementRow:
+    """Compare an engine's crops with those that are expected."""
     try:
         found = crops(reader, engine, size, device)
     except EngineUnavailable as error:
-        return {"name": engine, "error": str(error)}
+        return AgreementRow(engine, str(error))
     inside = ring = 0
     total = count = 0
-    for ours, theirs in zip(found, expected, strict=True):
-        off = np.abs(ours.astype(np.int16) - theirs)
+    for engine_crops, reference_crops in zip(found, expected, strict=True):
+        off = np.abs(engine_crops.astype(np.int16) - reference_crops)
         total, count = total + int(off.sum()), count + off.size
         inside = max(inside, int(off[:, :, 1:-1, 1:-1].max()))
         off[:, :, 1:-1, 1:-1] = 0
         ring = max(ring, int(off.max()))
-    return {"name": engine, "error": "", "inside": inside, "ring": ring, "mean": total / count}
+    return AgreementRow(engine, "", inside, ring, total / count)
 
 
-def agreement_table(reports: list[dict[str, Any]]) -> str:
-    """Markdown: a row per engine and device."""
+def agreement_table(reports: list[AgreementReport]) -> str:
+    """Return Markdown: a row per engine and device."""
     lines = [
         "| engine | largest difference, gray levels | in the outermost row and column | mean |",
         "|---|---:|---:|---:|",
     ]
     for report in reports:
-        where = "" if report["settings"]["device"] == "cpu" else ", on a GPU"
-        for row in report["results"]:
+        where = "" if report.settings.device == "cpu" else ", on a GPU"
+        for row in report.results:
             cells = [NOT_MEASURED] * 3
-            if not row["error"]:
-                cells = [str(row["inside"]), str(row["ring"]), f"{row['mean']:.4f}"]
-            lines.append(f"| `{row['name']}`{where} | " + " | ".join(cells) + " |")
+            if not row.error:
+                cells = [str(row.inside), str(row.ring), f"{row.mean:.4f}"]
+            lines.append(f"| `{row.name}`{where} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def unmeasured(device: str) -> dict[str, Any]:
-    """A report for `agreement_table` where there is none."""
-    rows = [{"name": name, "error": NOT_MEASURED} for name in ENGINES_ON[device]]
-    return {"settings": {"device": device}, "results": rows}
+def unmeasured(device: str) -> AgreementReport:
+    """Return a report for `agreement_table` where there is none."""
+    rows = [AgreementRow(name, NOT_MEASURED) for name in ENGINES_ON[device]]
+    return AgreementReport(Machine(), AgreementSettings(device), rows)
 
 
 if __name__ == "__main__":

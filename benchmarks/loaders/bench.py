@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.core.harness import LAST_BATCHES, WARM_BATCHES, Case, measure
-from benchmarks.core.machine import describe
-from benchmarks.core.report import check_out, save
+from benchmarks.core.harness import LAST_BATCHES, WARM_BATCHES, Case, LoaderRow, measure_in_turn
+from benchmarks.core.machine import describe_machine
+from benchmarks.core.report import check_at_least_1, check_out, save
 from benchmarks.loaders.ours import OurLoader
 from benchmarks.loaders.peers.dali_graph import DaliGraph
 from benchmarks.loaders.peers.decode_limit import DecodeLimit
@@ -23,19 +23,17 @@ from benchmarks.loaders.peers.ffcv_loader import FfcvLoader
 from benchmarks.loaders.peers.lightly_loader import LightlyLoader
 from benchmarks.loaders.peers.torchvision_loader import TorchvisionLoader
 from benchmarks.loaders.plot import plot_loader, plot_scaling
-from benchmarks.loaders.scaling import measure_scaling, scaling_table
+from benchmarks.loaders.report import FileFacts, LoaderReport, LoaderSettings, ScalingReport, StoredAs
+from benchmarks.loaders.scaling import measure_scaling, relative_scaling, scaling_table
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.convert import FolderSource
 from pipelines.system.cpus import cores
 
-What = Literal["crops", "full"]
-CROPS: What = "crops"
-FULL: What = "full"
-TITLES = {
-    CROPS: "two crops, uint8",
-    FULL: "augmented, float32",
-}
+Workload = Literal["crops", "full"]
+CROPS: Workload = "crops"
+FULL: Workload = "full"
+TITLES: dict[str, str] = {CROPS: "two crops, uint8", FULL: "augmented, float32"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Options:
     """Our engines to measure."""
     peers: tuple[Literal["torchvision", "ffcv", "dali", "lightly"], ...] = ("torchvision",)
     """What else to measure; a peer whose package is missing gets a row that says how to install it."""
-    only: tuple[What, ...] = (CROPS, FULL)
+    only: tuple[Workload, ...] = (CROPS, FULL)
     """What to measure: two crops without augmentation, the full augmentation, or both."""
     scaling: tyro.conf.FlagCreatePairsOff[bool] = False
     """Measure instead how the native engine and the decode limit grow from one thread to all."""
@@ -66,8 +64,7 @@ class Options:
     """Where to write the result; the plot goes beside it."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.threads < 1 or (self.batch_size is not None and self.batch_size < 1):
-            raise ValueError("--rounds, --threads and --batch-size must be at least 1")
+        check_at_least_1(self, "rounds", "threads", "batch_size")
         if not self.sizes or min(self.sizes) < 8:
             raise ValueError(f"--sizes takes numbers of at least 8 pixels, got {self.sizes}")
         check_out(self.out)
@@ -92,45 +89,42 @@ def main(argv: list[str]) -> None:
         )
     _read_through(options.file)
     for size in options.sizes:
-        settings = {"size": size, "threads": options.threads, "batch_size": batch_size}
-        head = {"machine": describe(), "file": file, "settings": settings}
-        if options.scaling:
-            report = _scaling(options, head, console)
-        else:
-            report = _side_by_side(options, head, console)
+        settings = LoaderSettings(size, options.threads, batch_size)
+        report = (_scaling if options.scaling else _side_by_side)(options, file, settings, console)
         if not console.is_terminal:
             console.line()  # there, Live leaves the last line open
         if options.out is not None:
             suffix = f"-{size}" if len(options.sizes) > 1 else ""
             out = options.out.with_stem(options.out.stem + suffix)
             save(out, report)
-            plot = plot_scaling if options.scaling else plot_loader
-            plot(report, out.with_suffix(".svg"))
-            console.print(f"wrote {out} and {out.with_suffix('.svg')}")
+            if isinstance(report, ScalingReport):
+                plot_scaling(report, out.with_suffix(".svg"))
+            else:
+                plot_loader(report, out.with_suffix(".svg"))
+            console.print(f"wrote {out} and {out.with_suffix('.svg')}", markup=False)
 
 
-def _side_by_side(options: Options, head: dict[str, Any], console: Console) -> dict[str, Any]:
-    size, batch_size = head["settings"]["size"], head["settings"]["batch_size"]
-    groups = {
-        what: _cases(options, size, what == FULL, batch_size, head["file"]["images"]) for what in options.only
-    }
-    limit = DecodeLimit("decode limit", options.file, batch_size, options.threads)
+def _side_by_side(
+    options: Options, file: FileFacts, settings: LoaderSettings, console: Console
+) -> LoaderReport:
+    groups = {workload: _cases(options, settings, workload == FULL, file.images) for workload in options.only}
+    limit = DecodeLimit("decode limit", options.file, settings.batch_size, options.threads)
     cases: list[Case] = [limit, *(case for group in groups.values() for case in group)]
-    report: dict[str, Any] = {"benchmark": "loader", **head}
+    machine = describe_machine()
     with Live(console=console, auto_refresh=False) as live:
-        for results in measure(cases, options.rounds):
-            found = [result.as_json() for result in results]
-            report["decode_limit"], rest = found[0], iter(found[1:])
-            report["results"] = {what: [next(rest) for _ in group] for what, group in groups.items()}
+        for found in measure_in_turn(cases, options.rounds):
+            rest = iter(found[1:])
+            results = {str(workload): [next(rest) for _ in group] for workload, group in groups.items()}
+            report = LoaderReport(machine, file, settings, found[0], results)
             live.update(side_by_side_table(report), refresh=True)
     return report
 
 
-def _scaling(options: Options, head: dict[str, Any], console: Console) -> dict[str, Any]:
-    report: dict[str, Any] = {"benchmark": "loader scaling", **head}
+def _scaling(options: Options, file: FileFacts, settings: LoaderSettings, console: Console) -> ScalingReport:
+    machine = describe_machine()
     with Live(console=console, auto_refresh=False) as live:
-        for found in measure_scaling(options.file, options.rounds, **head["settings"]):
-            report.update(found)
+        for rows in measure_scaling(options.file, options.rounds, settings):
+            report = ScalingReport(machine, file, settings, rows, relative_scaling(rows))
             live.update(scaling_table(report), refresh=True)
     return report
 
@@ -146,8 +140,8 @@ def _batch_size(num_samples: int) -> int:
     return batch_size
 
 
-def _cases(options: Options, size: int, augment: bool, batch_size: int, num_images: int) -> list[Case]:
-    file, threads = options.file, options.threads
+def _cases(options: Options, settings: LoaderSettings, augment: bool, num_images: int) -> list[Case]:
+    file, threads, size, batch_size = options.file, settings.threads, settings.size, settings.batch_size
     shape = (size, augment, batch_size, threads)
     cases: list[Case] = [OurLoader(f"fastclr {engine}", file, engine, *shape) for engine in options.engines]
     if "ffcv" in options.peers:
@@ -166,29 +160,28 @@ def _cases(options: Options, size: int, augment: bool, batch_size: int, num_imag
 
 
 def _read_through(file: Path) -> None:
-    """Into the page cache, so that no case reads from the disk what the next ones find in memory."""
+    """Fill the page cache, so that no case reads from the disk what the next ones find in memory."""
     with file.open("rb") as stream:
         while stream.read(1 << 24):
             pass
 
 
-def _describe_file(reader: BetonReader) -> dict[str, Any]:
-    """What the figures depend on: how large the images are, and how they were stored."""
+def _describe_file(reader: BetonReader) -> FileFacts:
     convert = (reader.sidecar or {}).get("options", {})
-    return {
-        "name": reader.path.name,
-        "images": len(reader),
-        "bytes": reader.file_bytes,
-        "median_longer_side": int(np.median(np.maximum(reader.heights, reader.widths))),
-        "convert": {name: convert.get(name) for name in ("mode", "jpeg", "max_side", "quality")},
-    }
+    return FileFacts(
+        name=reader.path.name,
+        images=len(reader),
+        bytes=reader.file_bytes,
+        median_longer_side=int(np.median(np.maximum(reader.heights, reader.widths))),
+        convert=StoredAs(**{name: convert.get(name) for name in ("mode", "jpeg", "max_side", "quality")}),
+    )
 
 
-def side_by_side_table(report: dict[str, Any]) -> Group:
-    limit, file, settings = report["decode_limit"], report["file"], report["settings"]
+def side_by_side_table(report: LoaderReport) -> Group:
+    limit, file, settings = report.decode_limit, report.file, report.settings
     table = Table(
-        title=f"{file['name']}: {file['images']} images, views of {settings['size']} px, {settings['threads']} threads",
-        caption=f"medians of {limit['rounds']} interleaved rounds; one image is two views; limit: share of the "
+        title=f"{file.name}: {file.images} images, views of {settings.size} px, {settings.threads} threads",
+        caption=f"medians of {limit.rounds} interleaved rounds; one image is two views; limit: share of the "
         "decode limit; CPU ms: of all processes, per image; first: seconds to the first batch, warm",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -199,27 +192,27 @@ def side_by_side_table(report: dict[str, Any]) -> Group:
         table.add_column(heading, justify="right", no_wrap=True)
     remarks = []
 
-    def add(row: dict[str, Any]) -> None:
-        if row["error"]:
-            remarks.append(f"{row['name']}: {row['error']}")
-            table.add_row(row["name"], "failed")
-        elif row["rounds"]:
-            if row["lacks"]:
-                remarks.append(f"{row['name']} lacks {row['lacks']}")
+    def add(row: LoaderRow) -> None:
+        if row.error:
+            remarks.append(f"{row.name}: {row.error}")
+            table.add_row(row.name, "failed")
+        elif row.rounds:
+            if row.lacks:
+                remarks.append(f"{row.name} lacks {row.lacks}")
             table.add_row(
-                row["name"],
-                f"{row['median']:,.0f}",
-                f"{row['low']:,.0f}–{row['high']:,.0f}",
-                f"{row['median'] / limit['median']:.0%}" if limit["rounds"] else "",
-                f"{median(row['cpu_s_per_1000']):.2f}",
-                f"{row['peak_bytes'] / 2**20:,.0f}",
-                f"{row['first_batch_s']:.2f}",
+                row.name,
+                f"{row.median:,.0f}",
+                f"{row.low:,.0f}–{row.high:,.0f}",
+                f"{row.median / limit.median:.0%}" if limit.rounds else "",
+                f"{median(row.cpu_s_per_1000):.2f}",
+                f"{row.peak_bytes / 2**20:,.0f}",
+                f"{row.first_batch_s:.2f}",
             )
 
     add(limit)
-    for what, rows in report["results"].items():
+    for workload, rows in report.results.items():
         table.add_section()
-        table.add_row(TITLES[what], style="bold")
+        table.add_row(TITLES.get(workload, workload), style="bold")
         for row in rows:
             add(row)
-    return Group(table, *map(Text, dict.fromkeys(remarks)))  # 'fastclr[ffcv]' is no markup
+    return Group(table, *map(Text, dict.fromkeys(remarks)))  # Text: 'fastclr[ffcv]' is not markup

@@ -126,8 +126,7 @@ def _identity(reader: Any) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
     from fastclr import __version__
+    from pipelines.system.versions import package_versions
 
-    return {"fastclr": __version__, "torch": version("torch"), "numpy": version("numpy")}
+    return {"fastclr": __version__, **package_versions("torch", "numpy")}

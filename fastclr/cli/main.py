@@ -22,7 +22,7 @@ COMMANDS = {
     "evaluate": "weighted kNN and linear probe of a trained encoder",
     "doctor": "what can run here, how fast, and what would make the rest run",
     "bench": "measure the parts, in images per second",
-    "demo": "the whole way in two minutes, with a report",
+    "demo": "the whole way in a few minutes, with a report",
 }
 LONG_COMMANDS = {"convert", "train", "evaluate", "bench", "demo"}
 """Commands that go on working when nobody reads what they print."""

@@ -9,20 +9,21 @@ from pipelines.convert import Source, open_source
 
 TEST_SHARE = 0.2
 """Share of the user's images that is held out."""
-MOST_IMAGES = 20_000
-"""Of a larger folder this many are taken, at random: a demo is no training."""
-LEAST_IMAGES = 20
+MAX_IMAGES = 20_000
+"""Images taken from a larger folder, at random: a demo is no training."""
+MIN_IMAGES = 20
+"""A smaller folder is refused."""
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 @dataclass(eq=False)
-class Part:
+class Subset:
     """Some images of a source, as a source."""
 
     whole: Source
     numbers: np.ndarray
-    """int64: which."""
+    """int64: the numbers of its images in the whole."""
 
     def __post_init__(self) -> None:
         self.kind, self.class_names, self.remarks = (
@@ -41,14 +42,14 @@ class Part:
 
 
 def split_folder(folder: Path, seed: int = 0) -> tuple[Source, Source]:
-    """Training and test images of the user's folder.
+    """Split the user's folder into training and test images.
 
     A folder that holds a folder `train` and one `test` (or `val`) is taken as it is split; of any other, a
     fifth of the images, drawn at random, is held out.
 
     Args:
         folder: class folders, a flat folder, or train and test folders of either kind.
-        seed: of the split.
+        seed: decides which images are held out.
 
     Raises:
         OSError: no such folder.
@@ -56,7 +57,7 @@ def split_folder(folder: Path, seed: int = 0) -> tuple[Source, Source]:
     """
     if not folder.is_dir():
         raise NotADirectoryError(
-            f"{folder} is no folder; the demo takes a folder of images, or one folder per class"
+            f"{folder} is not a folder; the demo takes a folder of images, or one folder per class"
         )
     parts = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     train = next((parts[name] for name in TRAIN_NAMES if name in parts), None)
@@ -67,15 +68,15 @@ def split_folder(folder: Path, seed: int = 0) -> tuple[Source, Source]:
         chosen = tuple(rng.permutation(len(source.labels)) for source in sources)
     else:
         whole = open_source([str(folder)])
-        order = rng.permutation(len(whole.labels))[:MOST_IMAGES]
+        order = rng.permutation(len(whole.labels))[:MAX_IMAGES]
         cut = round(TEST_SHARE * len(order))
         sources, chosen = (whole, whole), (order[cut:], order[:cut])
-    if min(map(len, chosen)) < 1 or sum(map(len, chosen)) < LEAST_IMAGES:
+    if min(map(len, chosen)) < 1 or sum(map(len, chosen)) < MIN_IMAGES:
         raise ValueError(
-            f"{folder} holds {sum(map(len, chosen))} images; the demo needs at least {LEAST_IMAGES}"
+            f"{folder} holds {sum(map(len, chosen))} images; the demo needs at least {MIN_IMAGES}"
         )
     train_part, test_part = (
-        Part(source, np.sort(numbers[:most]))
-        for source, numbers, most in zip(sources, chosen, (MOST_IMAGES, MOST_IMAGES // 4), strict=True)
+        Subset(source, np.sort(numbers[:limit]))
+        for source, numbers, limit in zip(sources, chosen, (MAX_IMAGES, MAX_IMAGES // 4), strict=True)
     )
     return train_part, test_part

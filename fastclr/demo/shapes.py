@@ -193,7 +193,7 @@ def draw_folder(folder: Path, count: int, seed: int, workers: int = 1) -> None:
         return
     # spawned, not forked: the parent may have threads, whose locks a fork would copy in whatever state
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        with _deaf_children():
+        with _ignore_sigint_in_children():
             drawn = pool.map(draw, chunks)
         try:
             list(drawn)  # raises what a process has raised
@@ -203,9 +203,10 @@ def draw_folder(folder: Path, count: int, seed: int, workers: int = 1) -> None:
 
 
 @contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started meanwhile ignore Ctrl-C, which a terminal sends to all: the one that started them ends them."""
-    if threading.current_thread() is not threading.main_thread():  # another can't change that
+def _ignore_sigint_in_children() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore Ctrl-C, which a terminal sends to all: their parent ends them."""
+    # only the main thread may change signal handlers
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

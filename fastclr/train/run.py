@@ -11,12 +11,10 @@ encoder.safetensors   the encoder of that checkpoint
 import fcntl
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +22,7 @@ from fastclr import __version__
 from fastclr.config import Config
 from fastclr.recipes import CONFIG, to_toml
 from fastclr.train.checkpoint import ENCODER, atomic_write, load_checkpoint
+from pipelines.system.versions import git_commit, package_versions
 
 CHECKPOINT, METRICS = "last.pt", "metrics.jsonl"
 FILES = (CHECKPOINT, ENCODER, CONFIG, METRICS)
@@ -152,27 +151,17 @@ def write_config(folder: Path, config: Config, file: Path) -> None:
         "command": shlex.join(["fastclr", *sys.argv[1:]]),
         "file": str(file),
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-        "fastclr": " ".join([__version__, *source_commit()]),
-        **{name: version(name) for name in PACKAGES},
+        "fastclr": " ".join([__version__, *_source_commit()]),
+        **package_versions(*PACKAGES),
     }
     header = "".join(f"# {name}: {value}\n" for name, value in made_by.items())
     with atomic_write(folder / CONFIG) as out:
         out.write(f"{header}\n{to_toml(config)}".encode())
 
 
-def source_commit() -> list[str]:
-    """["commit …"] and perhaps ["with changes"], if the package runs from a git checkout; else nothing."""
-    here = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        # a package installed below somebody else's checkout is not tracked by it
-        git("ls-files", "--error-unmatch", here.name)
-        commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):  # no git, no checkout, no commit yet
+def _source_commit() -> list[str]:
+    """Return ["commit …"] and perhaps ["with changes"], if the package runs from a git checkout; else nothing."""
+    commit = git_commit(Path(__file__))
+    if commit is None:
         return []
-    return [f"commit {commit}", *(["with changes"] if changed else [])]
+    return [f"commit {commit.hash}", *(["with changes"] if commit.changed else [])]

@@ -8,7 +8,6 @@ import platform
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from pipelines.convert.pillow import without_warnings
 from pipelines.convert.sources import Source
 from pipelines.convert.workers import map_in_order
 from pipelines.system.memory import available_memory
+from pipelines.system.versions import package_version
 from pipelines.views.philox import philox4x32, split_seed
 
 _ORDER_STREAM = (1 << 31) + 2
@@ -192,14 +192,8 @@ def _sidecar(source: Source, report: Report, options: dict[str, Any], fingerprin
             "skipped": len(report.skipped),
         },
         "options": options,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": {"python": platform.python_version()}
+        | {name: package_version(name) or "not installed" for name in packages},
         "skipped": report.skipped,
         "re_encoded": report.re_encoded,
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "not installed"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu_check import ALL_S, PARTS, REST, ROOT, Results, check, read_junit
+from benchmarks.gpu_check import ALL_S, PARTS, REST, ROOT, TestResults, check, read_junit
 
 SUITE = {
     "test_kernel.py": """
@@ -43,8 +43,8 @@ def test_red_skipped_and_missing_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     ("tests", "reason"),
     [
-        (Results(passed=9, red=["test_kernel.test_bad"]), "test_kernel.test_bad"),
-        (Results(skipped=9), "none of them ran"),
+        (TestResults(passed=9, red=["test_kernel.test_bad"]), "test_kernel.test_bad"),
+        (TestResults(skipped=9), "none of them ran"),
     ],
 )
 def test_a_kernel_that_is_not_green_is_not_timed(tests, reason, monkeypatch, tmp_path):
@@ -56,9 +56,9 @@ def test_a_kernel_that_is_not_green_is_not_timed(tests, reason, monkeypatch, tmp
 def test_a_step_needs_every_kernel_green(monkeypatch, tmp_path):
     commands = []
     monkeypatch.setattr(gpu_check, "_run", lambda command, *_: commands.append(command) or 0)
-    good = Results(passed=1)
+    good = TestResults(passed=1)
     step = next(part for part in PARTS if part.name == "step")
-    needed = {"loss": good, "optimizer": Results(passed=3, red=["x"]), "step": good}
+    needed = {"loss": good, "optimizer": TestResults(passed=3, red=["x"]), "step": good}
     assert "the tests of optimizer are not green (x)" in gpu_check._timed(step, needed, None, tmp_path, 60)
     assert not commands
     assert gpu_check._timed(step, {"loss": good, "step": good}, None, tmp_path, 60) == "done"
@@ -85,7 +85,7 @@ def test_a_part_is_stopped_at_its_limit_with_what_it_started(tmp_path):
     assert "heard" in (tmp_path / "log").read_text()
 
 
-def test_of_tests_that_are_stopped_those_count_that_had_ended(tmp_path):
+def test_tests_that_finished_before_the_timeout_count(tmp_path):
     slow = tmp_path / "test_slow.py"
     slow.write_text(
         "import os, time, pytest\n"

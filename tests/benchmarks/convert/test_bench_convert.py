@@ -7,7 +7,6 @@ import pytest
 import simplejpeg
 
 from benchmarks.convert.bench import RepeatedFolder, pixel_error
-from benchmarks.core.process import Failed, call
 from fastclr.cli.main import main
 from pipelines import BetonWriter
 from pipelines.convert import Encoding, FolderSource, convert
@@ -82,22 +81,6 @@ def test_a_repeated_folder(tiny_photos):
     assert repeated.labels[40:80].tolist() == once.labels.tolist()
     assert repeated.item(83) == once.item(3)
     assert repeated.read(83) == once.read(3)
-
-
-def test_a_call_in_another_process():
-    assert call(divmod, 17, 5, timeout_s=60) == (3, 2)
-    with pytest.raises(Failed, match="ZeroDivisionError"):
-        call(divmod, 1, 0, timeout_s=60)
-
-
-def test_a_call_that_hangs_or_dies():
-    import os
-    import time
-
-    with pytest.raises(Failed, match="did not end within 1 seconds"):
-        call(time.sleep, 1000, timeout_s=1)
-    with pytest.raises(Failed, match="its process died"):
-        call(os._exit, 3, timeout_s=60)
 
 
 def test_bad_arguments(tiny_photos, capsys):

@@ -1,34 +1,36 @@
 """The pages' tables, from reports made by hand."""
 
-import json
+from dataclasses import replace
 
 import pytest
 
 from benchmarks.core import readme
+from benchmarks.core.harness import LoaderRow
+from benchmarks.core.machine import Machine
 from benchmarks.core.readme import engines_tables, fill, loader_caption, loader_table, readme_tables
 from benchmarks.core.report import RESULTS, load, save
 from benchmarks.loaders.agreement import unmeasured
+from benchmarks.loaders.report import FileFacts, LoaderReport, LoaderSettings, StoredAs
 
 
-def made(jpeg: str, limit: float, native: float, peer: dict) -> dict:
-    row = {"name": "fastclr native", "median": native, "error": "", "lacks": ""}
-    return {
-        "decode_limit": {"median": limit, "rounds": 5},
-        "results": {"crops": [row], "full": [{**row, "median": native / 2}, peer]},
-        "file": {
-            "name": "x.beton",
-            "images": 2000,
-            "convert": {"jpeg": jpeg, "max_side": 500, "quality": 90},
-        },
-        "settings": {"size": 224, "threads": 4},
-        "machine": {"processor": "Zen", "commit": "abc", "versions": {"torch": "2.8", "torchvision": "0.23"}},
-    }
+def row(name: str, images_per_s: float, **changes: str) -> LoaderRow:
+    return LoaderRow(name=name, images_per_s=[images_per_s] * 5, **changes)
 
 
-PEER = {"name": "FFCV", "median": 300.0, "error": "", "lacks": "hue, blur"}
+def made(jpeg: str, limit: float, native: float, peer: LoaderRow) -> LoaderReport:
+    return LoaderReport(
+        Machine(processor="Zen", commit="abc", versions={"torch": "2.8", "torchvision": "0.23"}),
+        FileFacts("x.beton", 2000, 10**6, 500, StoredAs("jpg", jpeg, 500, 90)),
+        LoaderSettings(224, 4, 64),
+        row("decode limit", limit),
+        {"crops": [row("fastclr native", native)], "full": [row("fastclr native", native / 2), peer]},
+    )
+
+
+PEER = row("FFCV", 300.0, lacks="hue, blur")
 REPORTS = [
     made("recompress", 2000.0, 1500.0, PEER),
-    made("keep", 1000.0, 800.0, {**PEER, "error": "it broke"}),
+    made("keep", 1000.0, 800.0, replace(PEER, error="it broke")),
 ]
 
 
@@ -44,7 +46,7 @@ def test_loader_table():
 
 
 def test_a_row_that_the_other_report_does_not_have():
-    shorter = {**REPORTS[1], "results": {"crops": []}}
+    shorter = replace(REPORTS[1], results={"crops": []})
     lines = loader_table([REPORTS[0], shorter]).splitlines()
     assert lines[3] == "| two crops: fastclr native | 1,500 (75%) | not measured |"
 
@@ -72,8 +74,7 @@ def test_fill_needs_both_markers():
 
 def test_save_and_load(tmp_path):
     save(tmp_path / "deep" / "x.json", REPORTS[0])
-    assert load(tmp_path / "deep" / "x.json") == REPORTS[0]
-    assert json.loads((tmp_path / "deep" / "x.json").read_text("utf-8")) == REPORTS[0]
+    assert load(tmp_path / "deep" / "x.json", LoaderReport) == REPORTS[0]
 
 
 def test_check_fails_on_an_old_table(tmp_path, monkeypatch):
@@ -87,7 +88,7 @@ def test_check_fails_on_an_old_table(tmp_path, monkeypatch):
     engines.write_text("".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in engines_tables()))
     page = tmp_path / "README.md"
     page.write_text("# title\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in readme_tables()))
-    with pytest.raises(SystemExit, match=r"run python -m benchmarks\.readme"):
+    with pytest.raises(SystemExit, match=r"benchmarks\.core\.readme"):
         readme.main(check=True)
     readme.main(check=False)
     readme.main(check=True)

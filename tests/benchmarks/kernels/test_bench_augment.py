@@ -16,19 +16,19 @@ def test_report_on_a_cpu():
     threads = torch.get_num_threads()
     report = run(Options(sizes=(16, 40), batch_size=3, rounds=1, turn_s=0.001, device="cpu"))
     assert torch.get_num_threads() == threads
-    assert [group["size"] for group in report["groups"]] == [40, 16]
-    for group in report["groups"]:
-        rows = {row["name"]: row for row in group["rows"]}
-        assert {row["device"] for row in rows.values()} == {"cpu"}
-        assert rows["fastclr gpu"]["error"] == rows["fastclr gpu, graph"]["error"] == "needs a CUDA device"
+    assert [group.size for group in report.groups] == [40, 16]
+    for group in report.groups:
+        rows = {row.name: row for row in group.rows}
+        assert {row.device for row in rows.values()} == {"cpu"}
+        assert rows["fastclr gpu"].error == rows["fastclr gpu, graph"].error == "needs a CUDA device"
         for name in ("fastclr reference", "fastclr cpu", "torchvision v2"):
             row = rows[name]
-            assert row["error"] == ""
-            assert row["images_per_s"] == pytest.approx(3 / row["median_s"])
-            assert row["views_per_s"] == pytest.approx(2 * row["images_per_s"])
-        assert "once per batch" in rows["torchvision v2"]["note"]
-        assert ("no blur" in rows["kornia"]["note"]) == (group["size"] <= 32)
-    assert report["targets"][0]["state"] == "not measured"
+            assert row.error == ""
+            assert row.images_per_s == pytest.approx(3 / row.median_s)
+            assert row.views_per_s == pytest.approx(2 * row.images_per_s)
+        assert "once per batch" in rows["torchvision v2"].note
+        assert ("no blur" in rows["kornia"].note) == (group.size <= 32)
+    assert report.targets[0].state == "not measured"
 
 
 def test_crops_are_drawn_anew_for_every_view():

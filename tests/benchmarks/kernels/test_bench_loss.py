@@ -41,8 +41,8 @@ def test_report_on_a_cpu(tmp_path):
 def test_lightly_computes_the_same_loss():
     pytest.importorskip("lightly")
     report = run(Options(rows=(32,), width=8, compile=False, rounds=1, turn_s=0.01, device="cpu"))
-    (row,) = [row for row in report["groups"][0]["rows"] if row["name"] == "lightly NTXentLoss"]
-    assert row["error"] == "" and row["gradient_error"] < 1e-4
+    (row,) = [row for row in report.groups[0].rows if row.name == "lightly NTXentLoss"]
+    assert row.error == "" and row.gradient_error < 1e-4
 
 
 def test_plain_form_is_nt_xent():

@@ -1,7 +1,7 @@
 """In-process timing: turns, means against medians, memory, and what happens to variants that can't run."""
 
 import sys
-import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,17 +12,33 @@ from benchmarks.kernels.timing import NotMeasured, Variant, captured, measure, n
 CPU = torch.device("cpu")
 
 
+class Clock:
+    """A clock that moves when a function says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def takes(self, seconds: float) -> Callable[[], None]:
+        def function() -> None:
+            self.now += seconds
+
+        return function
+
+
 def test_times_are_those_of_the_function():
+    clock = Clock()
     variants = [
-        Variant("short", lambda: lambda: time.sleep(0.002)),
-        Variant("long", lambda: lambda: time.sleep(0.01)),
+        Variant("short", lambda: clock.takes(0.002)),
+        Variant("long", lambda: clock.takes(0.01)),
     ]
-    short, long = measure(variants, CPU, rounds=2, turn_s=0.01)
-    assert short.median_s is not None and long.median_s is not None
-    assert 0.002 <= short.median_s < 0.01 <= long.median_s < 0.1
-    assert len(short.turns_s) == 2 and short.calls >= 2 * 3
-    assert short.as_json()["device"] == "cpu" and short.method == "perf_counter"
-    assert short.as_json()["low_s"] <= short.median_s <= short.as_json()["high_s"]
+    short, long = measure(variants, CPU, rounds=2, turn_s=0.01, clock=clock)
+    assert short.turns_s == pytest.approx([0.002] * 2) and long.turns_s == pytest.approx([0.01] * 2)
+    assert short.calls == 2 * 5 and long.calls == 2 * 3  # as many as fit into a turn, at least 3
+    assert short.device == "cpu" and short.method == "perf_counter"
+    assert (short.low_s, short.median_s, short.high_s) == pytest.approx((0.002, 0.002, 0.002))
 
 
 def test_variants_take_turns_and_each_starts_a_round():
@@ -34,18 +50,19 @@ def test_variants_take_turns_and_each_starts_a_round():
 
 
 def test_a_stall_now_and_then_counts_in_the_mean_only():
-    count = 0
+    clock, count = Clock(), 0
 
     def stalls() -> None:
         nonlocal count
         count += 1
-        if count % 5 == 0:
-            time.sleep(0.02)
+        clock.now += 0.021 if count % 5 == 0 else 0.001
 
-    (apart,) = measure([Variant("stalls", lambda: stalls)], CPU, rounds=1, calls=10)
-    (together,) = measure([Variant("stalls", lambda: stalls)], CPU, rounds=1, calls=10, together=True)
-    assert apart.median_s is not None and apart.median_s < 0.002
-    assert together.median_s is not None and together.median_s >= 0.004
+    (apart,) = measure([Variant("stalls", lambda: stalls)], CPU, rounds=1, calls=10, clock=clock)
+    (mean,) = measure(
+        [Variant("stalls", lambda: stalls)], CPU, rounds=1, calls=10, mean_of_turn=True, clock=clock
+    )
+    assert apart.median_s == pytest.approx(0.001)
+    assert mean.median_s == pytest.approx(0.005)  # two of ten calls stall for 0.02 s
 
 
 def test_what_cannot_run_says_why_and_the_others_go_on():
@@ -62,16 +79,16 @@ def test_what_cannot_run_says_why_and_the_others_go_on():
         Variant("breaks later", breaks_later),
         Variant("runs", lambda: lambda: None),
     ]
-    absent, graph, broken, runs = (timing.as_json() for timing in measure(variants, CPU, rounds=2, calls=1))
-    assert absent["error"] == "needs a thing: pip install thing" and absent["median_s"] is None
-    assert graph["error"] == "needs a CUDA device"
-    assert broken["error"].startswith("StopIteration") and broken["median_s"] is broken["low_s"] is None
-    assert runs["error"] == "" and runs["median_s"] > 0 and runs["rounds"] == 2
+    absent, graph, broken, runs = measure(variants, CPU, rounds=2, calls=1)
+    assert absent.error == "needs a thing: pip install thing" and absent.median_s is None
+    assert graph.error == "needs a CUDA device"
+    assert broken.error.startswith("StopIteration") and broken.median_s is broken.low_s is None
+    assert runs.error == "" and runs.median_s is not None and runs.rounds == 2
 
 
 def test_figures_of_the_result_are_kept():
-    variant = Variant("one", lambda: lambda: 41, check=lambda result: {"plus_one": result + 1})
-    assert measure([variant], CPU, rounds=1, calls=1)[0].as_json()["plus_one"] == 42
+    variant = Variant("one", lambda: lambda: 41, check=lambda result: {"gradient_error": result + 1})
+    assert measure([variant], CPU, rounds=1, calls=1)[0].gradient_error == 42
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is Linux's")

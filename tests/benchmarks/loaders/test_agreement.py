@@ -10,8 +10,10 @@ import pytest
 import torch
 from support.tiny_run import write_tiny_file
 
+from benchmarks.core.machine import Machine
 from benchmarks.loaders import agreement
 from benchmarks.loaders.agreement import Options, agreement_table, compare, main, unmeasured
+from benchmarks.loaders.report import AgreementReport, AgreementRow, AgreementSettings
 from pipelines import BetonReader
 
 
@@ -28,10 +30,10 @@ def test_differences_inside_and_at_the_border(tiny_file, monkeypatch):
     monkeypatch.setattr(agreement, "crops", lambda *_: found)
     with BetonReader(tiny_file) as reader:
         row = compare(reader, "native", 5, expected)
-    assert (row["inside"], row["ring"]) == (2, 13)
-    assert row["mean"] == pytest.approx(15 / (2 * 4 * 75))
-    missing = {"name": "dali", "error": "not installed"}
-    report = {"settings": {"device": "cpu"}, "results": [row, missing]}
+    assert (row.inside, row.ring) == (2, 13)
+    assert row.mean == pytest.approx(15 / (2 * 4 * 75))
+    missing = AgreementRow("dali", "not installed")
+    report = AgreementReport(Machine(), AgreementSettings("cpu"), [row, missing])
     assert agreement_table([report, unmeasured("cuda")]).splitlines()[2:] == [
         "| `native` | 2 | 13 | 0.0250 |",
         "| `dali` | not measured | not measured | not measured |",

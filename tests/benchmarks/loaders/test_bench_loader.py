@@ -11,13 +11,14 @@ import simplejpeg
 from rich.console import Console
 
 from benchmarks.core import harness
-from benchmarks.core.harness import measure
-from benchmarks.core.process import call
+from benchmarks.core.harness import measure_in_turn
+from benchmarks.core.process import call_in_process
 from benchmarks.core.readme import loader_table
-from benchmarks.core.report import RESULTS, load
+from benchmarks.core.report import RESULTS, from_json, load
 from benchmarks.loaders.bench import Options, _cases, main, side_by_side_table
 from benchmarks.loaders.peers.decode_limit import DecodeLimit
 from benchmarks.loaders.peers.ffcv_loader import FfcvLoader
+from benchmarks.loaders.report import LoaderReport, LoaderSettings
 from benchmarks.loaders.scaling import thread_counts
 from fastclr.cli.main import main as fastclr
 from pipelines.beton import BetonWriter
@@ -95,7 +96,7 @@ def test_peers(tiny, tmp_path, capsys, require_package):
     assert out.with_suffix(".svg").stat().st_size > 1000
     printed = " ".join(capsys.readouterr().out.split())
     assert "DALI graph, CPU lacks random order of the jitter, exact hue" in printed
-    assert len(loader_table([found]).splitlines()) == 3 + len(rows)
+    assert len(loader_table([from_json(LoaderReport, found)]).splitlines()) == 3 + len(rows)
 
 
 @pytest.mark.parametrize("libraries", [turbojpeg.LIBRARIES, ()])
@@ -132,8 +133,8 @@ def test_why_a_peer_failed_is_one_line(tmp_path, require_package, stored, dali_s
             else:
                 writer.add_jpeg(simplejpeg.encode_jpeg(pixels)[:-200])
     options = Options(file, peers=("dali", "lightly", "torchvision"), engines=(), threads=1)
-    cases = _cases(options, size=16, augment=True, batch_size=4, num_images=60)
-    *_, (dali, lightly, torchvision) = measure(cases, rounds=1)
+    cases = _cases(options, LoaderSettings(16, 1, 4), augment=True, num_images=60)
+    *_, (dali, lightly, torchvision) = measure_in_turn(cases, rounds=1)
     assert re.fullmatch(dali_says, dali.error)
     assert re.fullmatch(others_say, lightly.error)
     assert re.fullmatch(others_say, torchvision.error)
@@ -149,7 +150,7 @@ def ffcv_epoch(file: Path) -> list[int]:
 def test_stock_ffcv(tiny, require_package):
     """Two pipelines on one field, which FFCV compiles anew for each loader that is made."""
     require_package("ffcv")
-    assert call(ffcv_epoch, tiny, timeout_s=250) == [50, 50, 50]
+    assert call_in_process(ffcv_epoch, tiny, timeout_s=250) == [50, 50, 50]
 
 
 def test_a_missing_peer_gets_a_row_with_its_command(tiny, tmp_path, capsys, monkeypatch):
@@ -161,18 +162,18 @@ def test_a_missing_peer_gets_a_row_with_its_command(tiny, tmp_path, capsys, monk
     check_row(native)
     assert lightly["error"] == "needs the package lightly (not [here]): pip install lightly"
     assert "(not [here]): pip install lightly" in " ".join(capsys.readouterr().out.split())
-    assert "not measured" in loader_table([found])
+    assert "not measured" in loader_table([from_json(LoaderReport, found)])
     assert (tmp_path / "x.svg").exists()
 
 
 @pytest.mark.parametrize("name", ["loader-recompress", "loader-cifar10-32"])
 def test_the_table_fits_a_terminal_of_80_columns(name):
-    report = load(RESULTS / f"{name}.json")
+    report = load(RESULTS / f"{name}.json", LoaderReport)
     console = Console(width=80)
     with console.capture() as capture:
         console.print(side_by_side_table(report))
     printed = capture.get()
-    assert f"{report['decode_limit']['low']:,.0f}–{report['decode_limit']['high']:,.0f}" in printed
+    assert f"{report.decode_limit.low:,.0f}–{report.decode_limit.high:,.0f}" in printed
     assert "…" not in printed
 
 
@@ -218,7 +219,7 @@ def test_thread_counts():
             "invalid choice 'nativ' for argument '--engines'. Expected one of ('native', ",
         ),
         (["--sizes", "4"], "at least 8 pixels"),
-        (["--rounds", "0"], "must be at least 1"),
+        (["--rounds", "0"], "--rounds is 0"),
         (["--out", "x.txt"], "must end in .json"),
         (["--folder", "/no/such"], "no such folder"),
     ],

@@ -1,5 +1,6 @@
 """fastclr demo: the whole way at a tiny size, and the user's mistakes."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -19,10 +20,16 @@ from pipelines import BetonReader
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    # "epochs" is meant for 4000 images: 5 of them become 500 of 40 images, of which --minutes takes its share
+    # "epochs" is meant for 4000 images and 2 minutes: 5 of them become 500 of 40 images, or --minutes' share of them
     path = tmp_path / "tiny.toml"
     path.write_text(TINY_RECIPE)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _fast_machine(monkeypatch):
+    """A machine on which all epochs fit into the time: how long a step takes here is not what is tested."""
+    monkeypatch.setattr(demo_run, "step_seconds", lambda *_: 1e-6)
 
 
 def demo(out: Path, recipe: Path, *more: str) -> int:
@@ -45,6 +52,7 @@ def test_the_whole_way_on_drawn_pictures(tmp_path, recipe, capsys):
     assert demo(out, recipe, "--images", "40", "--minutes", "0.012") == 0
     printed = capsys.readouterr().out
     for stage in (
+        "time a few training steps",
         "draw",
         "convert",
         "preview",
@@ -66,6 +74,7 @@ def test_the_whole_way_on_drawn_pictures(tmp_path, recipe, capsys):
     assert f"{before} →</span> {after} %" in page
     assert "40 drawn pictures of 10 shapes" in page
     assert "3 epochs of SimCLR on 1 CPU thread" in page
+    assert "the recipe's 3 epochs fit into 0.012 min" in html.unescape(page)
     assert Image.open(out / "views.png").width > 1000
 
     # again, with fewer pictures: the old ones must not mix in, nor the old run be in the way
@@ -78,16 +87,31 @@ def test_random_weights_are_those_that_training_starts_from(tmp_path, recipe, mo
     """With a learning rate of 0 nothing is learned: only the running statistics of the batch norms move."""
     recipe.write_text(TINY_RECIPE.replace("base_lr = 1.0", "base_lr = 0.0"))
     encoders = []
-    measure = demo_run.measure
+    extract = demo_run.extract
 
     def recording(model, *files):
         encoders.append({name: weight.clone() for name, weight in model.encoder.named_parameters()})
-        return measure(model, *files)
+        return extract(model, *files)
 
-    monkeypatch.setattr(demo_run, "measure", recording)
+    monkeypatch.setattr(demo_run, "extract", recording)
     assert demo(tmp_path / "demo", recipe, "--images", "20", "--minutes", "0.002", "--seed", "3") == 0
     before, after = encoders
     assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize(
+    ("step_s", "epochs", "said"),
+    [
+        (0.09, 2, "2 of the recipe's 3 epochs fit into 0.012 min"),  # 3 steps an epoch, in 90 % of 0.72 s
+        (60.0, 1, "one epoch takes about 2.0 min, of 0.012 min that were wanted"),
+    ],
+)
+def test_a_slow_machine_trains_fewer_epochs(tmp_path, recipe, monkeypatch, capsys, step_s, epochs, said):
+    monkeypatch.setattr(demo_run, "step_seconds", lambda *_: step_s)
+    out = tmp_path / "demo"
+    assert demo(out, recipe, "--images", "40", "--minutes", "0.012") == 0
+    assert said in capsys.readouterr().out
+    assert load_recipe(str(out / "run" / "config.toml")).train.epochs == epochs
 
 
 def test_a_folder_with_classes(tmp_path, recipe, capsys):
@@ -128,7 +152,7 @@ def test_a_stopped_training_says_so(tmp_path, recipe, monkeypatch, capsys):
     [
         (["--minutes", "0"], "minutes is 0.0; it must be positive"),
         (["--images", "19"], "images is 19; the demo needs at least 20"),
-        (["--data", "nowhere"], "nowhere is no folder"),
+        (["--data", "nowhere"], "nowhere is not a folder"),
         (["--recipe", "no-such"], "no recipe 'no-such'"),
         (["--seed", "-1"], "seed is -1"),
     ],

@@ -54,7 +54,7 @@ def test_a_flat_folder_has_no_labels(tmp_path):
 
 
 def test_of_a_large_folder_some_are_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MOST_IMAGES", 40)
+    monkeypatch.setattr(images, "MAX_IMAGES", 40)
     write_images(tmp_path, [f"{'abcd'[i % 4]}/{i}.png" for i in range(120)])
     train, test = split_folder(tmp_path)
     assert (len(train.labels), len(test.labels)) == (32, 8)
@@ -63,7 +63,7 @@ def test_of_a_large_folder_some_are_drawn(tmp_path, monkeypatch):
 
 
 def test_what_is_no_folder_of_images_is_refused(tmp_path):
-    with pytest.raises(NotADirectoryError, match=r"nowhere is no folder; the demo takes a folder of images"):
+    with pytest.raises(NotADirectoryError, match=r"nowhere is not a folder"):
         split_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no image in it"):
         split_folder(tmp_path)

@@ -1,12 +1,12 @@
-"""measure and gallery against the same things by hand."""
+"""Features, accuracy by class and gallery, against the same things by hand."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from fastclr.demo.measure import gallery, measure, num_neighbours
-from fastclr.evaluate import knn_accuracy
+from fastclr.demo.neighbours import accuracy_per_class, extract, gallery, num_neighbours
+from fastclr.evaluate import knn_predict
 from fastclr.evaluate.encoder import Frozen
 from pipelines import BetonReader
 from pipelines.beton import BetonWriter
@@ -43,7 +43,7 @@ def write(path, count: int, seed: int, labelled: bool = True):
 def files(tmp_path):
     with (
         BetonReader(write(tmp_path / "train.beton", 60, 0)) as train,
-        BetonReader(write(tmp_path / "test.beton", 33, 1)) as test,
+        BetonReader(write(tmp_path / "test.beton", 34, 1)) as test,
     ):
         yield train, test
 
@@ -52,26 +52,32 @@ def colors(reader: BetonReader) -> torch.Tensor:
     return torch.from_numpy(np.stack([reader[i][0][0, 0] for i in range(len(reader))]) / 255).float()
 
 
-def test_scores_are_those_of_the_features_by_hand(files):
+def test_features_and_accuracy_by_class(files):
     train, test = files
-    measured = measure(MODEL, train, test)
-    torch.testing.assert_close(measured.train, colors(train), rtol=0, atol=1e-5)
-    torch.testing.assert_close(measured.test, colors(test), rtol=0, atol=1e-5)
+    features = extract(MODEL, train, test)
+    torch.testing.assert_close(features.train, colors(train), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features.test, colors(test), rtol=0, atol=1e-5)
     labels = [torch.from_numpy(reader.labels) for reader in files]
-    expected = knn_accuracy(colors(train), labels[0], colors(test), labels[1], k=10)
-    assert measured.scores.knn == pytest.approx(expected)
-    assert np.mean(measured.scores.per_class) == pytest.approx(expected)  # the classes are of one size
-    assert expected > 0.8
-    assert measured.scores.linear > 0.6
+    correct = knn_predict(colors(train), labels[0], colors(test), k=10) == labels[1]
+    expected = [correct[labels[1] == label].float().mean().item() for label in range(3)]
+    assert accuracy_per_class(features, train, test) == pytest.approx(expected)
+    assert min(expected) > 0.6
+
+
+def test_a_class_without_test_pictures_has_accuracy_0(tmp_path, files):
+    train, _ = files
+    with BetonReader(write(tmp_path / "two.beton", 2, 1)) as test:
+        found = accuracy_per_class(extract(MODEL, train, test), train, test)
+    assert len(found) == 3 and found[2] == 0
 
 
 def test_the_gallery_holds_the_nearest_pictures(files):
     train, test = files
-    measured = measure(MODEL, train, test)
-    other = measure(
+    features = extract(MODEL, train, test)
+    other = extract(
         Frozen(nn.Sequential(MeanColor(), OneChannel()), 8, (0,) * 3, (1,) * 3, MODEL.device), train, test
     )
-    shown = gallery(train, test, other, measured, queries=4, k=5)
+    shown = gallery(train, test, other, features, queries=4, k=5)
     # one of each class first, then whatever comes
     assert [entry.query[1] for entry in shown] == ["class 0", "class 1", "class 2", "class 0"]
     train_colors = torch.nn.functional.normalize(colors(train), dim=1)
@@ -87,13 +93,11 @@ def test_the_gallery_holds_the_nearest_pictures(files):
         ]
 
 
-def test_without_labels_there_are_features_but_no_scores(tmp_path, files):
+def test_a_gallery_without_labels(tmp_path, files):
     _, test = files
     with BetonReader(write(tmp_path / "flat.beton", 60, 0, labelled=False)) as train:
-        measured = measure(MODEL, train, test)
-        assert measured.scores is None
-        assert measured.train.shape == (60, 3)
-        shown = gallery(train, test, measured, measured, queries=2, k=3)
+        features = extract(MODEL, train, test)
+        shown = gallery(train, test, features, features, queries=2, k=3)
     assert [name for _, name in shown[0].after] == ["", "", ""]
 
 

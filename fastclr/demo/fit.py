@@ -1,0 +1,95 @@
+"""How many epochs fit into the demo's time on this machine."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from fastclr.config import Config
+from fastclr.optim import num_steps, scaled_lr
+from fastclr.train.build import make_loader, make_model, make_optimizer, make_step
+from fastclr.train.distributed import Ranks
+from pipelines import BetonReader, TwoViewLoader
+from pipelines.system.threads import torch_threads
+
+WARM_UP_STEPS = 3
+"""First steps, which are not timed: they compile kernels and allocate memory."""
+MIN_STEPS, MIN_SECONDS = 4, 4.0
+"""Timed steps, at least, and how long they take together, at least."""
+RESERVE = 0.1
+"""Share of the time that is kept for checkpoints, log lines, and a machine that slows down."""
+
+
+def step_seconds(config: Config, reader: BetonReader, device: torch.device) -> float:
+    """Train for a few seconds on weights that are thrown away, and return the seconds of a step.
+
+    Args:
+        config: resolved.
+    """
+    assert config.train.threads is not None
+    peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
+    with torch_threads(config.train.threads), make_loader(config, reader, Ranks(), device) as loader:
+        model = make_model(config.model, config.views.size).to(device).to(memory_format=torch.channels_last)
+        step = make_step(config, model, make_optimizer(config.optim, model, peak_lr), Ranks(), device)
+
+        def take(views: Tensor) -> None:
+            step(views, peak_lr / 1000)[0].item()
+
+        with closing(_endless_views(loader)) as views:
+            return mean_seconds(take, views)
+
+
+def _endless_views(loader: TwoViewLoader) -> Generator[Tensor]:
+    """Yield the views of one epoch after the other."""
+    while True:
+        for batch in loader:
+            yield batch.views
+
+
+def mean_seconds(
+    take: Callable[[Tensor], None], views: Iterable[Tensor], clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Return the mean time of a step, waiting for its views included.
+
+    Args:
+        take: does a step and waits until it is done.
+        views: endless.
+        clock: seconds.
+    """
+    start, count = 0.0, 0
+    for number, batch in enumerate(views, 1):
+        take(batch)
+        now, count = clock(), number - WARM_UP_STEPS
+        if count == 0:
+            start = now
+        elif count >= MIN_STEPS and now - start >= MIN_SECONDS:
+            return (now - start) / count
+    raise ValueError("there were too few views to time a step")
+
+
+def fit_epochs(config: Config, num_images: int, seconds_per_step: float, seconds: float) -> Config:
+    """Return the config with as many epochs as fit into the time, but no more than it has, and at least one.
+
+    The warm-up keeps its share of the epochs.
+
+    >>> config = Config()  # 100 epochs of which 10 warm up, in batches of 4096
+    >>> fitted = fit_epochs(config, num_images=40_960, seconds_per_step=1.0, seconds=200.0)
+    >>> fitted.train.epochs, fitted.optim.warmup_epochs  # 10 steps an epoch, and a tenth of the time in reserve
+    (18, 1.8)
+    """
+    epoch_s = seconds_per_step * num_steps(num_images, 1, config.train.batch_size)
+    epochs = min(config.train.epochs, max(1, int(seconds * (1 - RESERVE) / epoch_s)))
+    return with_epochs(config, epochs)
+
+
+def with_epochs(config: Config, epochs: int) -> Config:
+    """Return the config with another number of epochs, of which the warm-up has the same share."""
+    warmup = config.optim.warmup_epochs * epochs / config.train.epochs
+    return dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, warmup_epochs=warmup),
+        train=dataclasses.replace(config.train, epochs=epochs),
+    )
