@@ -77,6 +77,7 @@ def test_the_rate_is_that_of_the_middle_of_an_epoch():
     assert all(value >= 0 for value in result.cpu_s_per_1000)
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_keeps_the_others():
     names = ("open", "package", "die", "worker")
     cases = [Paced(), *(Failing(name=how, how=how) for how in names)]
