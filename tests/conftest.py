@@ -30,6 +30,22 @@ TEST_DATA = os.environ.get("FASTCLR_TEST_DATA")
 """Folder with the archives of photos; unset, the tests that need them are skipped."""
 
 
+SLOW_FILES = {"test_ffcv", "test_dali", "test_nt_xent_compile", "test_lars_compile", "test_gpu_compile"}
+SLOW_ENGINES = {"ffcv", "dali"}
+"""The real ones: FFCV compiles a pipeline per loader, DALI starts threads and loads its libraries."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what a whole file, or an engine among a test's parameters, makes slow."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        parameters = callspec.params.values() if callspec else ()
+        engines = {value for value in parameters if isinstance(value, str)} & SLOW_ENGINES
+        if engines or item.path.stem in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
+
 def _unpack(archive: str, folder: Path) -> Path:
     if not TEST_DATA:
         pytest.skip(f"needs {archive}: set FASTCLR_TEST_DATA to the folder that holds it")

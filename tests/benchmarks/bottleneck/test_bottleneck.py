@@ -116,6 +116,7 @@ def test_a_model_that_limits():
     assert "--data.threads 2 --train.threads 14" in recommendations(on_cpu, FAST_LOADER)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_run(tmp_path, capsys):
     recipe, file = write_tiny_recipe(tmp_path / "tiny.toml"), write_tiny_file(tmp_path / "tiny.beton")

@@ -104,6 +104,7 @@ class Failing(Counting):
         yield from super().epoch(loader)
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_keeps_the_others():
     names = ("open", "package", "die", "worker")
     cases = [Counting(), *(Failing(name=how, how=how) for how in names)]

@@ -109,6 +109,7 @@ def test_a_step_moves_the_weights_and_its_pieces_do_not():
     assert sum(moved) > 0.75 * len(moved)  # not those behind the last gamma of a block, which starts at 0
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_the_norms_synchronisation(tmp_path):
     out = tmp_path / "step.json"
     command = [

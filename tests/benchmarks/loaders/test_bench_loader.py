@@ -177,6 +177,7 @@ def test_the_table_fits_a_terminal_of_80_columns(name):
     assert "…" not in printed
 
 
+@pytest.mark.slow
 def test_scaling(tiny, tmp_path, capsys):
     found = run(tiny, tmp_path / "s.json", "--scaling", "--sizes", "16")
     assert found["benchmark"] == "loader scaling"

@@ -31,6 +31,7 @@ def rows(capsys, *arguments: str) -> dict[tuple[str, str], dict]:
     return {(row["group"], row["name"]): row for row in json.loads(capsys.readouterr().out)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
 def test_it_ends_on_one_processor():
     """With a numba whose threads are TBB's, a process that also forks workers once waited for ever at its exit."""

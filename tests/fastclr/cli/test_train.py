@@ -78,6 +78,7 @@ def wait_for_records(process: subprocess.Popen, folder: Path, number: int) -> No
 SLOW = ("--views.size", "32", "--model.width", "0.5")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_run(place):
     """20 steps straight = about 12 steps, SIGTERM, resume, the rest: bit for bit."""
     assert cli.main(arguments(place, "straight", *SLOW)) == 0
@@ -107,6 +108,7 @@ def test_killed_and_resumed_is_the_same_run(place):
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_though_nobody_reads_the_output(place, number):
     """As in `fastclr train … 2>&1 | tee log`: Ctrl-C ends tee first."""
@@ -124,6 +126,7 @@ def test_a_signal_saves_though_nobody_reads_the_output(place, number):
     assert saved == records(place / out)[-1]["step"] >= 2
 
 
+@pytest.mark.slow
 def test_no_space_left_leaves_nothing(place):
     """A limit on file sizes stands in for the full disk; the weights of this network don't fit under it."""
 

@@ -73,6 +73,7 @@ def refusals(z: Tensor) -> list[str]:
     return messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "use_ddp"), [(1, False), (2, True), (4, False)])
 def test_ranks_equal_one_process(world_size: int, use_ddp: bool) -> None:
     per_rank = run_ranks(worker, world_size, use_ddp)

@@ -95,6 +95,7 @@ def simclr_step(rank: int, world_size: int) -> dict[str, Any]:
     return {"z": z.detach(), "gradients": gradients, "buffers": list(model.buffers())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_equal_one_process(world_size: int) -> None:
     per_rank = run_ranks(worker, world_size)

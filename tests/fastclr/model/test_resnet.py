@@ -31,6 +31,7 @@ def images(size: int, batch: int = 2) -> Tensor:
 
 
 # 65 px: every stride meets an odd size
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "size"), [(18, 65), (34, 64), (50, 65)])
 def test_equals_torchvision_with_the_same_weights(depth: int, size: int) -> None:
     ours = resnet(depth)
@@ -64,6 +65,7 @@ def num_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_numbers_of_parameters() -> None:
     """Exact for torchvision's sizes; in millions as SimCLR v2's table 1 has them for the rest."""
     with torch.device("meta"):

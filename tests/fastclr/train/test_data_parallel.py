@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import pytest
 import torch
 from support.ranks import run_ranks
 from torch import Tensor
@@ -54,6 +55,7 @@ def differing(rank: int, world_size: int) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_second_life_goes_on_to_the_bit():
     """Three ranks: with two the order of a sum's terms can't show, as a + b = b + a."""
     assert run_ranks(differing, 3) == [[], [], []]

@@ -55,6 +55,7 @@ assert not dist.is_initialized()
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_join_over_gloo(no_torchrun, tmp_path):
     script = tmp_path / "join.py"
     script.write_text(JOIN)

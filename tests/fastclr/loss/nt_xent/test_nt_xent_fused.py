@@ -239,6 +239,7 @@ def check_operators(z: Tensor) -> None:
         assert torch.equal(got, want)
 
 
+@pytest.mark.slow
 def test_ranks_have_the_gradient_of_one_process() -> None:
     """The sum of the ranks' losses, each a mean over its rows.  Slots of 130 rows begin within tiles, and rank 1's
     has others on both sides."""
