@@ -67,7 +67,7 @@ def _classes(reader: BetonReader) -> list[str]:
     if floats and not any(field.read_as == "label" for field in reader.fields):
         name = printable(floats[0], MAX_NAME)
         return [
-            f"labels: none; the floats of field {name!r} are dropped, as class labels are integers (IntField)"
+            f"labels: none; the floats of field '{name}' are dropped, as class labels are integers (IntField)"
         ]
     labels, counts = np.unique(reader.labels, return_counts=True)
     known = labels >= 0

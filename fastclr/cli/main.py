@@ -57,8 +57,10 @@ def main(argv: list[str] | None = None) -> int:
             code = importlib.import_module(f"fastclr.cli.{name}").main(rest) or 0
             _flush(sys.stdout)
             return code
-    except SystemExit as stop:  # tyro printed the help (0), or what is wrong with the arguments (2)
-        return stop.code if isinstance(stop.code, int) else 0
+    except SystemExit as stop:  # tyro printed the help (no code), or what is wrong with the arguments (2)
+        if not isinstance(stop.code, int) or not stop.code:
+            raise
+        return stop.code
     except KeyboardInterrupt:
         _complain("\nfastclr: stopped")
         return 130

@@ -84,7 +84,7 @@ class Field:
     kind: str
     """One of `FIELD_KINDS`."""
     read_as: str | None
-    """"image" or "label"; None: the reader ignores the field."""
+    """What the reader takes it for: "image" or "label"; None: it ignores the field."""
 
 
 def metadata_type(type_ids: list[int]) -> np.dtype:

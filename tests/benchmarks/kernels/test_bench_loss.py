@@ -60,10 +60,11 @@ def test_pairs_are_nearer_than_others():
     "arguments",
     [("--rows", "7"), ("--rows", "2"), ("--dtype", "int8"), ("--rounds", "0"), ("--out", "x.txt")],
 )
-def test_bad_arguments_are_one_line(arguments, capsys):
+def test_bad_arguments_are_named(arguments, capsys):
     assert main(["bench", "loss", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("fastclr bench: ") and arguments[0] in error and error.count("\n") == 1
+    assert arguments[0] in error
+    assert "Traceback" not in error
 
 
 def test_command(tmp_path, capsys):

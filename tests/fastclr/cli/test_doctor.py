@@ -38,7 +38,7 @@ def test_it_ends_on_one_processor():
     pinned = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
     run = "from fastclr.cli.main import main; main(['doctor', '--json'])"
     done = subprocess.run(
-        [sys.executable, "-c", pinned + run], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", pinned + run], capture_output=True, text=True, timeout=500, check=False
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[1]["detail"] == "1"
@@ -160,7 +160,7 @@ def test_kernels_on_a_gpu_without_a_compiler(capsys, monkeypatch):
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
     for name in ("_augment_on_gpu", "_nt_xent_on_gpu", "_lars_on_gpu"):
         monkeypatch.setattr(doctor, name, unavailable)
-    found = list(doctor._kernels())[1:]
+    found = list(doctor._kernels())[2:]
     assert [check.name for check in found] == ["augmentation on the GPU", "NT-Xent, fused", "LARS, fused"]
     for check in found:
         assert check.fix == "apt-get install gcc"
