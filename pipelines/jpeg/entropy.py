@@ -8,8 +8,10 @@ untrusted; `restart.add_restarts` checks the header.
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core.typing import signature
+
+from pipelines.system.jit import njit
 
 # addresses are signed here: numba makes a float of the sum of a signed and an unsigned integer
 _memchr = types.ExternalFunction("memchr", signature(types.intp, types.intp, types.intc, types.intp))

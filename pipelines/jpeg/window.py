@@ -22,8 +22,10 @@ notice an edit in another.
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core.typing import signature
+
+from pipelines.system.jit import njit
 
 MARGIN = 2
 """Pixels around the boxes that are decoded as well: chroma is interpolated from its neighbors (h2v1, h2v2, h1v2)."""
