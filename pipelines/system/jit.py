@@ -81,7 +81,7 @@ def _numba() -> Any:
         )
     event = importlib.import_module("numba.core.event")
 
-    class Announcer(event.Listener):  # type: ignore[name-defined]
+    class Announcer(event.Listener):  # type: ignore[name-defined, misc]
         def on_start(self, event: Any) -> None:
             dispatcher = event.data["dispatcher"]
             if _announce and dispatcher.py_func in _cached:
