@@ -50,21 +50,23 @@ def crops_of(spec: ViewSpec, num_images: int, seed: int = 0, **numbers: Any) -> 
 
 def plain(**numbers: Any) -> dict:
     """Numbers of a view to which nothing happens, but for what is given."""
-    return {"jitter": False, "gray": False, "sigma": 0.0, **numbers}
+    return {"jitter": False, "grayscale": False, "blur_sigma": 0.0, "solarize": np.inf, **numbers}
 
 
 def only(operation: int, factor: float) -> dict:
     """Numbers of a jitter of which only one operation does anything."""
     factors = [1.0, 1.0, 1.0, 0.0]
     factors[operation] = factor
-    return plain(jitter=True, factors=factors)
+    return plain(jitter=True, jitter_factors=factors)
 
 
-def oracle_views(crops: Crops, spec: ViewSpec) -> torch.Tensor:
-    """[V, B, 3, H, W] in [0, 1]: every view by torchvision."""
+def oracle_views(crops: Crops, spec: ViewSpec, threshold_margin: float = 1e-4) -> torch.Tensor:
+    """[V, B, 3, H, W] in [0, 1]: every view by torchvision; NaN where a solarization is undecided."""
     params = crops.plan.params
     rows = [
-        torch.stack([augment_oracle(crop, params[v, b], spec) for b, crop in enumerate(row)])
+        torch.stack(
+            [augment_oracle(crop, params[v, b], spec, threshold_margin) for b, crop in enumerate(row)]
+        )
         for v, row in enumerate(np.asarray(crops.pixels))
     ]
     return torch.stack(rows)

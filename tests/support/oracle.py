@@ -32,13 +32,16 @@ def crop_oracle(image: np.ndarray, box: np.ndarray, flip: bool, size: int | tupl
     return crop.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def augment_oracle(crop: np.ndarray, params: ViewParams, spec: ViewSpec) -> torch.Tensor:
-    """Color jitter in the drawn order, grayscale and blur by torchvision in float32, before normalisation.
+def augment_oracle(
+    crop: np.ndarray, params: ViewParams, spec: ViewSpec, threshold_margin: float = 1e-4
+) -> torch.Tensor:
+    """Color jitter in the drawn order, grayscale, blur, solarization by torchvision in float32, before normalisation.
 
     Args:
         crop: uint8 [H, W, 3], already flipped.
         params: the numbers of this one view, arrays without their [V, B] dimensions (`params[v, b]`).
         spec: gives the number of the blur's taps.
+        threshold_margin: values so near to the threshold of a solarization are NaN: rounding decides their side.
 
     Returns:
         float32 [3, H, W] in [0, 1].
@@ -52,4 +55,8 @@ def augment_oracle(crop: np.ndarray, params: ViewParams, spec: ViewSpec) -> torc
         x = F.rgb_to_grayscale(x, num_output_channels=3)
     if params.blur_sigma > 0:
         x = F.gaussian_blur(x, [spec.blur_kernel] * 2, [float(params.blur_sigma)] * 2)
+    if np.isfinite(params.solarize):
+        threshold = float(params.solarize)
+        undecided = (x - threshold).abs() < threshold_margin
+        x = F.solarize(x, threshold).masked_fill(undecided, torch.nan)
     return x

@@ -22,6 +22,7 @@ from pipelines.ops.augment.gpu_color import (
     OPERATION,
     SIGMA,
     SLOT,
+    SOLARIZE,
     TABLE_COLUMNS,
     color_kernel,
     gray_sums_kernel,
@@ -43,7 +44,7 @@ def params_table(params: ViewParams, spec: ViewSpec) -> torch.Tensor:
         spec: tells whether there is a blur at this size.
 
     Returns:
-        float32 [V, B, 12] on the host; the columns are named in `gpu_color`.
+        float32 [V, B, TABLE_COLUMNS] on the host; the columns are named in `gpu_color`.
     """
     views, images = params.flip.shape
     num_views = views * images
@@ -59,6 +60,7 @@ def params_table(params: ViewParams, spec: ViewSpec) -> torch.Tensor:
     column[FACTOR.value : FACTOR.value + 4] = np.take_along_axis(factors, order, axis=1).T
     column[GRAY.value] = params.grayscale.reshape(num_views)
     column[SIGMA.value] = sigma
+    column[SOLARIZE.value] = params.solarize.reshape(num_views)
     column[SLOT.value] = column[BLURRED.value] = -1
     column[SLOT.value, blurred] = np.arange(len(blurred))
     column[BLURRED.value, : len(blurred)] = blurred
@@ -72,7 +74,7 @@ def augment(
     dtype: torch.dtype = torch.bfloat16,
     step: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Jitter, gray, blur and normalise crops on their GPU.
+    """Jitter, gray, blur, solarize and normalise crops on their GPU.
 
     Three launches on the current stream, no synchronisation.  In a captured CUDA graph pass the table of all
     steps and their counter: the replay reads the rows of the step that the counter holds by then.
@@ -86,7 +88,7 @@ def augment(
         params: the drawn numbers, arrays [V, B, …]; or their `params_table`, uploaded.
         spec: gives size, mean and std, and whether there is a blur.
         dtype: bfloat16, float16 or float32.
-        step: int64 [1] on the device, with `params` a table [steps, V, B, 12]: which of them to use.
+        step: int64 [1] on the device, with `params` tables [steps, V, B, …]: which of them to use.
 
     Returns:
         [V, B, 3, S, S] on the crops' device, each view channels last in memory.
@@ -122,14 +124,14 @@ def augment(
     plane_dtype = torch.float32 if dtype == torch.float32 else torch.float16
     planes = torch.empty(num_blurred, 3, size, size, dtype=plane_dtype, device=crops.device)
     pixels = size * size
-    runs, strips = strips_of(size)
+    runs, strips = pixel_strips(size)
     sums = torch.empty(num_views, strips, device=crops.device)
     normalisation = (
         *(1 / std for std in spec.std),
         *(-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)),
     )
     constants = {"PIXELS": pixels, "STRIPS": strips, "RUNS": runs, "WIDE": pixels % 8 == 0}
-    # fused multiply-adds, said outright: Triton's default is about to change
+    # fused multiply-adds are asked for because Triton's default is about to change
     options = {"num_warps": runs // 32, "enable_fp_fusion": True}
     grid = (num_views * strips,)
     with torch.cuda.device_of(crops):
@@ -148,8 +150,8 @@ def augment(
     return out.permute(0, 1, 4, 2, 3)
 
 
-def strips_of(size: int) -> tuple[int, int]:
-    """Runs of eight pixels in a program of the color kernels, one a thread, and programs in a view."""
+def pixel_strips(size: int) -> tuple[int, int]:
+    """Return the runs of eight pixels in a program of the color kernels, one a thread, and the programs in a view."""
     all_runs = triton.cdiv(size * size, RUN)
     runs = min(max(triton.next_power_of_2(all_runs), 32), 256)
     return runs, triton.cdiv(all_runs, runs)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from pipelines.ops.augment.gpu_color import BLURRED, SIGMA, table_row
+from pipelines.ops.augment.gpu_color import BLURRED, SIGMA, SOLARIZE, table_row
 from pipelines.ops.rgb_gpu import store_rgb, tl, triton
 
 MAX_RADIUS = 16
@@ -112,7 +112,22 @@ def blur_kernel(
         r = tl.reshape((r * scale_r + shift_r).to(p_views.dtype.element_ty), [RUNS, 8])
         g = tl.reshape((g * scale_g + shift_g).to(p_views.dtype.element_ty), [RUNS, 8])
         b = tl.reshape((b * scale_b + shift_b).to(p_views.dtype.element_ty), [RUNS, 8])
+        # here, on rounded values and in a branch: before the rounding it costs 67 registers more, and spills
+        threshold = tl.load(table_row(p_table, p_step, i_view, num_views) + SOLARIZE)
+        if threshold <= 1:
+            r = _solarize(r, threshold, scale_r, shift_r)
+            g = _solarize(g, threshold, scale_g, shift_g)
+            b = _solarize(b, threshold, scale_b, shift_b)
         store_rgb(p_views, i_row * SIZE + i_column, num_valid, r, g, b, WIDE)
+
+
+@triton.jit
+def _solarize(x, threshold, scale, shift):
+    """Invert what is at or above the threshold in a normalised block: 1 − x becomes s + 2·t − (s·x + t)."""
+    # the limit is rounded as x is: what was at or above the threshold before the rounding still is
+    limit = (threshold * scale + shift).to(x.dtype).to(tl.float32)
+    normalised = x.to(tl.float32)
+    return tl.where(normalised >= limit, (scale + 2 * shift - normalised).to(x.dtype), x)
 
 
 @triton.jit

@@ -18,9 +18,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = (tl.constexpr(code) for code in range(4)
 
 # Columns of the table that `gpu.params_table` packs, float32
 OPERATION = tl.constexpr(0)
-"""… to 3: the jitter's operations as they run, −1 for none."""
+"""Columns 0 to 3: the jitter's operations as they run, −1 for none."""
 FACTOR = tl.constexpr(4)
-"""… to 7: the factor of each of them; of the hue, its shift in sixths of a turn."""
+"""Columns 4 to 7: the factor of each of them; of the hue, its shift in sixths of a turn."""
 GRAY = tl.constexpr(8)
 """1 or 0."""
 SIGMA = tl.constexpr(9)
@@ -29,7 +29,9 @@ SLOT = tl.constexpr(10)
 """Position of this view among the blurred ones, −1 where there is no blur."""
 BLURRED = tl.constexpr(11)
 """In row n: number of the n-th blurred view, −1 behind the last."""
-TABLE_COLUMNS = tl.constexpr(12)
+SOLARIZE = tl.constexpr(12)
+"""Threshold from which on values are inverted, in [0, 1]; infinity where none are."""
+TABLE_COLUMNS = tl.constexpr(13)
 
 
 @triton.jit
@@ -113,6 +115,10 @@ def color_kernel(
     slot = tl.load(p_row + SLOT).to(tl.int32)
     if slot < 0:
         p_view = p_views + i_view.to(tl.int64) * (PIXELS * 3)
+        threshold = tl.load(p_row + SOLARIZE)
+        r = _solarize(r, threshold)
+        g = _solarize(g, threshold)
+        b = _solarize(b, threshold)
         r = r * scale_r + shift_r
         g = g * scale_g + shift_g
         b = b * scale_b + shift_b
@@ -152,6 +158,12 @@ def _adjust(r, g, b, operation, factor, mean):
             g = _clamp(factor * g + target)
             b = _clamp(factor * b + target)
     return r, g, b
+
+
+@triton.jit
+def _solarize(x, threshold):
+    """torchvision's solarize: values at or above the threshold are inverted."""
+    return tl.where(x >= threshold, 1 - x, x)
 
 
 @triton.jit

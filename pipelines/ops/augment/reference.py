@@ -3,9 +3,10 @@
 From a uint8 crop, on x = crop / 255 in float32, torchvision's float semantics:
 
 1. where `jitter`: brightness, contrast, saturation, hue in the view's drawn order, each clamped to [0, 1];
-2. where `gray`: all channels become 0.2989 R + 0.587 G + 0.114 B;
-3. where `sigma > 0`: Gaussian blur with `spec.blur_kernel` taps, borders reflected;
-4. (x − mean) / std.
+2. where `grayscale`: all channels become 0.2989 R + 0.587 G + 0.114 B;
+3. where `blur_sigma > 0`: Gaussian blur with `spec.blur_kernel` taps, borders reflected;
+4. where x ≥ `solarize`: 1 − x;
+5. (x − mean) / std.
 
 Shape letters: V views per image, B images, N = V·B views, H and W the size of a view.
 """
@@ -22,7 +23,7 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Jitter, gray, blur and normalise crops by the numbers of their plan.
+    """Jitter, gray, blur, solarize and normalise crops by the numbers of their plan.
 
     Args:
         crops: uint8 pixels [V, B, H, W, 3] on any device, and their plan.
@@ -57,6 +58,10 @@ def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32) ->
     rows = torch.nonzero(sigma > 0)[:, 0]
     if len(rows):
         x[rows] = gaussian_blur(x[rows], sigma[rows], spec.blur_kernel)
+    threshold = per_view(params.solarize).float()
+    rows = torch.nonzero(threshold <= 1)[:, 0]
+    if len(rows):
+        x[rows] = torch.where(x[rows] >= threshold[rows].view(-1, 1, 1, 1), 1 - x[rows], x[rows])
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (spec.mean, spec.std))
     x = ((x - mean) / std).to(dtype, memory_format=torch.channels_last)
     return x.unflatten(0, pixels.shape[:2])

@@ -187,7 +187,7 @@ def crop_resize(
         out = torch.empty(views, batch, size, size, 3, dtype=torch.uint8, device=device)
     need("out", out, torch.uint8, (views, batch, size, size, 3))
 
-    runs, strips = strips_of(size)
+    runs, strips = row_strips(size)
     with torch.cuda.device_of(images):
         crop_kernel[(views * batch * strips,)](
             images, offsets, widths, indices, box, flip.view(torch.uint8), step, out,
@@ -198,8 +198,8 @@ def crop_resize(
     return out
 
 
-def strips_of(size: int) -> tuple[int, int]:
-    """Runs of eight pixels of a row in a program, one a thread, and programs in a view."""
+def row_strips(size: int) -> tuple[int, int]:
+    """Return the runs of eight pixels of a row in a program, one a thread, and the programs in a view."""
     all_runs = size * triton.cdiv(size, RUN)
     runs = min(max(triton.next_power_of_2(all_runs), 32), 128)
     return runs, triton.cdiv(all_runs, runs)

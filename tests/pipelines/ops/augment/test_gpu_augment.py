@@ -38,6 +38,11 @@ def noise(spec: ViewSpec, images: int, values: tuple[int, ...] = tuple(range(256
     return torch.from_numpy(rng.choice(np.array(values, np.uint8), shape))
 
 
+def largest_error(picture: torch.Tensor, expected: torch.Tensor) -> float:
+    """NaN where `picture` is; values that the oracle leaves undecided don't count."""
+    return (picture - expected)[~expected.isnan()].abs().max().item()
+
+
 def levels_off(
     crops: torch.Tensor, params: ViewParams, spec: ViewSpec, dtype: torch.dtype, device: str = "cpu"
 ) -> np.ndarray:
@@ -49,12 +54,13 @@ def levels_off(
     assert views.dtype == dtype
     assert views.shape == (*crops.shape[:2], 3, spec.size, spec.size)
     assert all(view.is_contiguous(memory_format=torch.channels_last) for view in views)
+    margin = 1e-4 if dtype == torch.float32 else 0.01
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
     pictures = views.cpu().float() * std + mean
     return np.array(
         [
             [
-                255 * (picture - augment_oracle(crop.numpy(), params[v, b], spec)).abs().max().item()
+                255 * largest_error(picture, augment_oracle(crop.numpy(), params[v, b], spec, margin))
                 for b, (picture, crop) in enumerate(zip(pictures[v], crops[v], strict=True))
             ]
             for v in range(len(crops))
@@ -64,7 +70,7 @@ def levels_off(
 
 def each_order() -> np.ndarray:
     spec = ViewSpec(size=32, num_views=1, jitter_p=1, gray_p=0, blur_p=0)
-    params = replace(draw(spec, 24), order=np.array([list(permutations(range(4)))], np.uint8))
+    params = replace(draw(spec, 24), jitter_order=np.array([list(permutations(range(4)))], np.uint8))
     return levels_off(noise(spec, 24), params, spec, torch.float32)
 
 
@@ -78,7 +84,9 @@ def each_operation() -> np.ndarray:
     params = draw(spec, 7)
     off = np.zeros((1, 7), bool)
     neutral = np.tile([1.0, 1.0, 1.0, 0.0], (1, 7, 1))
-    params = replace(params, jitter=off.copy(), gray=off.copy(), sigma=np.zeros((1, 7)), factors=neutral)
+    params = replace(
+        params, jitter=off.copy(), grayscale=off.copy(), blur_sigma=np.zeros((1, 7)), jitter_factors=neutral
+    )
     for operation, factor in enumerate((1.7, 0.3, 1.6, -0.17)):
         params.jitter[0, operation] = True
         params.jitter_factors[0, operation, operation] = factor
@@ -124,6 +132,38 @@ def test_sizes_views_and_types(size: int, views: int, images: int, dtype: torch.
     errors = interpreted(one_size, size, views, images, dtype)
     assert errors.shape == (views, images)
     assert errors.max() < {torch.float32: EXACT, torch.float16: 0.4, torch.bfloat16: HALF}[dtype]
+
+
+def solarized(size: int, dtype: torch.dtype, device: str = "cpu") -> np.ndarray:
+    """Views with a blur and without one, each at a threshold of its own; the last one has none."""
+    spec = ViewSpec(size=size, num_views=1, blur_p=0.5)
+    params = draw(spec, 6)
+    params.solarize[0] = 0.0, 0.25, 0.5, 0.75, 1.0, np.inf
+    return levels_off(noise(spec, 6), params, spec, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [37, 48])
+def test_solarize(size: int, dtype: torch.dtype) -> None:
+    errors = interpreted(solarized, size, dtype)
+    assert errors.max() < {torch.float32: EXACT, torch.bfloat16: HALF}[dtype]
+
+
+def negatives_of_black(dtype: torch.dtype) -> float:
+    """Darkest value of black pictures, half of them blurred, that a threshold of 0 inverts."""
+    from pipelines.ops.augment.gpu import augment
+
+    spec = ViewSpec(size=40, num_views=1, jitter_p=0, blur_p=0)
+    params = draw(spec, 2)
+    params.solarize[:], params.blur_sigma[0, 0] = 0.0, 1.0
+    views = augment(torch.zeros(1, 2, 40, 40, 3, dtype=torch.uint8), params, spec, dtype)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    return (views.float() * std + mean).min().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_threshold_zero_is_the_negative(dtype: torch.dtype) -> None:
+    assert interpreted(negatives_of_black, dtype) > 1 - HALF / 255
 
 
 def largest_blur() -> np.ndarray:
@@ -176,18 +216,19 @@ def test_the_table_of_a_small_batch() -> None:
         box=np.zeros((1, 3, 4), np.int32),
         flip=np.zeros((1, 3), bool),
         jitter=np.array([[True, False, True]]),
-        order=np.array([[[3, 0, 1, 2], [0, 1, 2, 3], [2, 1, 0, 3]]], np.uint8),
-        factors=np.array([[[0.5, 1.5, 0.25, 0.125], [1, 1, 1, 0], [2, 3, 4, -0.25]]]),
-        gray=np.array([[False, True, False]]),
-        sigma=np.array([[0.0, 0.5, 2.0]]),
+        jitter_order=np.array([[[3, 0, 1, 2], [0, 1, 2, 3], [2, 1, 0, 3]]], np.uint8),
+        jitter_factors=np.array([[[0.5, 1.5, 0.25, 0.125], [1, 1, 1, 0], [2, 3, 4, -0.25]]]),
+        grayscale=np.array([[False, True, False]]),
+        blur_sigma=np.array([[0.0, 0.5, 2.0]]),
+        solarize=np.array([[0.5, np.inf, 0.25]]),
     )
     expected = [
-        [3, 0, 1, 2, 0.75, 0.5, 1.5, 0.25, 0, 0.0, -1, 1],
-        [-1, -1, -1, -1, 1, 1, 1, 0, 1, 0.5, 0, 2],
-        [2, 1, 0, 3, 4, 3, 2, -1.5, 0, 2.0, 1, -1],
+        [3, 0, 1, 2, 0.75, 0.5, 1.5, 0.25, 0, 0.0, -1, 1, 0.5],
+        [-1, -1, -1, -1, 1, 1, 1, 0, 1, 0.5, 0, 2, np.inf],
+        [2, 1, 0, 3, 4, 3, 2, -1.5, 0, 2.0, 1, -1, 0.25],
     ]
     assert params_table(params, ViewSpec(size=224)).tolist() == [expected]
-    without_blur = params_table(params, ViewSpec(size=16))[0, :, 10:]  # a kernel of one tap
+    without_blur = params_table(params, ViewSpec(size=16))[0, :, 10:12]  # a kernel of one tap
     assert (without_blur == -1).all()
 
 
@@ -202,9 +243,9 @@ def test_bad_arguments_are_named() -> None:
         augment(crops, params, ViewSpec(size=48))
     with pytest.raises(ValueError, match=r"dtype must be .* got torch.float64"):
         augment(crops, params, spec, torch.float64)
-    with pytest.raises(ValueError, match=r"table must be float32 \[2, 2, 12\]"):
+    with pytest.raises(ValueError, match=r"table must be float32 \[2, 2, 13\]"):
         augment(crops, params[:, :1], spec)
-    with pytest.raises(ValueError, match=r"table must be float32 \[1, 2, 2, 12\] .* got .* \[1, 2, 12\]"):
+    with pytest.raises(ValueError, match=r"table must be float32 \[1, 2, 2, 13\] .* got .* \[1, 2, 13\]"):
         augment(crops, params_table(params, spec)[:1], spec, step=torch.zeros(1, dtype=torch.int64))
     large = ViewSpec(size=340, num_views=1, blur_p=1)
     with pytest.raises(ValueError, match="340 pixels is too large to blur"):

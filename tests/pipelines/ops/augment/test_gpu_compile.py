@@ -38,9 +38,9 @@ def check(compiled: Compiled, arch: int, registers: int, load_bits: int, store_b
 
 
 def strips(size: int) -> dict[str, Any]:
-    from pipelines.ops.augment.gpu import strips_of
+    from pipelines.ops.augment.gpu import pixel_strips
 
-    runs, count = strips_of(size)
+    runs, count = pixel_strips(size)
     return {"PIXELS": size * size, "STRIPS": count, "RUNS": runs, "WIDE": True}
 
 
@@ -109,12 +109,12 @@ def test_blur_before_ampere() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @TARGETS
 def test_crop(arch: int, size: int, packed: bool, log: Callable[[Compiled], None]) -> None:
-    from pipelines.ops.crop.gpu import crop_kernel, strips_of
+    from pipelines.ops.crop.gpu import crop_kernel, row_strips
 
     pointers = {"set": "u8", "indices": "i64", "boxes": "i32", "flips": "u8", "step": "i64", "out": "u8"}
     signature = {f"p_{name}": f"*{kind}" for name, kind in pointers.items()}
     signature |= dict.fromkeys(("num_images", "num_views", "uniform_bytes", "uniform_width"), "i32")
-    runs, count = strips_of(size)
+    runs, count = row_strips(size)
     constants: dict[str, Any] = {"SIZE": size, "STRIPS": count, "RUNS": runs, "WIDE": True}
     if packed:
         signature |= {"p_offsets": "*i64", "p_widths": "*i32"}

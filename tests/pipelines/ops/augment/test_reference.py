@@ -55,6 +55,18 @@ def test_equals_torchvision(size, num_images):
     )
 
 
+@pytest.mark.parametrize("size", [64, 19])
+def test_solarization_equals_torchvision(size):
+    spec = ViewSpec(size, num_views=1, blur_p=0.5)
+    crops = crops_of(spec, 6, seed=2)
+    crops.plan.params.solarize[0] = 0.0, 0.25, 0.5, 0.75, 1.0, np.inf
+    expected, views = oracle_views(crops, spec).double(), augmented(crops, spec)
+    decided = ~expected.isnan()
+    # black and white lie on the thresholds 0 and 1, so that rounding decides
+    assert decided.float().mean() > 0.9
+    torch.testing.assert_close(views[decided], expected[decided], rtol=0, atol=ROUNDING)
+
+
 def test_equals_torchvision_at_the_strongest_jitter():
     spec = ViewSpec.simclr(37, jitter_strength=2.5, jitter_p=1.0)  # hue up to half a turn, brightness 0 to 3
     crops = crops_of(spec, 20, seed=1)
@@ -66,11 +78,11 @@ def test_equals_torchvision_at_the_strongest_jitter():
 def test_every_order_of_the_jitter_equals_torchvision():
     spec = ViewSpec.simclr(16)
     orders = list(itertools.permutations(range(4)))
-    crops = crops_of(spec, 24, **plain(jitter=True, order=orders))
+    crops = crops_of(spec, 24, **plain(jitter=True, jitter_order=orders))
     expected = oracle_views(crops, spec).double()
     torch.testing.assert_close(augmented(crops, spec), expected, rtol=0, atol=ROUNDING)
     # and the order matters: with another one most views differ visibly
-    other = crops_of(spec, 24, **plain(jitter=True, order=orders[::-1]))
+    other = crops_of(spec, 24, **plain(jitter=True, jitter_order=orders[::-1]))
     assert ((augmented(other, spec) - expected).abs().amax((2, 3, 4)) > 0.01).float().mean() > 0.7
 
 
@@ -111,7 +123,7 @@ def test_half_turns_meet_and_gray_has_no_hue():
 
 def test_blur_of_a_point_is_the_gaussian():
     spec, sigma = ViewSpec.simclr(80), 1.3  # nine taps
-    crops = crops_of(spec, 1, **plain(sigma=sigma))
+    crops = crops_of(spec, 1, **plain(blur_sigma=sigma))
     pixels = np.zeros_like(crops.pixels)
     pixels[:, :, 40, 30] = 255
     kernel = np.exp(-0.5 * (np.arange(-4, 5) / sigma) ** 2)
