@@ -125,7 +125,7 @@ class NativeEngine:
                 crop_rows(low, stop, plan.indices, *sizes, boxes, flips, images, starts, *into, scratch.crop)
                 if self.augment:
                     numbers = cpu.numbers(params)
-                    cpu.augment_rows(low, stop, *into, *numbers, *constants, job.pixels, scratch.augment)
+                    cpu.augment_rows(low, stop, *into, numbers, constants, job.pixels, scratch.augment)
                 low = stop
 
         def make_scratch() -> Scratch:

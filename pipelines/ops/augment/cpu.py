@@ -3,7 +3,7 @@
 A loader's worker calls `augment_rows` right after the crop, with the crops still in its cache:
 
     scratch = new_scratch(spec)  # one per thread
-    augment_rows(low, high, crops, 0, *numbers(params), *constants(spec), out, scratch)
+    augment_rows(low, high, crops, 0, numbers(params), constants(spec), out, scratch)
 """
 
 import math
@@ -17,7 +17,39 @@ from pipelines.contracts import Crops
 from pipelines.ops.augment.cpu_kernels import ROWS, STRIP, augment_rows
 from pipelines.views import ViewParams, ViewSpec
 
-__all__ = ["Scratch", "augment", "augment_rows", "constants", "new_scratch", "new_views", "numbers"]
+__all__ = [
+    "Constants",
+    "Drawn",
+    "Scratch",
+    "augment",
+    "augment_rows",
+    "constants",
+    "new_scratch",
+    "new_views",
+    "numbers",
+]
+
+
+class Drawn(NamedTuple):
+    """Fields of ViewParams, arrays [V, B, …], C-contiguous."""
+
+    jitter: np.ndarray
+    order: np.ndarray
+    factors: np.ndarray
+    gray: np.ndarray
+    sigma: np.ndarray
+    solarize: np.ndarray
+
+
+class Constants(NamedTuple):
+    """What is the same for all views of a size."""
+
+    taps: int
+    """Taps of the blur."""
+    scale: np.ndarray
+    """float32 [3]: 1 / std."""
+    shift: np.ndarray
+    """float32 [3]: −mean / std."""
 
 
 class Scratch(NamedTuple):
@@ -56,11 +88,11 @@ def augment(
         [V, B, 3, H, W], channels last in memory.
     """
     pixels = np.ascontiguousarray(crops.pixels)
-    drawn = [np.ascontiguousarray(array) for array in numbers(crops.plan.params)]
+    drawn = Drawn(*(np.ascontiguousarray(array) for array in numbers(crops.plan.params)))
     views = new_views(pixels.shape)
 
     def work(low: int, high: int) -> None:
-        augment_rows(low, high, pixels, low, *drawn, *constants(spec), views, new_scratch(spec))
+        augment_rows(low, high, pixels, low, drawn, constants(spec), views, new_scratch(spec))
 
     bounds = np.linspace(0, pixels.shape[1], num_threads + 1).astype(int).tolist()
     with ThreadPoolExecutor(num_threads) as threads:
@@ -68,15 +100,16 @@ def augment(
     return torch.from_numpy(views).permute(0, 1, 4, 2, 3).to(dtype)
 
 
-def numbers(params: ViewParams) -> tuple[np.ndarray, ...]:
-    """What `augment_rows` needs of the drawn numbers."""
-    return params.jitter, params.jitter_order, params.jitter_factors, params.grayscale, params.blur_sigma
+def numbers(params: ViewParams) -> Drawn:
+    """Return what `augment_rows` needs of the drawn numbers."""
+    jitter = params.jitter, params.jitter_order, params.jitter_factors
+    return Drawn(*jitter, params.grayscale, params.blur_sigma, params.solarize)
 
 
-def constants(spec: ViewSpec) -> tuple[int, np.ndarray, np.ndarray]:
-    """What `augment_rows` needs of a spec: blur taps, and scale and shift (float32 [3]) of (x − mean) / std."""
+def constants(spec: ViewSpec) -> Constants:
+    """Return what `augment_rows` needs of a spec."""
     mean, std = np.array(spec.mean), np.array(spec.std)
-    return spec.blur_kernel, (1 / std).astype(np.float32), (-mean / std).astype(np.float32)
+    return Constants(spec.blur_kernel, (1 / std).astype(np.float32), (-mean / std).astype(np.float32))
 
 
 def new_scratch(spec: ViewSpec) -> Scratch:

@@ -1,8 +1,6 @@
 """The kernels of the CPU augmentation: numba, without the GIL, a view at a time while it is in the cache.
 
-What makes them fast:
-- Strips of STRIP pixels, as three planes of float32 that stay in L1: every loop runs over contiguous memory
-  without branches, so LLVM vectorises it.
+- Strips of STRIP pixels are three planes of float32 that stay in L1, which loops without branches run over.
 - Contrast needs a gray mean: the operations before it run over all strips first.  Hue: no division, no branch.
 - The blur, on the views that drew it, is in 16-bit fixed point, drops taps whose weights vanish, and adds four
   pairs of taps per sweep.  A gray view is one plane there.
@@ -27,8 +25,9 @@ ROWS = 8
 TAIL = 3e-4
 """Share of the blur's weights that may be dropped in each direction: at most 0.15/255 in both together."""
 BLACK, WHITE = 300, 65070
-"""0.0 and 1.0 in the blur's fixed point, a gray level being 254.  The room above is for errors, which must not
-wrap around; that below because products are rounded down by half a unit on the average, but those of 0 by none."""
+"""0.0 and 1.0 in the blur's fixed point: 254 units per gray level.  465 units of headroom keep rounding errors from
+wrapping past 65535.  Every product truncates half a unit on average, which a bias corrects; an exact 0 would not
+truncate and come out too bright, hence the offset."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 _ZERO, _ONE, _TWO, _FOUR = (np.float32(value) for value in (0, 1, 2, 4))
@@ -42,30 +41,30 @@ _fast_sum: Any = njit(nogil=True, cache=True, fastmath=_FAST | {"reassoc"})
 
 
 @_kernel
-def augment_rows(
-    low, high, crops, first, jitter, order, factors, gray, sigma, taps, scale, shift, out, scratch
-):
-    """All views of rows [low, high) of a batch: crops[:, first], … → out[:, low], …
+def augment_rows(low, high, crops, first, drawn, constants, out, scratch):
+    """Augment all views of rows [low, high) of a batch: crops[:, first], … → out[:, low], …
 
-    crops is uint8 [V, …, H, W, 3], out float32 [V, B, H, W, 3]; jitter, order, factors, gray, sigma are the arrays
-    of `ViewParams`, [V, B, …]; taps, scale, shift come from `cpu.constants`, scratch from `cpu.new_scratch`, one per
-    thread.
+    crops is uint8 [V, …, H, W, 3], out float32 [V, B, H, W, 3]; the others are named tuples of `cpu.py`.
     """
     if out.shape[0] != crops.shape[0] or high > out.shape[1] or first + high - low > crops.shape[1]:
         raise ValueError("augment_rows needs as many views, and room for as many rows, in and out")
+    n = crops.shape[2] * crops.shape[3]
     for row in range(low, high):
         for v in range(crops.shape[0]):
-            numbers = jitter[v, row], order[v, row], factors[v, row], gray[v, row], sigma[v, row]
-            crop = crops[v, first + row - low]
-            augment_view(crop, *numbers, taps, scale, shift, out[v, row], scratch)
+            target = out[v, row].reshape(3 * n)
+            _augment_view(crops[v, first + row - low], v, row, drawn, constants, target, scratch)
+            if drawn.solarize[v, row] <= 1:
+                _solarize(drawn.solarize[v, row], constants.scale, constants.shift, target)
 
 
 @_kernel
-def augment_view(crop, jitter, order, factors, gray, sigma, taps, scale, shift, out, scratch):
-    """One view: crop uint8 [H, W, 3] → out float32 [H, W, 3], by the numbers of one view of `ViewParams`."""
+def _augment_view(crop, v, row, drawn, constants, target, scratch):
+    """Augment one view but for solarization: crop uint8 [H, W, 3] → target float32 [3n], by the numbers at [v, row]."""
     n = crop.shape[0] * crop.shape[1]
-    source, target = crop.reshape(3 * n), out.reshape(3 * n)
-    radius = _gaussian(sigma, taps // 2, scratch.weights) if sigma > 0 else 0
+    jitter, order, factors = drawn.jitter[v, row], drawn.order[v, row], drawn.factors[v, row]
+    gray, sigma, scale, shift = drawn.gray[v, row], drawn.sigma[v, row], constants.scale, constants.shift
+    source = crop.reshape(3 * n)
+    radius = _gaussian(sigma, constants.taps // 2, scratch.weights) if sigma > 0 else 0
     prefix, mean = 0, _ZERO
     if jitter:
         while order[prefix] != CONTRAST:
@@ -124,15 +123,15 @@ def _adjust(operation, factor, planes):
         _hue(np.float32(6 * (factor % 1.0)), planes)
 
 
+@_fast
+def _clamp(x):
+    return min(max(x, _ZERO), _ONE)
+
+
 @_kernel
 def _split(planes):
     n = planes.size // 3
     return planes[:n], planes[n : 2 * n], planes[2 * n :]
-
-
-@_fast
-def _clamp(x):
-    return min(max(x, _ZERO), _ONE)
 
 
 @_fast
@@ -178,9 +177,9 @@ def _saturation(factor, planes):
 
 @_fast
 def _hue(shift, planes):
-    """Turn the hue by shift ∈ [0, 6) sixths of a turn.
+    """Turn the hue by shift ∈ [0, 6) sixths of a turn; maximum and minimum stay.
 
-    Maximum and minimum stay.  With chroma c = max − min and t = c · (hue in sixths) ∈ [0, 6c) the channels are
+    With chroma c = max − min and t = c · (hue in sixths) ∈ [0, 6c) the channels are
     min + |t − 3c| − c, min + 2c − |t − 2c| and min + 2c − |t − 4c|, each clamped to [min, max].
     Carrying c · hue instead of the hue spares the division, and with it the case c = 0.
     """
@@ -251,6 +250,18 @@ def _store_fixed(row, scale, shift, target):
 
 
 @_fast
+def _solarize(threshold, scale, shift, target):
+    """Invert values at or above the threshold, normalised [3n] in place: 1 − x becomes s + 2·t − (s·x + t)."""
+    # a threshold of 0 inverts everything, values that rounding left below 0 among them
+    limit = np.float32(threshold) if threshold > 0 else -_ONE
+    for c in range(3):
+        lowest, mirror = limit * scale[c] + shift[c], scale[c] + _TWO * shift[c]
+        for q in range(c, target.size, 3):
+            x = target[q]
+            target[q] = mirror - x if x >= lowest else x
+
+
+@_fast
 def _fix(x):
     return _U16(np.int32(x * np.float32(WHITE - BLACK) + np.float32(BLACK + 0.5)))
 
@@ -295,16 +306,14 @@ def _gaussian(sigma, radius, weights):
 
 @_kernel
 def _blur(height, width, gray, radius, scale, shift, target, scratch):
-    """Separable blur of scratch.fixed [H, W·C], borders reflected; normalised into target [3n].
-
-    ROWS rows at a time: reading back what has just been written, before it is in the cache, would stall.
-    """
+    """Separable blur of scratch.fixed [H, W·C], borders reflected; normalised into target [3n]."""
     fixed, lines, above, below = scratch.fixed, scratch.lines, scratch.offsets[0], scratch.offsets[1]
     channels = 1 if gray else 3
     length = width * channels
     begin = (radius * channels + 31) // 32 * 32  # of a line's pixels, behind the reflected ones
     end = begin + length
     pitch = (end + radius * channels + 31) // 32 * 32
+    # ROWS rows at a time: reading back what has just been written, before it is in the cache, would stall
     for top in range(0, height, ROWS):
         rows = min(ROWS, height - top)
         for k in range(rows):
