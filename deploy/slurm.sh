@@ -4,8 +4,8 @@
 #   sbatch --nodes 4 deploy/slurm.sh RECIPE FILE.beton RUN_DIR [--section.key value …]
 #
 # Two minutes before the time is up the ranks save and the job goes back into the queue; so it does where the
-# cluster's PreemptMode is REQUEUE.  A job that was requeued resumes.  scancel ends it; to go on later, submit it
-# again with --resume.
+# cluster's PreemptMode is REQUEUE.  The run folder holds the run: a job that was requeued continues it.  scancel ends
+# it; to continue later, submit the same line again.
 #SBATCH --job-name=fastclr
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -25,10 +25,6 @@ fi
 recipe=$1 file=$2 run=$3
 shift 3
 
-if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$run/last.pt" ] && [[ " $* " != *" --resume "* ]]; then
-    set -- "$@" --resume
-fi
-
 # the nodes meet at the first of them; the port is the job's own, for jobs that share a node
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes%%$'\n'*}
@@ -41,7 +37,7 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     torchrun --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node=gpu --max-restarts=3 \
     --rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID" \
-    --no-python fastclr train "$recipe" --train "$file" --out "$run" "$@" &
+    --no-python fastclr train "$recipe" "$file" --out "$run" "$@" &
 srun_pid=$!
 
 # The ranks save on SIGTERM, and agree on a step for it.  srun can't hand it on (it ends the step with SIGKILL), so

@@ -14,7 +14,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from fastclr.cli import train as train_cli
-from fastclr.recipes import recipe_names
+from fastclr.recipes import recipe_names, run_folder_of
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -31,18 +31,21 @@ def parse(words: list[str], monkeypatch) -> dict:
     starts = [i for i, pair in enumerate(itertools.pairwise(words)) if pair == ("fastclr", "train")]
     seen = {}
 
-    def capture(config, file, folder, resume):
-        seen.update(config=config, file=file, folder=folder, resume=resume)
+    def capture(arguments):
+        folder = arguments.out or run_folder_of(arguments.recipe)
+        seen.update(config=arguments.config, file=arguments.file, folder=folder, resume=arguments.resume)
         return 0
 
     monkeypatch.setattr(train_cli, "_train", capture)
     recipe, *options = words[starts[-1] + 2 :]
-    if recipe.startswith("runs/"):  # the folder of a run, which is not here
-        assert "--resume" in options
+    # the folder of a run, which is not here
+    if recipe.startswith("runs/"):
         assert "--out" not in options
         recipe = "cifar10-rn18"
     assert train_cli.main([recipe, *options]) == 0
     assert recipe in recipe_names()
+    # nothing that is told to people is the old spelling
+    assert not seen.pop("resume")
     return seen
 
 
@@ -59,7 +62,9 @@ def torchrun_settings(words: list[str]):
 
 @pytest.mark.parametrize("page", ["docs/training.md", "deploy/docker.md"])
 def test_commands_of_the_pages(page, monkeypatch):
-    lines = [words for words in commands(ROOT / page) if "train" in words]
+    lines = [
+        words for words in commands(ROOT / page) if ("fastclr", "train") in set(itertools.pairwise(words))
+    ]
     assert len(lines) >= 3
     for words in lines:
         parse(words, monkeypatch)
@@ -107,18 +112,17 @@ def test_kubernetes(monkeypatch, tmp_path):
     assert spec["completions"] == spec["parallelism"] == int(environment["NODES"])
     (script,) = container["args"]
     assert container["command"] == ["bash", "-c"]
-    for run, resume in ((environment["RUN"], False), (str(tmp_path), True)):
-        (tmp_path / "last.pt").touch()
-        # the shell expands the line; in torchrun's place a program that prints what it was given
-        fake(tmp_path / "torchrun", 'printf "%s\\n" "$@"')
-        shell = {**environment, "RUN": run, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        out = subprocess.run(["bash", "-c", script], env=shell, capture_output=True, text=True, check=True)
-        words = ["torchrun", *out.stdout.splitlines()]
-        settings = torchrun_settings(words)
-        port = int(settings.rdzv_endpoint.split(":")[1])
-        assert settings.rdzv_endpoint == f"{job['metadata']['name']}-0.{pod['subdomain']}:{port}"
-        assert container["ports"] == [{"containerPort": port}]
-        assert parse(words, monkeypatch)["resume"] is resume
+    # the shell expands the line; in torchrun's place a program that prints what it was given
+    fake(tmp_path / "torchrun", 'printf "%s\\n" "$@"')
+    shell = {**environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    out = subprocess.run(["bash", "-c", script], env=shell, capture_output=True, text=True, check=True)
+    words = ["torchrun", *out.stdout.splitlines()]
+    settings = torchrun_settings(words)
+    port = int(settings.rdzv_endpoint.split(":")[1])
+    assert settings.rdzv_endpoint == f"{job['metadata']['name']}-0.{pod['subdomain']}:{port}"
+    assert container["ports"] == [{"containerPort": port}]
+    seen = parse(words, monkeypatch)
+    assert (str(seen["file"]), str(seen["folder"])) == (environment["FILE"], environment["RUN"])
 
 
 def fake(path: Path, script: str) -> None:
@@ -162,7 +166,7 @@ def slurm(tmp_path):
 def test_slurm_starts_torchrun_on_each_node(slurm, tmp_path, monkeypatch):
     assert subprocess.run(["bash", "-n", DEPLOY / "slurm.sh"], check=False).returncode == 0
     run = tmp_path / "run with a blank"
-    for restarts, resume in (("0", False), ("1", True)):
+    for restarts in ("0", "1"):
         arguments = ("imagenet-rn50-100ep", "/data/train.beton", str(run), "--train.epochs", "800")
         process = slurm(*arguments, SLURM_RESTART_COUNT=restarts)
         _, err = process.communicate(timeout=30)
@@ -175,9 +179,6 @@ def test_slurm_starts_torchrun_on_each_node(slurm, tmp_path, monkeypatch):
         seen = parse(words, monkeypatch)
         assert (str(seen["file"]), seen["folder"]) == ("/data/train.beton", run)
         assert seen["config"].train.epochs == 800
-        assert seen["resume"] is resume
-        run.mkdir(exist_ok=True)
-        (run / "last.pt").touch()
     assert not (tmp_path / "scontrol.args").exists(), "a run that is complete is not queued again"
 
 
