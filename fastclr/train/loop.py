@@ -45,12 +45,16 @@ from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.output import say
 from pipelines.system.threads import torch_threads
+from pipelines.views.spec import RENAMED
 
 MAY_CHANGE = {
     *("data.threads", "train.threads", "train.device", "train.compile", "train.graph", "optim.impl"),
     *("train.log_every", "train.checkpoint_minutes", "train.eval_epochs"),
 }
 """Settings that say how a run is computed and not what: a resumed run may have others."""
+
+RENAMED_SETTINGS = {f"views.{old}": f"views.{new}" for old, new in RENAMED.items()}
+"""Names in the checkpoints of fastclr 0.1, and what they are called now."""
 
 Item = TypeVar("Item")
 
@@ -342,7 +346,8 @@ def _is_same_run(folder: Path, saved: dict[str, Any] | None, now: dict[str, Any]
     """
     if saved is None:
         return False
-    changed = differences(saved["identity"], now, flatten(Config()))
+    settings = {RENAMED_SETTINGS.get(name, name): value for name, value in saved["identity"].items()}
+    changed = differences(settings, now, flatten(Config()))
     if changed and never_stepped(folder):
         return False
     if changed:
