@@ -53,8 +53,9 @@ MAY_CHANGE = {
     *("train.log_every", "train.checkpoint_minutes", "train.eval_epochs"),
 }
 """Settings that say how a run is computed and not what: a resumed run may have others."""
-_RENAMED = {f"views.{old}": f"views.{new}" for old, new in RENAMED.items()}
-"""Settings by their names of version 0.1."""
+
+RENAMED_SETTINGS = {f"views.{old}": f"views.{new}" for old, new in RENAMED.items()}
+"""Names in the checkpoints of fastclr 0.1, and what they are called now."""
 
 Item = TypeVar("Item")
 
@@ -352,8 +353,8 @@ def _is_same_run(
     # version 0.1 saved another form of it
     if reader.matches_fingerprint(fingerprint):
         now = {**now, DATA_FINGERPRINT: fingerprint}
-    before = {_RENAMED.get(name, name): value for name, value in saved["identity"].items()}
-    changed = differences(before, now, flatten(Config()))
+    settings = {RENAMED_SETTINGS.get(name, name): value for name, value in saved["identity"].items()}
+    changed = differences(settings, now, flatten(Config()))
     if changed and never_stepped(folder):
         return False
     if changed:

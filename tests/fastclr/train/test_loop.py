@@ -174,6 +174,8 @@ def test_a_setting_that_an_older_version_did_not_have(tmp_path, finished, tiny_f
     """At its default it is no difference; otherwise it is one."""
     state = load_checkpoint(finished[0] / "last.pt")
     del state["identity"]["model.encoder"]
+    for old, new in (("views", "num_views"), ("center_share", "center_crop_fraction")):
+        state["identity"][f"views.{old}"] = state["identity"].pop(f"views.{new}")
     save_checkpoint(tmp_path / "last.pt", state)
     (tmp_path / "metrics.jsonl").write_bytes((finished[0] / "metrics.jsonl").read_bytes())
     assert train(tiny_config, tiny_file, tmp_path).step == 20
