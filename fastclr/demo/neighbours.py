@@ -12,6 +12,8 @@ from fastclr.evaluate.encoder import Frozen
 from fastclr.evaluate.knn import knn_predict, nearest
 from fastclr.preview import class_name
 from pipelines import BetonReader
+from pipelines.system.cpus import cores
+from pipelines.system.threads import at_most_threads
 
 MAX_VOTES = 200
 """k of kNN, as in the literature; fewer where a class has few pictures."""
@@ -50,10 +52,11 @@ def num_neighbours(labels: Tensor) -> int:
 
 def extract(model: Frozen, train: BetonReader, test: BetonReader) -> Features:
     """Return the features of every picture, from its centre."""
-    found = [
-        model.features(reader, model.center(), title=title)[0]
-        for reader, title in ((train, "training pictures"), (test, "test pictures"))
-    ]
+    with at_most_threads(cores()):
+        found = [
+            model.features(reader, model.center(), title=title)[0]
+            for reader, title in ((train, "training pictures"), (test, "test pictures"))
+        ]
     return Features(*found)
 
 

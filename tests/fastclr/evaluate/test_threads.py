@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastclr.demo import measure
+from fastclr.demo import neighbours
 from fastclr.evaluate import linear_probe, protocol
 from fastclr.evaluate.encoder import Frozen
 from pipelines import BetonReader
@@ -54,8 +54,8 @@ def test_an_evaluation_takes_no_more_threads_than_there_are_cores(three_threads,
     with BetonReader(tmp_path / "six.beton") as reader:
         for module, cores, run in (
             (protocol, 2, lambda: protocol.evaluate_files(model, reader, reader, note=lambda _: None)),
-            (measure, 2, lambda: measure.measure(model, reader, reader)),
-            (measure, 8, lambda: measure.measure(model, reader, reader)),
+            (neighbours, 2, lambda: neighbours.extract(model, reader, reader)),
+            (neighbours, 8, lambda: neighbours.extract(model, reader, reader)),
         ):
             monkeypatch.setattr(module, "cores", lambda cores=cores: cores)
             threads.clear()
