@@ -153,7 +153,7 @@ def _print_comparison(console: Console, source: Source, arguments: Arguments) ->
     num_images = len(source.labels)
     title = f"{min(COMPARED, num_images)} samples stored both ways (raw pixels: --mode raw)"
     table = Table(title=title, title_justify="left", box=None)
-    for name in ("", "KB/image", "all images", "decoded by one thread"):
+    for name in ("", "KB/image", "all images", "decoded by one thread", "for two random crops"):
         table.add_column(name, justify="right" if name else "left")
     chosen = arguments.encoding.jpeg if arguments.encoding.mode == "jpg" else ""
     for row in rows:
@@ -162,6 +162,7 @@ def _print_comparison(console: Console, source: Source, arguments: Arguments) ->
             f"{row.mean_bytes / 1e3:.1f}",
             f"{_size(row.mean_bytes * num_images)}",
             f"{row.images_per_s:,.0f} images/s",
+            f"{row.crops_per_s:,.0f} images/s",
         )
     console.print(table)
 
@@ -190,12 +191,14 @@ def _progress_bar(console: Console, total: int) -> Iterator[Callable[[int], None
 
 
 def _print_report(console: Console, report: Report, out: Path, seconds: float) -> None:
+    transcoded = f"{report.transcoded:,} with restart markers added, " if report.transcoded else ""
     lines = [
         f"{out}: {report.written:,} images, {_size(report.file_bytes)}, {report.found / seconds:,.0f} images/s",
-        f"  {report.kept:,} byte for byte, {report.encoded:,} encoded, {len(report.skipped):,} left out",
+        f"  {report.kept:,} byte for byte, {transcoded}{report.encoded:,} encoded, "
+        f"{len(report.skipped):,} left out",
     ]
     reasons = sorted(report.re_encoded.items(), key=lambda item: -len(item[1]))
-    lines += [f"  encoded anew: {len(names):,} × {reason}" for reason, names in reasons[:SHOWN]]
+    lines += [f"  noted: {len(names):,} × {reason}" for reason, names in reasons[:SHOWN]]
     if len(reasons) > SHOWN:
         lines.append(f"  … and for {len(reasons) - SHOWN:,} more reasons, in {sidecar_path(out)}")
     lines += [f"  left out: {name!r}: {reason}" for name, reason in report.skipped.items()][:SHOWN]

@@ -1,21 +1,26 @@
-"""What keeping the JPEGs, or encoding them anew, would cost: tried on some samples before the conversion."""
+"""What the ways to store JPEGs would cost: tried on some samples before the conversion."""
 
 import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import simplejpeg
 
 from pipelines.convert.encode import Encoding, Stored, encode
 from pipelines.convert.pillow import without_warnings
 from pipelines.convert.run import encode_all, file_order
 from pipelines.convert.sources import Source
+from pipelines.jpeg.window import cut_window
+from pipelines.views import ViewSpec, draw_views
 
 COMPARED = 64
 """Samples that are encoded and decoded."""
 
-_WAYS: tuple[Literal["keep", "recompress"], ...] = ("keep", "recompress")
+_WAYS: tuple[Literal["keep", "lossless", "recompress"], ...] = ("keep", "lossless", "recompress")
 
 
 @dataclass(frozen=True)
@@ -26,42 +31,62 @@ class Comparison:
     mean_bytes: float
     """Per image."""
     images_per_s: float
-    """Decoded by one thread."""
+    """Decoded whole by one thread."""
+    crops_per_s: float
+    """Decoded by one thread as far as SimCLR's two random crops reach."""
 
 
 def compare(source: Source, encoding: Encoding, seed: int = 0, workers: int = 1) -> list[Comparison]:
-    """What `keep` and `recompress` would cost: size and decoding speed of up to 64 random samples.
+    """Return what each way of `--jpeg` would cost: size and decoding speed of up to 64 random samples.
 
     Returns:
-        One row for "keep" and one for "recompress"; none where no sample could be read.
+        A row for each way; none where no sample could be read.
     """
-    keep, new = (replace(encoding, jpeg=way, mode="jpg", verify="full") for way in _WAYS)
+    keep, *others = (replace(encoding, jpeg=way, mode="jpg", verify="full") for way in _WAYS)
     stored: dict[str, list[bytes]] = {way: [] for way in _WAYS}
     numbers = file_order(len(source.labels), seed)[:COMPARED]
     with without_warnings(), closing(encode_all(source, numbers, keep, workers)) as stream:
         for _, result in stream:
             if isinstance(result, Stored) and isinstance(result.image, bytes):
                 stored["keep"].append(result.image)
-                # what cannot be kept is stored in the same way either time
-                again = encode(result.image, new).image if result.kept else result.image
-                assert isinstance(again, bytes)
-                stored["recompress"].append(again)
+                for other in others:
+                    # what cannot be kept is stored in the same way every time
+                    again = encode(result.image, other).image if result.kept else result.image
+                    assert isinstance(again, bytes)
+                    stored[other.jpeg].append(again)
     if not stored["keep"]:
         return []
-    rate = dict.fromkeys(stored, 0.0)
-    for _ in range(3):  # in turns, the best of each: other programs disturb both alike
-        for jpeg, images in stored.items():
-            rate[jpeg] = max(rate[jpeg], _decode_rate(images))
+    tasks = {
+        way: [partial(simplejpeg.decode_jpeg, image) for image in images] for way, images in stored.items()
+    }
+    crops = {way: [_decoding_of_crops(*each) for each in enumerate(images)] for way, images in stored.items()}
+    rates, crop_rates = (dict.fromkeys(stored, 0.0) for _ in range(2))
+    # in turns, the best of each: other programs disturb all alike
+    for _ in range(3):
+        for way in stored:
+            rates[way] = max(rates[way], _rate(tasks[way]))
+            crop_rates[way] = max(crop_rates[way], _rate(crops[way]))
     return [
-        Comparison(jpeg, sum(map(len, images)) / len(images), rate[jpeg]) for jpeg, images in stored.items()
+        Comparison(way, sum(map(len, images)) / len(images), rates[way], crop_rates[way])
+        for way, images in stored.items()
     ]
 
 
-def _decode_rate(images: list[bytes], seconds: float = 0.05) -> float:
-    """Images per second, over at least one pass and `seconds`."""
+def _decoding_of_crops(index: int, image: bytes) -> Callable[[], object]:
+    """Return a function that cuts and decodes the window of the crops drawn for image `index`."""
+    height, width = simplejpeg.decode_jpeg_header(image)[:2]
+    box = draw_views(ViewSpec.simclr(), 0, 0, np.array([index]), np.array([height]), np.array([width])).box[
+        :, 0
+    ]
+    (top, left), (bottom, right) = box[:, :2].min(0).tolist(), (box[:, :2] + box[:, 2:]).max(0).tolist()
+    return lambda: simplejpeg.decode_jpeg(cut_window(image, top, left, bottom, right)[0])
+
+
+def _rate(tasks: Sequence[Callable[[], object]], seconds: float = 0.05) -> float:
+    """Calls per second, over at least one pass and `seconds`."""
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds or not count:
-        for image in images:
-            simplejpeg.decode_jpeg(image)
-        count += len(images)
+        for task in tasks:
+            task()
+        count += len(tasks)
     return count / elapsed

@@ -19,6 +19,7 @@ from pipelines.beton.jpeg import (
 from pipelines.beton.layout import MAX_SIDE, page_size
 from pipelines.convert import pillow
 from pipelines.convert.memory_budget import MemoryBudget
+from pipelines.jpeg import Restart, TranscodeError, add_restarts
 
 BYTES_PER_PIXEL = 12
 """Memory of an image while it is decoded: up to 9 bytes in libjpeg, or 11 in Pillow."""
@@ -32,16 +33,21 @@ class Encoding:
         ValueError: a value out of its range.
     """
 
-    jpeg: Literal["keep", "recompress"] = "keep"
-    """"keep": store a baseline JPEG of up to --max-side byte for byte; "recompress": encode all anew, as FFCV does."""
+    jpeg: Literal["keep", "lossless", "recompress"] = "keep"
+    """"keep": store a baseline JPEG of up to --max-side byte for byte; "lossless": the same, with restart markers added
+    and its pixels untouched, so that a loader decodes only what it crops; "recompress": encode all anew with restart
+    markers, in FFCV's format."""
     mode: Literal["jpg", "raw"] = "jpg"
     """"jpg": JPEG files; "raw": decoded pixels, about ten times as large and without a decoder's cost."""
     max_side: int = 500
     """Longer side of a stored image, pixels; larger ones are resized to it (Lanczos, antialiased)."""
     quality: int = 90
     """JPEG quality of images that are encoded anew, 1 to 100; chroma is always 4:2:0."""
+    restart: Restart = "auto"
+    """MCUs (blocks of up to 16×16 pixels) between the restart markers of "lossless" and "recompress"; "auto": up to 64
+    pixels; "none": no markers."""
     verify: Literal["full", "header"] = "full"
-    """"full": decode every JPEG, strictly, before it is stored; "header": read its header only."""
+    """"full": decode every JPEG, strictly, before it is stored; "header": read its header only ("keep" alone)."""
 
     max_scans: int = MAX_SCANS
     """Scans of a JPEG, 1 or more; a file with more is left out: each costs as much as decoding the image."""
@@ -57,6 +63,8 @@ class Encoding:
             raise ValueError(f"max_side must be 1 to {MAX_SIDE} pixels, got {self.max_side}")
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be 1 to 100, got {self.quality}")
+        if self.restart not in ("auto", "none") and (isinstance(self.restart, str) or self.restart < 1):
+            raise ValueError(f"restart must be auto, none or a number of MCUs, got {self.restart}")
         for name, least in (("max_scans", 1), ("max_pixels_per_byte", 1), ("max_memory_mb", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -73,6 +81,8 @@ class Stored(NamedTuple):
     """Why the image could not be kept, or what the user should know about it; contains `warning`."""
     warning: str = ""
     """Why the strict decoder refuses the file, whose pixels a lenient one gave: some may be wrong."""
+    transcoded: bool = False
+    """Whether it is the source's file with restart markers, without loss."""
 
 
 def encode(image: bytes | np.ndarray, encoding: Encoding, memory: MemoryBudget | None = None) -> Stored:
@@ -86,7 +96,7 @@ def encode(image: bytes | np.ndarray, encoding: Encoding, memory: MemoryBudget |
         ValueError: it is no image, is corrupt, is of a kind that is not read, or beyond a bound of `encoding`.
     """
     memory = memory or MemoryBudget(0)
-    keep = encoding.mode == "jpg" and encoding.jpeg == "keep"
+    keep = encoding.mode == "jpg" and encoding.jpeg in ("keep", "lossless")
     if not isinstance(image, bytes):
         return _encode_pixels(image, encoding, "pixels" if keep else "")
     frame = read_frame(image)
@@ -105,12 +115,28 @@ def encode(image: bytes | np.ndarray, encoding: Encoding, memory: MemoryBudget |
 
 def _encode_jpeg(data: bytes, frame: Frame, encoding: Encoding, keep: bool) -> Stored:
     reason = _reencode_reason(data, frame, encoding) if keep else ""
-    if keep and not reason and encoding.verify == "header":
+    lossless = encoding.jpeg == "lossless"
+    if keep and not reason and encoding.verify == "header" and not lossless:
         return Stored(data, kept=True)
     pixels, warning = _jpeg_pixels(data)
     if keep and not reason and not warning:
-        return Stored(data, kept=True)
+        return _transcode(data, pixels, encoding) if lossless else Stored(data, kept=True)
     return _encode_pixels(pixels, encoding, reason, "", warning)
+
+
+def _transcode(data: bytes, pixels: np.ndarray, encoding: Encoding) -> Stored:
+    """Return a JPEG with restart markers, decoded once more to compare; or as it is, with a note why."""
+    try:
+        file = add_restarts(data, encoding.restart)
+    except TranscodeError as error:
+        return Stored(data, kept=True, note=f"kept without restart markers: {error}")
+    if len(file) > page_size(encoding.max_side):
+        return Stored(
+            data, kept=True, note="kept without restart markers: with them it is larger than a page"
+        )
+    if not np.array_equal(simplejpeg.decode_jpeg(file), pixels):
+        return Stored(data, kept=True, note="kept without restart markers: with them its pixels differ")
+    return Stored(file, kept=False, transcoded=True)
 
 
 def _encode_pixels(
@@ -122,6 +148,8 @@ def _encode_pixels(
     if encoding.mode == "raw":
         return Stored(pixels, False, notes, warning)
     file = simplejpeg.encode_jpeg(pixels, encoding.quality, colorspace="RGB", colorsubsampling="420")
+    if encoding.restart != "none":
+        file = add_restarts(file, encoding.restart)
     if encoding.verify == "full":
         simplejpeg.decode_jpeg(file)
     return Stored(file, False, notes, warning)

@@ -38,6 +38,8 @@ class Report:
     found: int
     kept: int = 0
     """Stored byte for byte."""
+    transcoded: int = 0
+    """Stored with restart markers added, without loss."""
     encoded: int = 0
     """Stored as a new JPEG, or as pixels."""
     skipped: dict[str, str] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class Report:
 
     @property
     def written(self) -> int:
-        return self.kept + self.encoded
+        return self.kept + self.transcoded + self.encoded
 
 
 def convert(
@@ -168,6 +170,8 @@ def _add(writer: BetonWriter, stored: Stored, label: int) -> None:
 def _count(report: Report, item: Callable[[int], str], number: int, stored: Stored) -> None:
     if stored.kept:
         report.kept += 1
+    elif stored.transcoded:
+        report.transcoded += 1
     else:
         report.encoded += 1
     if stored.note:
@@ -188,6 +192,7 @@ def _sidecar(source: Source, report: Report, options: dict[str, Any], fingerprin
             "found": report.found,
             "written": report.written,
             "kept": report.kept,
+            "transcoded": report.transcoded,
             "encoded": report.encoded,
             "skipped": len(report.skipped),
         },

@@ -188,6 +188,24 @@ def cut(payload, top, left, bottom, right, out, window):
     return size + 2
 
 
+def cut_window(
+    jpeg: bytes | np.ndarray, top: int, left: int, bottom: int, right: int
+) -> tuple[bytes | np.ndarray, tuple[int, int] | None]:
+    """Return the JPEG of the window that holds a box, and the pixel of the image that it begins at (top, left).
+
+    Args:
+        jpeg: a JPEG file: bytes, or uint8 [n].
+        top, left, bottom, right: the box in pixels, without (bottom, right).
+
+    Returns:
+        The JPEG itself and None where no window can be cut.
+    """
+    payload = np.frombuffer(jpeg, np.uint8)
+    out, window = np.empty(payload.size, np.uint8), np.empty(4, np.int64)
+    size = cut(payload, top, left, bottom, right, out, window)
+    return (out[:size], (int(window[0]), int(window[1]))) if size else (jpeg, None)
+
+
 @njit(nogil=True, cache=True)
 def _copy_header(payload, layout, height, width, out):
     """Write the header with another size of the image, without what a decoder does not need; return its size.

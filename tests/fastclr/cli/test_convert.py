@@ -66,7 +66,7 @@ def test_damaged_images_are_named(tiny_photos, tmp_path, capsys):
     assert main(["convert", str(folder), str(tmp_path / "out.beton")]) == 0
     printed = capsys.readouterr().out
     assert "40 byte for byte, 1 encoded, 7 left out" in printed
-    assert "encoded anew: 1 × longer side over 500 pixels" in printed
+    assert "noted: 1 × longer side over 500 pixels" in printed
     assert printed.count("  left out: ") == 5
     assert "… and 2 more, named in" in printed
     skipped = json.loads((tmp_path / "out.json").read_text())["skipped"]

@@ -8,6 +8,7 @@ from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.convert import Encoding, encode, pillow
+from pipelines.convert.encode import Stored
 
 LIMITS = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
 
@@ -38,7 +39,7 @@ def test_a_baseline_jpeg_is_kept_byte_for_byte():
         saved(gray, "JPEG"),
         saved(PIXELS, "JPEG", exif=exif, comment=b"x" * 60000),
     ):
-        assert encode(jpeg, KEEP) == (jpeg, True, "", "")
+        assert encode(jpeg, KEEP) == Stored(jpeg, True)
 
 
 def with_byte(data: bytes, position: int, value: int) -> bytes:
