@@ -12,8 +12,8 @@ import numpy as np
 from pipelines import ViewParams
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0.1"
-PARAM_FIELDS = ("box", "flip", "jitter", "order", "factors", "gray", "sigma")
-"""Fields of `ViewParams` in version 0.1."""
+PARAM_FIELDS = ("box", "flip", "jitter", "jitter_order", "jitter_factors", "grayscale", "blur_sigma")
+"""Fields of `ViewParams` that version 0.1 had, by their names of today."""
 
 
 def unpack_images(folder: Path) -> Path:

@@ -6,12 +6,12 @@ from support.saved_by_0_1 import following_metrics, unpack_images, unpack_run
 from fastclr.recipes import load_recipe
 from fastclr.train.checkpoint import load_encoder
 from fastclr.train.loop import train
-from fastclr.train.run_log import read_metrics
+from fastclr.train.sinks import read_metrics
 
 
 def test_a_run_of_0_1_continues(tmp_path):
     file, folder = unpack_images(tmp_path), unpack_run(tmp_path)
-    outcome = train(load_recipe(str(folder)), file, folder, resume=True)
+    outcome = train(load_recipe(str(folder)), file, folder)
     assert (outcome.step, outcome.total_steps) == (24, 24)
     records = read_metrics(folder)
     assert [record["step"] for record in records] == list(range(1, 25))
