@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipelines.engines import EngineName
 from pipelines.views import ViewSpec
 
 MAX_WHOLE_NUMBER = 2**64 - 1
@@ -24,7 +25,7 @@ def _need(condition: bool, name: str, value: object, what: str) -> None:
 class DataConfig:
     """How the file is read."""
 
-    engine: Literal["auto", "native", "resident", "ffcv", "dali", "torchvision"] = "auto"
+    engine: Literal["auto", EngineName] = "auto"
     """Engine that decodes and crops; auto: resident where the decoded images take at most 1 GiB, else native."""
     order: Literal["random", "sequential", "blocks"] = "random"
     """Order of the samples in an epoch; blocks is for files larger than memory."""

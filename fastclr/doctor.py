@@ -19,10 +19,10 @@ import torch
 
 from fastclr.speeds import decode_rate, disk_speed, drawn_jpeg
 from pipelines import BetonReader, BetonWriter, ViewSpec
-from pipelines.engines import ENGINES
+from pipelines.engines import ENGINES, EngineName
 from pipelines.engines.ffcv import engine as ffcv
 from pipelines.engines.native import turbojpeg
-from pipelines.planner import Sampler
+from pipelines.planner import BatchPlanner
 from pipelines.system.cpus import cores
 from pipelines.system.jit import cache_folder
 from pipelines.system.triton import why_no_triton
@@ -183,20 +183,20 @@ def _engines() -> Iterator[Check]:
             for label in range(4):
                 writer.add_jpeg(jpeg, label)
         with BetonReader(file) as reader:
-            sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(32), 4)
+            planner = BatchPlanner(reader.heights, reader.widths, (ViewSpec.simclr(32),), 4)
             for name in ENGINES:
                 for device in devices if name in ("resident", "dali") else devices[:1]:
                     title = name if device == "cpu" else f"{name} on the GPU"
-                    run = partial(_one_batch, name, reader, sampler, device)
+                    run = partial(_one_batch, name, reader, planner, device)
                     yield _attempt("engines", title, run, fixes.get(name, "pip install fastclr"))
 
 
-def _one_batch(name: str, reader: BetonReader, sampler: Sampler, device: str) -> str:
-    engine = ENGINES[name](reader, sampler, num_threads=1, device=torch.device(device))
+def _one_batch(name: EngineName, reader: BetonReader, planner: BatchPlanner, device: str) -> str:
+    engine = ENGINES[name](reader, planner, num_threads=1, device=torch.device(device))
     try:
         if name == "ffcv":
             return "installed; not run, it compiles for some seconds"
-        count = sum(len(crops.plan.indices) for crops in engine.run(sampler.plans(0)))
+        count = sum(len(crops.plan.indices) for crops in engine.run(planner.plans(0), planner))
     finally:
         engine.close()
     if count != len(reader):

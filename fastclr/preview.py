@@ -17,10 +17,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines import BetonReader, ViewParams, ViewSpec
-from pipelines.contracts import BatchPlan
+from pipelines.contracts import BatchPlan, Crops
 from pipelines.engines.native.engine import NativeEngine
 from pipelines.ops.augment import cpu
-from pipelines.planner import Order, Sampler, epoch_order
+from pipelines.planner import BatchPlanner, Order, epoch_order
 from pipelines.system.atomic_file import replacing, write_at
 from pipelines.system.terminal import printable
 
@@ -84,13 +84,15 @@ def draw_samples(
         wrong = chosen[(chosen < 0) | (chosen >= len(reader))]
         if len(wrong):
             raise ValueError(f"{reader.path} has no image {wrong[0]}; its images are 0 to {len(reader) - 1}")
-    sampler = Sampler(reader.heights, reader.widths, spec, batch_size=len(chosen), seed=seed)
-    plan = BatchPlan(epoch, 0, chosen, sampler.draw(epoch, chosen))
-    engine = NativeEngine(reader, sampler, num_threads=1, augment=False)
-    with closing(engine), closing(engine.run(iter([plan]))) as batches:
+    planner = BatchPlanner(reader.heights, reader.widths, (spec,), batch_size=len(chosen), seed=seed)
+    plan = BatchPlan(epoch, 0, chosen, planner.draw(epoch, chosen))
+    engine = NativeEngine(reader, planner, num_threads=1, augment=False)
+    with closing(engine), closing(engine.run(iter([plan]), planner)) as batches:
         crops = next(batches)
     plan = crops.plan  # a corrupt image has been replaced, and the plan says by which
-    normalised = cpu.augment(crops, spec).permute(0, 1, 3, 4, 2)
+    assert isinstance(crops, Crops)
+    (pixels,) = crops.pixels
+    normalised = cpu.augment(pixels, plan.params, spec).permute(0, 1, 3, 4, 2)
     levels = (normalised * torch.tensor(spec.std) + torch.tensor(spec.mean)) * 255
     views = levels.round().clamp(0, 255).to(torch.uint8).numpy()
     return [
@@ -99,7 +101,7 @@ def draw_samples(
             label=class_name(reader, int(index)),
             source=reader.decode(int(index)),
             params=plan.params[:, row : row + 1],
-            crops=np.asarray(crops.pixels)[:, row],
+            crops=np.asarray(pixels)[:, row],
             views=views[:, row],
         )
         for row, index in enumerate(plan.indices)

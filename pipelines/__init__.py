@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pipelines.contracts import Batch as Batch
     from pipelines.errors import EngineUnavailable as EngineUnavailable
     from pipelines.loader import TwoViewLoader as TwoViewLoader
+    from pipelines.loader import ViewLoader as ViewLoader
     from pipelines.views import ViewParams as ViewParams
     from pipelines.views import ViewSpec as ViewSpec
     from pipelines.views import draw_views as draw_views
@@ -23,6 +24,7 @@ _HOMES = {
     "BetonWriter": "pipelines.beton",
     "EngineUnavailable": "pipelines.errors",
     "TwoViewLoader": "pipelines.loader",
+    "ViewLoader": "pipelines.loader",
     "ViewParams": "pipelines.views",
     "ViewSpec": "pipelines.views",
     "draw_views": "pipelines.views",

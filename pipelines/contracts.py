@@ -1,21 +1,22 @@
-"""The contracts of the data plane: what travels between order, engines, augmentation and loader.
+"""Contracts of the data plane: what travels between planner, engines, augmentation and loader.
 
-    order + draw ──BatchPlan──▶ engine ──Crops──▶ augmentation ──Batch──▶ receiver
+    planner ──BatchPlan──▶ engine ──Crops──▶ augmentation ──▶ Batch ──▶ receiver
+                             └──────Views (augmented in its workers)──▶ Batch
 
-Shape letters: V views per image, B images of a batch, H and W the size of a view.
+Shape letters: V views per image, of which V_g belong to group g; B images of a batch; H_g and W_g the size of a
+view of group g.  A group holds consecutive views of one size.
 """
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from pipelines.views import ViewParams
+from pipelines.views import Group, ViewParams, ViewSpec
 
-if TYPE_CHECKING:
-    from pipelines.planner import Sampler
+Pixels = np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,33 +32,86 @@ class BatchPlan:
     """The drawn numbers, arrays [V, B, …]."""
 
     def copy(self) -> "BatchPlan":
-        """The same plan on its own arrays, free to `put` into."""
+        """Return an equal plan on arrays of its own, whose rows may be replaced."""
         return replace(self, indices=self.indices.copy(), params=self.params.copy())
 
-    def put(self, row: int, index: int, params: ViewParams) -> None:
-        """Let sample `index`, with its own numbers (arrays [V, 1, …]), stand at `row`."""
+    def replace_row(self, row: int, index: int, params: ViewParams) -> None:
+        """Put sample `index`, with its own numbers (arrays [V, 1, …]), at `row`."""
         self.indices[row] = index
         self.params.replace_row(row, params)
 
 
 class Crops(NamedTuple):
-    """The pixels of a plan, cropped, resized and flipped."""
+    """Pixels of a plan: cropped, resized and flipped, not yet augmented."""
 
     plan: BatchPlan
-    """The plan they belong to; where samples were replaced, with the replacements' indices and numbers."""
-    pixels: np.ndarray | torch.Tensor
-    """uint8 [V, B, H, W, 3], on the host or a GPU; or, from an engine that was asked to augment in its
-    workers, float32 normalised views of the same shape."""
+    """The plan that the pixels belong to; replaced samples have their replacement's index and numbers in it."""
+    pixels: tuple[Pixels, ...]
+    """uint8 [V_g, B, H_g, W_g, 3] for each group, on the host or a GPU."""
+
+
+class Views(NamedTuple):
+    """Views of a plan, from an engine that augments in its workers."""
+
+    plan: BatchPlan
+    """The plan that the values belong to, as in `Crops`."""
+    values: tuple[Pixels, ...]
+    """float32 [V_g, B, H_g, W_g, 3] for each group, normalised."""
+
+
+class Planner(Protocol):
+    """What an engine asks while it runs: the groups of views, and the replacement of a corrupt sample."""
+
+    @property
+    def specs(self) -> tuple[ViewSpec, ...]:
+        """The distributions that the views are drawn from."""
+        ...
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of views, in the order of the views."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a full batch."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of an epoch."""
+        ...
+
+    @property
+    def subset(self) -> np.ndarray | None:
+        """int64, sorted: the samples in use; None means all of the file."""
+        ...
+
+    def replacement_for(self, index: int) -> int:
+        """Return the sample that stands in for a corrupt one."""
+        ...
+
+    def draw(self, epoch: int, indices: np.ndarray) -> ViewParams:
+        """Draw the numbers of the views of these samples in this epoch."""
+        ...
 
 
 class Engine(Protocol):
-    """Turns plans into crops.  Owns its threads and its prefetch, and no other state."""
+    """Turns plans into crops, or into views.  Owns its threads and its prefetch, and no other state.
 
-    sampler: "Sampler"
-    """Gives the views' spec, and the numbers of a replacement; the loader may exchange it between runs."""
+    Every engine is constructed as `(reader, planner, *, num_threads, device, augment, …)`.  The planner given there
+    says which samples of the file are in use; `augment=False` forbids to augment in the workers.
+    """
 
-    def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
-        """Crops in the order of the plans.  Closing the iterator stops its threads and frees its memory."""
+    def run(self, plans: Iterator[BatchPlan], planner: Planner) -> Generator[Crops | Views]:
+        """Yield the pixels of the plans, in their order.
+
+        Closing the iterator stops its threads and frees its memory.
+
+        Args:
+            plans: what to load.
+            planner: made the plans; tells the groups of their views.
+        """
         ...
 
     def close(self) -> None:
@@ -69,17 +123,36 @@ class Engine(Protocol):
 class Batch:
     """What a training step receives.  It belongs to the receiver; `views, labels = batch` unpacks it."""
 
-    views: torch.Tensor
-    """[V, B, 3, H, W], each view channels-last; float32 on the CPU, half precision on a GPU; normalised."""
+    views: Any
+    """Tensor [V, B, 3, H, W], each view channels-last, normalised; float32 on the CPU, half precision on a GPU.  A
+    tuple of such tensors where the views come in several groups.  With `augment=False`: uint8 crops
+    [V, B, H, W, 3]."""
     labels: torch.Tensor
     """int64 [B], −1 where unknown."""
     indices: torch.Tensor
     """int64 [B]: sample numbers in the file."""
     epoch: int
     step: int
+    """Number of the batch within its epoch."""
+    params: ViewParams | None = None
+    """The drawn numbers, NumPy arrays [V, B, …] over the views of all groups."""
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Return the batch with its tensors on a device.  The drawn numbers stay on the host."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        views = tuple(map(move, self.views)) if isinstance(self.views, tuple) else move(self.views)
+        return replace(self, views=views, labels=move(self.labels), indices=move(self.indices))
+
+    def __iter__(self) -> Iterator[Any]:
         return iter((self.views, self.labels))
 
+    def __getitem__(self, position: int) -> Any:
+        """`batch[0]` are the views, `batch[1]` the labels."""
+        return (self.views, self.labels)[position]
+
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.labels)

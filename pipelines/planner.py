@@ -1,21 +1,22 @@
-"""The order of an epoch, cut into plans: who sees which samples in which batch.
+"""BatchPlanner: the order of an epoch, split into plans: which rank sees which samples in which batch.
 
-Order and cut are pure functions of (seed, epoch, world size, position): nothing here has a state, so a run
+Order and split are pure functions of (seed, epoch, world size, position): nothing here has a state, so a run
 resumed in mid-epoch, or on another number of ranks, sees exactly the batches it would have seen.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 
 from pipelines.contracts import BatchPlan
-from pipelines.views import ViewParams, ViewSpec, draw_views
+from pipelines.views import Group, ViewParams, ViewSpec, draw_views, groups_of
 from pipelines.views.philox import philox4x32, split_seed
 
 Order = Literal["random", "sequential", "blocks"]
-ORDERS: tuple[Order, ...] = ("random", "sequential", "blocks")
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 BLOCK_SAMPLES = 64
 """Consecutive samples in a block of the order "blocks": about one page of ImageNet photos."""
@@ -24,10 +25,12 @@ MIXED_BLOCKS = 128
 
 _SAMPLE_STREAM, _BLOCK_STREAM = 1 << 31, (1 << 31) + 1
 """First counter word of the order's keys; the views' blocks (0…12) stay clear of them."""
+DRAWN_AT_ONCE = 1024
+"""Samples whose numbers are drawn together."""
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int, order: Order = "random") -> np.ndarray:
-    """The positions 0…N−1 in the order of an epoch.
+    """Return the positions 0…N−1 in the order of an epoch.
 
     "random" is a stable argsort of 64-bit Philox keys (a library's `permutation` may change between
     versions).  "blocks" shuffles blocks of 64 consecutive samples and then the samples within every 128
@@ -48,7 +51,7 @@ def epoch_order(num_samples: int, seed: int, epoch: int, order: Order = "random"
         shuffled = np.argsort(_keys(num_blocks, seed, epoch, _BLOCK_STREAM), kind="stable")
         samples = (shuffled[:, None] * BLOCK_SAMPLES + np.arange(BLOCK_SAMPLES)).ravel()
         samples = samples[samples < num_samples]
-        # a window is not cut off short: a small last one would mix too few blocks, so it joins its neighbour
+        # a small last window would mix too few blocks, so it joins its neighbour
         window = np.arange(num_samples) // (BLOCK_SAMPLES * MIXED_BLOCKS)
         window = np.minimum(window, max(num_samples // (BLOCK_SAMPLES * MIXED_BLOCKS) - 1, 0))
         return samples[np.lexsort((_keys(num_samples, seed, epoch, _SAMPLE_STREAM), window))]
@@ -60,13 +63,9 @@ def _keys(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
     return high << np.uint64(32) | low
 
 
-DRAWN_AT_ONCE = 1024
-"""Samples whose numbers are drawn together."""
-
-
 @dataclass(frozen=True, eq=False)
-class Sampler:
-    """Cuts epochs into plans for one rank, and draws their numbers.
+class BatchPlanner:
+    """Splits epochs into plans for one rank, and draws their numbers.
 
     Rank r of W holds rows [r·b, (r+1)·b) of each global batch of W·b samples, so W ranks together see
     exactly the batches of one rank with batch size W·b.
@@ -76,9 +75,10 @@ class Sampler:
     """int [N]: height of each sample of the file, pixels."""
     widths: np.ndarray
     """int [N]: width of each sample of the file, pixels."""
-    spec: ViewSpec
+    specs: tuple[ViewSpec, ...]
+    """The distributions of the views, in the order of the views."""
     batch_size: int
-    """Per rank."""
+    """Images per batch on this rank."""
     seed: int = 0
     order: Order = "random"
     rank: int = 0
@@ -96,6 +96,11 @@ class Sampler:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
         split_seed(self.seed)
 
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of views: consecutive views of one size."""
+        return groups_of(self.specs)
+
     @property
     def num_samples(self) -> int:
         """Samples of an epoch, over all ranks."""
@@ -104,14 +109,13 @@ class Sampler:
     def num_batches(self) -> int:
         """Batches of an epoch on this rank."""
         whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
-        if self.drop_last or not rest:
+        if self.drop_last:
             return whole
-        return whole + (
-            _split(rest, self.world_size, self.rank)[1] > _split(rest, self.world_size, self.rank)[0]
-        )
+        low, high = _split(rest, self.world_size, self.rank)
+        return whole + (high > low)
 
     def plans(self, epoch: int, consumed: int = 0) -> Iterator[BatchPlan]:
-        """The plans of an epoch, from the one that starts after `consumed` samples (over all ranks).
+        """Yield the plans of an epoch, from the one that starts after `consumed` samples (over all ranks).
 
         With `drop_last=False` the tail is split contiguously over the ranks; a rank may get none of it.
         """
@@ -124,36 +128,36 @@ class Sampler:
         # drawing costs a millisecond under Python's lock, for a small batch nearly as much as for a large one
         at_once = max(1, DRAWN_AT_ONCE // self.batch_size)
         for first in range(0, len(starts), at_once):
-            parts = [
+            batches = [
                 self._rows(order[start : start + global_batch]) for start in starts[first : first + at_once]
             ]
-            drawn = self.draw(epoch, np.concatenate(parts))
+            drawn = self.draw(epoch, np.concatenate(batches))
             low = 0
-            for step, rows in enumerate(parts, consumed // global_batch + first):
+            for step, rows in enumerate(batches, consumed // global_batch + first):
                 if len(rows):
                     yield BatchPlan(epoch, step, rows, drawn[:, low : low + len(rows)].copy())
                 low += len(rows)
 
     def _rows(self, batch: np.ndarray) -> np.ndarray:
-        """This rank's samples of a global batch; of an incomplete one that is to be dropped, none."""
+        """Return this rank's samples of a global batch: none of an incomplete one that is to be dropped."""
         if self.drop_last and len(batch) < self.batch_size * self.world_size:
             return batch[:0]
         low, high = _split(len(batch), self.world_size, self.rank)
         return batch[low:high]
 
     def draw(self, epoch: int, indices: np.ndarray) -> ViewParams:
-        """The numbers of the views of these samples in this epoch."""
-        return draw_views(self.spec, self.seed, epoch, indices, self.heights[indices], self.widths[indices])
+        """Draw the numbers of the views of these samples in this epoch."""
+        return draw_views(self.specs, self.seed, epoch, indices, self.heights[indices], self.widths[indices])
 
-    def successor(self, index: int) -> int:
-        """The sample that stands in for a corrupt one: the next of the file (of the subset), cyclically."""
+    def replacement_for(self, index: int) -> int:
+        """Return the sample that stands in for a corrupt one: the next of the file (of the subset), cyclically."""
         if self.subset is None:
             return (index + 1) % len(self.heights)
         return int(self.subset[np.searchsorted(self.subset, index, "right") % len(self.subset)])
 
 
 def _split(rows: int, world_size: int, rank: int) -> tuple[int, int]:
-    """Contiguous share of a rank: the first ranks get one more where it does not divide."""
-    share, extra = divmod(rows, world_size)
-    low = rank * share + min(rank, extra)
-    return low, low + share + (rank < extra)
+    """Return a rank's contiguous rows [low, high): the first ranks get one more where it does not divide."""
+    rows_per_rank, extra = divmod(rows, world_size)
+    low = rank * rows_per_rank + min(rank, extra)
+    return low, low + rows_per_rank + (rank < extra)

@@ -1,21 +1,20 @@
-"""DeviceStage: crops become a Batch where the receiver wants it, on the CPU or on a GPU."""
+"""DevicePrefetcher: crops become a Batch where the receiver wants it, on the CPU or on a GPU."""
 
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 
 import numpy as np
 import torch
 
-from pipelines.contracts import Batch, Crops
+from pipelines.contracts import Batch, Crops, Pixels, Views
 from pipelines.errors import EngineUnavailable
 from pipelines.ops.augment import cpu, reference
 from pipelines.system.triton import why_no_triton
-from pipelines.views import ViewSpec
+from pipelines.views import Group
 
 
-class DeviceStage:
-    """Augments crops on the device they are wanted on.
+class DevicePrefetcher:
+    """Makes batches of crops, on the device they are wanted on, and augments them where the engine did not.
 
     On a GPU the copy and the augmentation of a batch are queued on a stream of their own while the receiver
     works on the batch before, so a training step finds its views ready.
@@ -24,59 +23,90 @@ class DeviceStage:
         device: "cpu" or a CUDA device.
         dtype: of the views; None means float32 on the CPU, and on a GPU bfloat16 or, where its hardware lacks
             that, float16.
-        num_threads: that augment on the CPU, for engines whose workers did not.
+        num_threads: threads that augment on the CPU, for engines whose workers did not.
+        augment: False leaves the crops as they are, uint8 [V_g, B, H_g, W_g, 3].
 
     Raises:
         EngineUnavailable: a CUDA device is asked for where there is none.
         ValueError: a device that is neither CPU nor CUDA.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype | None = None, num_threads: int = 1) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        num_threads: int = 1,
+        augment: bool = True,
+    ) -> None:
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device must be cpu or cuda, got {device}")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise EngineUnavailable("device cuda: torch sees no GPU here; use device cpu")
         self.device = device
         self.dtype = dtype or _half(device)
-        self._augment = _augmentation(device, num_threads)
+        self._augment = _augmentation(device, num_threads) if augment else None
         # one for all epochs: torch keeps the memory that a stream has used for that stream
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def run(self, crops: Iterator[Crops], spec: ViewSpec, labels: np.ndarray) -> Generator[Batch]:
-        """Batches in the order of the crops."""
+    def run(
+        self, pixels: Iterator[Crops | Views], groups: tuple[Group, ...], labels: np.ndarray
+    ) -> Generator[Batch]:
+        """Yield batches in the order of the crops or views."""
         if self.device.type == "cpu":
-            return (self._batch(one, spec, labels) for one in crops)
-        return self._ahead(crops, spec, labels)
+            return (self._batch(one, groups, labels) for one in pixels)
+        return self._prefetch(pixels, groups, labels)
 
-    def _batch(self, crops: Crops, spec: ViewSpec, labels: np.ndarray) -> Batch:
-        plan, pixels = crops
-        if pixels.dtype in (np.float32, torch.float32):  # the engine's workers have augmented already
-            views = torch.as_tensor(pixels).permute(0, 1, 4, 2, 3).to(self.device, self.dtype)
+    def _batch(self, one: Crops | Views, groups: tuple[Group, ...], labels: np.ndarray) -> Batch:
+        plan = one.plan
+        if isinstance(one, Views):
+            views = [
+                torch.as_tensor(values).permute(0, 1, 4, 2, 3).to(self.device, self.dtype)
+                for values in one.values
+            ]
+        elif self._augment is None:
+            views = [self._on_device(crops) for crops in one.pixels]
         else:
-            views = self._augment(crops, spec, dtype=self.dtype)
+            views = [
+                self._augment(self._on_device(crops), plan.params[group.views], group, self.dtype)
+                for group, crops in zip(groups, one.pixels, strict=True)
+            ]
         return Batch(
-            views=views,
+            views=views[0] if len(views) == 1 else tuple(views),
             labels=torch.from_numpy(labels[plan.indices]).to(self.device, non_blocking=True),
             indices=torch.from_numpy(plan.indices.copy()).to(self.device, non_blocking=True),
             epoch=plan.epoch,
             step=plan.step,
+            params=plan.params,
         )
 
-    def _ahead(self, crops: Iterator[Crops], spec: ViewSpec, labels: np.ndarray) -> Generator[Batch]:
+    def _on_device(self, pixels: Pixels) -> torch.Tensor:
+        return torch.as_tensor(pixels).to(self.device, non_blocking=True)
+
+    def _prefetch(
+        self, pixels: Iterator[Crops | Views], groups: tuple[Group, ...], labels: np.ndarray
+    ) -> Generator[Batch]:
+        """Prepare batch n + 1 on the prefetcher's stream, then yield batch n.
+
+        Three things keep memory from being used again too early.  The receiver's stream waits for ours before it gets
+        a batch.  Each tensor of a batch is recorded on the receiver's stream, so that torch gives its memory to
+        nobody while the receiver's queued work reads it.  The host memory of a batch's crops is kept until the event
+        `copied`, recorded behind their copy, has passed; that is a whole step later, so nobody waits for it.
+        """
         stream = self._stream
         assert stream is not None
         copied = torch.cuda.Event()
-        one: Crops | None = None
+        one: Crops | Views | None = None
 
         def prepare() -> Batch | None:
             nonlocal one
             if one is not None:
-                copied.synchronize()  # queued a whole step ago; now its host memory may be used again
+                copied.synchronize()
             with torch.cuda.stream(stream):
-                one = next(crops, None)  # an engine on the GPU queues its work here too
+                # an engine on the GPU queues its work on this stream, too
+                one = next(pixels, None)
                 if one is None:
                     return None
-                batch = self._batch(one, spec, labels)
+                batch = self._batch(one, groups, labels)
                 copied.record(stream)
             return batch
 
@@ -85,30 +115,30 @@ class DeviceStage:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(stream)
             batch = following
-            for tensor in (batch.views, batch.labels, batch.indices):
-                tensor.record_stream(current)  # or its memory could be reused while the receiver still reads
+            views = batch.views if isinstance(batch.views, tuple) else (batch.views,)
+            for tensor in (*views, batch.labels, batch.indices):
+                tensor.record_stream(current)
             following = prepare()
             yield batch
 
 
 def _half(device: torch.device) -> torch.dtype:
-    """The type of views that the device computes on fastest; float32 on a CPU."""
+    """Return the type of views that the device computes on fastest; float32 on a CPU."""
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def _augmentation(device: torch.device, num_threads: int) -> Callable[..., torch.Tensor]:
-    """`augment(crops, spec, dtype)` for crops that are wanted on this device."""
+    """Return `augment(crops, params, group, dtype)` for the crops of a group that lie on this device."""
     if device.type == "cpu":
-        return partial(cpu.augment, num_threads=num_threads)
-
-    def on_device(crops: Crops) -> torch.Tensor:
-        return torch.as_tensor(crops.pixels).to(device, non_blocking=True)
-
+        return lambda crops, params, group, dtype: cpu.augment(
+            crops, params, group.specs[0], dtype, num_threads
+        )
     if reason := why_no_triton():
         warnings.warn(f"augmentation in plain torch, slower: {reason}", RuntimeWarning, stacklevel=2)
-        return lambda crops, spec, dtype: reference.augment(Crops(crops.plan, on_device(crops)), spec, dtype)
+        return lambda crops, params, group, dtype: reference.augment(crops, params, group.specs[0], dtype)
+    # imported here because it needs Triton
     from pipelines.ops.augment import gpu
 
-    return lambda crops, spec, dtype: gpu.augment(on_device(crops), crops.plan.params, spec, dtype)
+    return lambda crops, params, group, dtype: gpu.augment(crops, params, group.specs[0], dtype)

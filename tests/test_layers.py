@@ -54,3 +54,59 @@ def test_files_are_short():
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             assert len(text.splitlines()) <= (450 if "njit(" in text else 400), path
+
+
+def imported_modules(path: Path, modules: set[str]) -> set[str]:
+    """Modules of ours that a file imports, at the top or inside a function, except for the type checker alone."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                found.add(submodule if submodule in modules else f"{node.module}")
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found & modules
+
+
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Return a cycle of a graph, or nothing."""
+    done: set[str] = set()
+
+    def search(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name not in done:
+            for following in sorted(graph[name]):
+                if cycle := search(following, [*way, name]):
+                    return cycle
+            done.add(name)
+        return []
+
+    for name in sorted(graph):
+        if cycle := search(name, []):
+            return cycle
+    return []
+
+
+def test_cycles_are_found():
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_no_import_cycles():
+    """Neither at the top of a module nor inside its functions."""
+    files = {}
+    for package in ("pipelines", "fastclr", "benchmarks"):
+        for path in (ROOT / package).rglob("*.py"):
+            name = path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+            files[name.removesuffix(".__init__")] = path
+    graph = {name: imported_modules(path, set(files)) - {name} for name, path in files.items()}
+    assert not cycle_in(graph)

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.core.report import check_at_least_1, check_out
-from benchmarks.kernels.inputs import drawn_crops
+from benchmarks.kernels.inputs import DrawnCrops, drawn_crops
 from benchmarks.kernels.report import (
     Column,
     KernelGroup,
@@ -30,7 +30,6 @@ from benchmarks.kernels.roofline import augment_floor_s
 from benchmarks.kernels.timing import Function, KernelRow, Variant, measure, need, need_cuda
 from fastclr.arguments import parse
 from fastclr.device import pick_device
-from pipelines.contracts import Crops
 from pipelines.ops.augment import reference
 from pipelines.system.threads import torch_threads
 from pipelines.views import ViewSpec
@@ -111,13 +110,13 @@ def _measure_size(
     return rows
 
 
-def _variants(crops: Crops, spec: ViewSpec, dtype: torch.dtype, device: torch.device) -> list[Variant]:
+def _variants(crops: DrawnCrops, spec: ViewSpec, dtype: torch.dtype, device: torch.device) -> list[Variant]:
     pixels = torch.as_tensor(crops.pixels)
 
     def cpu() -> Function:
         from pipelines.ops.augment import cpu
 
-        return lambda: cpu.augment(crops, spec, dtype)
+        return lambda: cpu.augment(crops.pixels, crops.plan.params, spec, dtype)
 
     def gpu() -> Function:
         need_cuda(device)
@@ -145,7 +144,9 @@ def _variants(crops: Crops, spec: ViewSpec, dtype: torch.dtype, device: torch.de
 
     ours = [
         Variant(
-            "fastclr reference", lambda: lambda: reference.augment(crops, spec, dtype), note="plain torch"
+            "fastclr reference",
+            lambda: lambda: reference.augment(crops.pixels, crops.plan.params, spec, dtype),
+            note="plain torch",
         ),
         Variant("fastclr gpu", gpu, note="with packing and upload of the drawn numbers"),
         Variant("fastclr gpu, graph", gpu_table, graph=True, note="drawn numbers uploaded beforehand"),

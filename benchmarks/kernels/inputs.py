@@ -1,14 +1,24 @@
 """What is measured on: pictures and parameters that are drawn anew, the same every time."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.contracts import BatchPlan, Crops
+from pipelines.contracts import BatchPlan
 from pipelines.views import ViewSpec, draw_views
 
 
-def drawn_crops(spec: ViewSpec, batch_size: int, device: torch.device, seed: int = 0) -> Crops:
+class DrawnCrops(NamedTuple):
+    """Crops of one group of views."""
+
+    plan: BatchPlan
+    pixels: np.ndarray | Tensor
+    """uint8 [V, B, H, W, 3]."""
+
+
+def drawn_crops(spec: ViewSpec, batch_size: int, device: torch.device, seed: int = 0) -> DrawnCrops:
     """Smooth pictures with some noise, uint8 [V, B, S, S, 3] on the device, and their drawn numbers."""
     generator = torch.Generator(device).manual_seed(seed)
     shape = (spec.num_views, batch_size, 3)
@@ -20,7 +30,7 @@ def drawn_crops(spec: ViewSpec, batch_size: int, device: torch.device, seed: int
     )
     indices, sides = np.arange(batch_size), np.full(batch_size, 2 * spec.size)
     plan = BatchPlan(0, 0, indices, draw_views(spec, seed, 0, indices, sides, sides))
-    return Crops(plan, pixels if device.type == "cuda" else pixels.numpy())
+    return DrawnCrops(plan, pixels if device.type == "cuda" else pixels.numpy())
 
 
 def random_parameters(shapes: list[torch.Size], device: torch.device) -> list[Tensor]:

@@ -38,6 +38,7 @@ from benchmarks.kernels.timing import Function, KernelRow, Variant, measure
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from fastclr.train.distributed import Ranks, process_group, ranks_from_env
+from pipelines.engines import EngineName
 
 COLUMNS: tuple[Column, ...] = (
     ("images/s", "images_per_s", "count"),
@@ -69,7 +70,7 @@ class Options:
     """Memory format of weights and views."""
     file: Path | None = None
     """A .beton file for the step with a loader; None: drawn images, held decoded."""
-    engine: Literal["auto", "native", "resident", "ffcv", "dali", "torchvision"] = "auto"
+    engine: Literal["auto", EngineName] = "auto"
     """Engine of the loader; auto: native for a file, resident for drawn images."""
     threads: int | None = None
     """Threads of the loader; None: one per core."""

@@ -18,6 +18,7 @@ from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.optim import LARS
 from fastclr.train.distributed import Ranks, data_parallel
+from pipelines.engines import EngineName
 from pipelines.errors import EngineUnavailable
 from pipelines.system.cpus import cores
 from pipelines.views import ViewSpec
@@ -130,7 +131,7 @@ class Step:
         self._optimizer.step()
 
     def batches(
-        self, file: Path | None, engine: str, threads: int | None, rank: int, world_size: int
+        self, file: Path | None, engine: EngineName, threads: int | None, rank: int, world_size: int
     ) -> Generator[Tensor]:
         """Views [2B, 3, S, S] from a loader, epoch after epoch; closing it frees loader and drawn file.
 
@@ -167,13 +168,13 @@ class Step:
         if self.device.type == "cpu":
             from pipelines.ops.augment import cpu
 
-            return lambda: cpu.augment(crops, spec, dtype)
+            return lambda: cpu.augment(crops.pixels, crops.plan.params, spec, dtype)
         try:
             from pipelines.ops.augment import gpu
         except EngineUnavailable:  # no Triton
             from pipelines.ops.augment import reference
 
-            return lambda: reference.augment(crops, spec, dtype)
+            return lambda: reference.augment(crops.pixels, crops.plan.params, spec, dtype)
         table = gpu.params_table(crops.plan.params, spec).to(self.device)
         pixels: Any = crops.pixels
         return lambda: gpu.augment(pixels, table, spec, dtype)

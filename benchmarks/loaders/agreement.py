@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import torch
 import tyro
 
 from benchmarks.core.machine import Machine, describe_machine
@@ -20,12 +19,10 @@ from benchmarks.kernels.targets import NOT_MEASURED
 from benchmarks.loaders.report import AgreementReport, AgreementRow, AgreementSettings
 from fastclr.arguments import parse
 from fastclr.device import pick_device
-from pipelines import BetonReader, EngineUnavailable, ViewSpec
-from pipelines.engines import ENGINES
-from pipelines.planner import Sampler
-from pipelines.system.cpus import cores
+from pipelines import BetonReader, EngineUnavailable, ViewLoader
+from pipelines.engines import EngineName
 
-ENGINES_ON: dict[str, tuple[str, ...]] = {
+ENGINES_ON: dict[str, tuple[EngineName, ...]] = {
     "cpu": ("native", "resident", "ffcv", "dali"),
     "cuda": ("resident", "dali"),
 }
@@ -68,19 +65,16 @@ def main(argv: list[str]) -> None:
         print(f"wrote {options.out}")
 
 
-def crops(reader: BetonReader, engine: str, size: int, device: str = "cpu") -> list[np.ndarray]:
-    """The first epoch's crops of a run with seed 0: uint8 [V, B, size, size, 3] a batch."""
-    sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(size), 25, drop_last=False)
-    options = {"augment": False} if engine in ("native", "resident") else {}
-    made = ENGINES[engine](reader, sampler, num_threads=cores(), device=device, **options)
-    try:
-        return [torch.as_tensor(pixels).cpu().numpy() for _, pixels in made.run(sampler.plans(0))]
-    finally:
-        made.close()
+def crops(reader: BetonReader, engine: EngineName, size: int, device: str = "cpu") -> list[np.ndarray]:
+    """Return the first epoch's crops of a run with seed 0: uint8 [V, B, size, size, 3] per batch."""
+    with ViewLoader(
+        reader, 25, size=size, engine=engine, augment=False, device=device, drop_last=False
+    ) as loader:
+        return [batch.views.cpu().numpy() for batch in loader]
 
 
 def compare(
-    reader: BetonReader, engine: str, size: int, expected: list[np.ndarray], device: str = "cpu"
+    reader: BetonReader, engine: EngineName, size: int, expected: list[np.ndarray], device: str = "cpu"
 ) -> AgreementRow:
     """Compare an engine's crops with those that are expected."""
     try:

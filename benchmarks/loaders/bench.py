@@ -28,6 +28,7 @@ from benchmarks.loaders.scaling import measure_scaling, relative_scaling, scalin
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.convert import FolderSource
+from pipelines.engines import EngineName
 from pipelines.system.cpus import cores
 
 Workload = Literal["crops", "full"]
@@ -46,7 +47,7 @@ class Options:
     """The image folder that it was made from: adds torchvision's ImageFolder on the original files."""
     sizes: tuple[int, ...] = (224,)
     """Heights and widths of a view, pixels: one report each, with the size in its name if there are several."""
-    engines: tuple[Literal["native", "resident", "ffcv", "dali", "torchvision"], ...] = ("native",)
+    engines: tuple[EngineName, ...] = ("native",)
     """Our engines to measure."""
     peers: tuple[Literal["torchvision", "ffcv", "dali", "lightly"], ...] = ("torchvision",)
     """What else to measure; a peer whose package is missing gets a row that says how to install it."""

@@ -3,18 +3,19 @@
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines import BetonReader, ViewSpec
+if TYPE_CHECKING:
+    from pipelines.engines import EngineName
 
 
 @dataclass
 class OurLoader:
-    """TwoViewLoader, or for crops only the engine beneath it, which gives uint8."""
+    """ViewLoader, which gives views or, for crops only, uint8 crops."""
 
     name: str
     file: Path
-    engine: str
+    engine: "EngineName"
     size: int
     augment: bool
     batch_size: int
@@ -22,24 +23,17 @@ class OurLoader:
     lacks: str = ""
 
     def open(self) -> Any:
-        from pipelines import TwoViewLoader
-        from pipelines.engines import ENGINES
-        from pipelines.planner import Sampler
+        from pipelines import ViewLoader
 
-        spec = ViewSpec.simclr(self.size)
-        if self.augment:
-            return TwoViewLoader(
-                self.file, self.batch_size, spec=spec, engine=self.engine, num_threads=self.num_threads
-            )
-        reader = BetonReader(self.file)
-        sampler = Sampler(reader.heights, reader.widths, spec, self.batch_size)
-        options = {"augment": False} if self.engine in ("native", "resident") else {}
-        return ENGINES[self.engine](reader, sampler, num_threads=self.num_threads, **options)
+        return ViewLoader(
+            self.file,
+            self.batch_size,
+            size=self.size,
+            engine=self.engine,
+            augment=self.augment,
+            num_threads=self.num_threads,
+        )
 
     def epoch(self, loader: Any) -> Generator[int]:
-        if self.augment:
-            for batch in loader:
-                yield len(batch)
-        else:
-            for plan, _ in loader.run(loader.sampler.plans(0)):
-                yield len(plan.indices)
+        for batch in loader:
+            yield len(batch)

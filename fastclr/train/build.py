@@ -95,11 +95,13 @@ def check_graph(config: Config, device: torch.device, ranks: Ranks) -> None:
 
 def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch.device) -> TwoViewLoader:
     """This rank's share of the batches; the config must be resolved."""
+    engine = config.data.engine
+    assert engine != "auto", "the config must be resolved"
     return TwoViewLoader(
         reader,
         config.train.batch_size // ranks.world_size,
-        spec=config.views,
-        engine=config.data.engine,
+        views=config.views,
+        engine=engine,
         order=config.data.order,
         num_threads=config.data.threads,
         seed=config.train.seed,

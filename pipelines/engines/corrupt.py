@@ -13,18 +13,19 @@ class CorruptSamples(dict[int, str]):
     """Corrupt samples so far, with the reason; each is named once, in a warning.
 
     Raises:
-        ValueError: from `add`, from the 101st sample on, or when all of the file are corrupt.
+        ValueError: from `add`, at the 101st sample, or when every sample is corrupt.
     """
 
     def __init__(self, path: str | os.PathLike, num_samples: int) -> None:
         super().__init__()
-        self._path, self._max = path, min(MAX_CORRUPT, num_samples - 1)
+        self._path, self._max_corrupt = path, min(MAX_CORRUPT, num_samples - 1)
 
     def add(self, index: int, reason: str) -> None:
+        """Note that a sample is corrupt."""
         new = index not in self
         self[index] = reason
-        # raised in every worker, or one would search for a sample to take for ever
-        if len(self) > self._max:
+        # raised in every worker: one that saw no error would search for a replacement for ever
+        if len(self) > self._max_corrupt:
             raise ValueError(
                 f"{self._path}: {len(self)} corrupt samples, the last: {reason}; "
                 "convert the images again with `fastclr convert --verify full`"

@@ -15,13 +15,11 @@ import torch
 
 from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE
-from pipelines.contracts import BatchPlan, Crops
+from pipelines.contracts import BatchPlan, Crops, Pixels, Planner
 from pipelines.errors import EngineUnavailable
-from pipelines.planner import Sampler
+from pipelines.views import Group
 
 INSTALL = "pip install 'fastclr[dali]' (CUDA 12) or 'fastclr[dali-cuda13]' (CUDA 13)"
-
-
 REPLACES_NONE = "engine dali replaces no sample, engine native does"
 
 
@@ -33,9 +31,10 @@ class DaliEngine:
 
     Args:
         reader: the file; either all JPEGs or all raw pixels.
-        sampler: gives the views' spec.
+        planner: not used before `run`.
         num_threads: DALI's threads, which decode on the CPU and prepare the bytes for nvJPEG.
         device: "cpu", or a CUDA device: decode with nvJPEG there and hand over crops that never leave it.
+        augment: not used; the crops are augmented behind the engine.
         prefetch: batches that DALI works on ahead of the receiver.
 
     Raises:
@@ -46,16 +45,18 @@ class DaliEngine:
     def __init__(
         self,
         reader: BetonReader,
-        sampler: Sampler,
+        planner: Planner,
+        *,
         num_threads: int,
         device: torch.device | str = "cpu",
+        augment: bool | None = None,
         prefetch: int = 2,
     ) -> None:
         try:
             import nvidia.dali  # noqa: F401
         except ImportError as error:
             raise EngineUnavailable(f"engine dali needs NVIDIA DALI ({error}): {INSTALL}") from error
-        self.reader, self.sampler, self.num_threads, self.prefetch = reader, sampler, num_threads, prefetch
+        self.reader, self.num_threads, self.prefetch = reader, num_threads, prefetch
         self.device = torch.device(device)
         jpegs = reader.modes == JPEG_MODE
         if jpegs.any() != jpegs.all():
@@ -65,9 +66,11 @@ class DaliEngine:
             )
         self._encoded = bool(jpegs.all())
 
-    def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
-        underway: deque[tuple[BatchPlan, list[Any]]] = deque()  # a plan, and what DALI still reads
-        pipeline = self._build(self._inputs(plans, underway))
+    def run(self, plans: Iterator[BatchPlan], planner: Planner) -> Generator[Crops]:
+        # plans whose batches are not yet handed out, each with what DALI still reads
+        underway: deque[tuple[BatchPlan, list[Any]]] = deque()
+        groups = planner.groups
+        pipeline = self._build(self._inputs(plans, underway), groups, planner.batch_size)
         # outputs are bound to torch's stream: DALI reuses their memory only behind what torch queues there
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         pipeline.schedule_run()  # the first call fills the queue: `prefetch` batches
@@ -78,7 +81,7 @@ class DaliEngine:
                 return
             except RuntimeError as error:
                 raise self._name_the_corrupt(underway, error) from error
-            pixels = self._collect(outputs)
+            pixels = self._collect(outputs, groups)
             pipeline.release_outputs()
             pipeline.schedule_run()
             yield Crops(underway.popleft()[0], pixels)
@@ -86,13 +89,14 @@ class DaliEngine:
     def close(self) -> None:
         """Nothing is held between runs."""
 
-    def _build(self, inputs: Iterator[list[Any]]) -> Any:
+    def _build(self, inputs: Iterator[list[Any]], groups: tuple[Group, ...], batch_size: int) -> Any:
         from nvidia.dali import Pipeline, fn, types
 
-        spec, on_gpu = self.sampler.spec, self.device.type == "cuda"
+        sizes = [group.size for group in groups for _ in range(group.num_views)]
+        on_gpu = self.device.type == "cuda"
         gpu = torch.cuda.current_device() if on_gpu and self.device.index is None else self.device.index
         pipeline = Pipeline(
-            batch_size=self.sampler.batch_size,
+            batch_size=batch_size,
             num_threads=self.num_threads,
             device_id=gpu if on_gpu else None,
             prefetch_queue_depth=self.prefetch,
@@ -102,26 +106,26 @@ class DaliEngine:
             # no copy: the bytes stay in the memory-mapped file; `underway` keeps them and the numbers alive
             images, *numbers = fn.external_source(
                 inputs,
-                num_outputs=1 + 3 * spec.num_views,
+                num_outputs=1 + 3 * len(sizes),
                 no_copy=True,
-                dtype=[types.UINT8] + 3 * spec.num_views * [types.INT32],
+                dtype=[types.UINT8] + 3 * len(sizes) * [types.INT32],
             )
             if self._encoded:
                 images = fn.decoders.image(
                     images,
                     device="mixed" if on_gpu else "cpu",
                     output_type=types.RGB,
-                    adjust_orientation=False,  # as PIL and FFCV: EXIF orientation is ignored
-                    jpeg_fancy_upsampling=True,  # of nvJPEG: chroma is interpolated, as libjpeg does
+                    # EXIF orientation is ignored, as by PIL and FFCV
+                    adjust_orientation=False,
+                    # nvJPEG interpolates chroma then, as libjpeg does
+                    jpeg_fancy_upsampling=True,
                 )
             elif on_gpu:
                 images = images.gpu()
             crops = []
-            for start, shape, flip in zip(*[iter(numbers)] * 3, strict=True):
+            for size, start, shape, flip in zip(sizes, *[iter(numbers)] * 3, strict=True):
                 crop = fn.slice(images, start, shape, axes=(0, 1))
-                crop = fn.resize(
-                    crop, size=(spec.size, spec.size), interp_type=types.INTERP_LINEAR, antialias=True
-                )
+                crop = fn.resize(crop, size=(size, size), interp_type=types.INTERP_LINEAR, antialias=True)
                 crops.append(fn.flip(crop, horizontal=flip))
             pipeline.set_outputs(*crops)
         pipeline.build()
@@ -130,7 +134,7 @@ class DaliEngine:
     def _inputs(
         self, plans: Iterator[BatchPlan], underway: deque[tuple[BatchPlan, list[Any]]]
     ) -> Iterator[list[Any]]:
-        """What DALI is fed a batch: the images, then start, shape and flip of each view."""
+        """Yield what DALI is fed for a batch: the images, then start, shape and flip of each view."""
         reader = self.reader
         for plan in plans:
             for index in plan.indices.tolist():
@@ -156,11 +160,14 @@ class DaliEngine:
         except ValueError as error:
             raise ValueError(f"{error}; {REPLACES_NONE}") from None
 
-    def _collect(self, outputs: Any) -> np.ndarray | torch.Tensor:
-        """uint8 [V, B, H, W, 3], a copy: DALI uses its memory again."""
+    def _collect(self, outputs: Any, groups: tuple[Group, ...]) -> tuple[Pixels, ...]:
+        """Return copies of the outputs, uint8 [V_g, B, H_g, W_g, 3] for each group: DALI uses its memory again."""
+        parts = [[outputs[view] for view in range(group.views.start, group.views.stop)] for group in groups]
         if self.device.type == "cuda":
-            return torch.stack([torch.from_dlpack(crops.as_tensor()) for crops in outputs])
-        return np.stack([crops.as_array() for crops in outputs])
+            return tuple(
+                torch.stack([torch.from_dlpack(crops.as_tensor()) for crops in part]) for part in parts
+            )
+        return tuple(np.stack([crops.as_array() for crops in part]) for part in parts)
 
     def _name_the_corrupt(
         self, underway: deque[tuple[BatchPlan, list[Any]]], error: RuntimeError

@@ -14,9 +14,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.beton import BetonReader
-from pipelines.contracts import BatchPlan, Crops
+from pipelines.contracts import BatchPlan, Crops, Planner
 from pipelines.engines.corrupt import MAX_CORRUPT, CorruptSamples
-from pipelines.planner import Sampler
 from pipelines.views import ViewParams
 
 
@@ -36,8 +35,8 @@ class Sample:
 
     index: int
     params: ViewParams
-    crops: np.ndarray | None
-    """uint8 [V, H, W, 3]; None, if no sound sample was found among as many as are replaced."""
+    crops: list[np.ndarray] | None
+    """uint8 [V_g, H_g, W_g, 3] for each group; None where too many samples in a row are corrupt."""
     corrupt: dict[int, str]
     """Samples that this one stands in for, with the reason."""
 
@@ -49,21 +48,28 @@ class TorchvisionEngine:
 
     Args:
         reader: the file; every worker opens its own.
-        sampler: draws the numbers of a replacement, and gives the views' spec.
+        planner: says which samples are in use.
         num_threads: worker processes, each with one thread.
         device: not used; the crops lie on the host.
+        augment: not used; the crops are augmented behind the engine.
 
     Raises:
         ValueError: from the iterator of `run`, when more than 100 samples are corrupt.
     """
 
     def __init__(
-        self, reader: BetonReader, sampler: Sampler, num_threads: int, device: torch.device | str = "cpu"
+        self,
+        reader: BetonReader,
+        planner: Planner,
+        *,
+        num_threads: int,
+        device: torch.device | str = "cpu",
+        augment: bool | None = None,
     ) -> None:
-        self.reader, self.sampler, self.num_threads = reader, sampler, num_threads
-        self.corrupt = CorruptSamples(reader.path, sampler.num_samples)
+        self.reader, self.num_threads = reader, num_threads
+        self.corrupt = CorruptSamples(reader.path, planner.num_samples)
 
-    def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
+    def run(self, plans: Iterator[BatchPlan], planner: Planner) -> Generator[Crops]:
         underway: deque[BatchPlan] = deque()
 
         def batches() -> Iterator[list[Item]]:
@@ -74,10 +80,11 @@ class TorchvisionEngine:
                     for row, index in enumerate(plan.indices)
                 ]
 
-        import torchvision.transforms.v2.functional  # noqa: F401  # here, so that no worker has to
+        # here, so that no worker has to
+        import torchvision.transforms.v2.functional  # noqa: F401
 
         loader = DataLoader(
-            TwoViewDataset(self.reader, self.sampler),
+            CropsDataset(self.reader, planner),
             batch_sampler=batches(),
             num_workers=self.num_threads,
             collate_fn=list,
@@ -89,23 +96,24 @@ class TorchvisionEngine:
                 for row, sample in enumerate(samples):
                     for index, reason in sample.corrupt.items():
                         self.corrupt.add(index, reason)
-                    plan.put(row, sample.index, sample.params)
-            yield Crops(plan, np.stack([sample.crops for sample in samples], axis=1))
+                    plan.replace_row(row, sample.index, sample.params)
+            per_group = zip(*(sample.crops for sample in samples), strict=True)
+            yield Crops(plan, tuple(np.stack(crops, axis=1) for crops in per_group))
 
     def close(self) -> None:
         """Nothing is held between runs."""
 
 
-class TwoViewDataset(Dataset):
+class CropsDataset(Dataset):
     """Answers an Item with a Sample, in a worker process."""
 
-    def __init__(self, reader: BetonReader, sampler: Sampler) -> None:
-        self.reader, self.sampler = reader, sampler
+    def __init__(self, reader: BetonReader, planner: Planner) -> None:
+        self.reader, self.planner = reader, planner
 
     def __getitem__(self, item: Item) -> Sample:
         index, params = item.index, item.params
         corrupt: dict[int, str] = {}
-        while len(corrupt) <= min(MAX_CORRUPT, self.sampler.num_samples - 1):
+        while len(corrupt) <= min(MAX_CORRUPT, self.planner.num_samples - 1):
             try:
                 image = self._decode(index)
                 break
@@ -115,15 +123,20 @@ class TwoViewDataset(Dataset):
             except Exception as error:
                 prefix = f"{self.reader.path}: sample {index}: "
                 corrupt[index] = prefix + str(error).removeprefix(prefix)
-            index = self.sampler.successor(index)
-            params = self.sampler.draw(item.epoch, np.array([index]))
+            index = self.planner.replacement_for(index)
+            params = self.planner.draw(item.epoch, np.array([index]))
         else:  # too many: `CorruptSamples` says so in one line, which an error of a worker process is not
             return Sample(index, params, None, corrupt)
         crops = [
-            self._crop(image, box, flip)
-            for box, flip in zip(params.box[:, 0], params.flip[:, 0], strict=True)
+            np.stack(
+                [
+                    _crop(image, box, flip, group.size)
+                    for box, flip in zip(params.box[group.views, 0], params.flip[group.views, 0], strict=True)
+                ]
+            )
+            for group in self.planner.groups
         ]
-        return Sample(index, params, np.stack(crops), corrupt)
+        return Sample(index, params, crops, corrupt)
 
     def _decode(self, index: int) -> torch.Tensor:
         """uint8 [3, h, w]."""
@@ -135,10 +148,12 @@ class TwoViewDataset(Dataset):
             pixels = self.reader[index][0]
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _crop(self, image: torch.Tensor, box: np.ndarray, flip: bool) -> np.ndarray:
-        from torchvision.transforms.v2 import functional  # takes seconds, which only users of this engine pay
 
-        size = self.sampler.spec.size
-        crop = functional.resized_crop(image.float(), *box.tolist(), [size, size], antialias=True)
-        crop = functional.horizontal_flip(crop) if flip else crop
-        return crop.round().to(torch.uint8).permute(1, 2, 0).numpy()
+def _crop(image: torch.Tensor, box: np.ndarray, flip: bool, size: int) -> np.ndarray:
+    """Return one view, uint8 [size, size, 3], of an image [3, h, w]."""
+    # takes seconds, which only users of this engine pay
+    from torchvision.transforms.v2 import functional
+
+    crop = functional.resized_crop(image.float(), *box.tolist(), [size, size], antialias=True)
+    crop = functional.horizontal_flip(crop) if flip else crop
+    return crop.round().to(torch.uint8).permute(1, 2, 0).numpy()

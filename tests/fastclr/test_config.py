@@ -110,12 +110,13 @@ def test_every_setting_says_what_it_means():
 
 
 def test_names_that_stand_for_things_elsewhere():
-    """They are written out in the config and in a benchmark's options, for `--help` to list them at once."""
+    """They are types, for `--help` to list them at once."""
     from benchmarks.loaders.bench import Options
     from fastclr.optim.lars.optimizer import IMPLS
-    from pipelines.engines import ENGINES
+    from pipelines.engines import ENGINES, EngineName
 
     engines, impls = get_type_hints(DataConfig)["engine"], get_type_hints(OptimConfig)["impl"]
+    assert get_args(EngineName) == tuple(ENGINES)
     assert get_args(engines) == ("auto", *ENGINES)
     assert get_args(get_args(get_type_hints(Options)["engines"])[0]) == tuple(ENGINES)
     assert get_args(impls) == IMPLS

@@ -39,7 +39,7 @@ def test_a_state_of_numpys_numbers_may_be_kept_as_json(tiny_beton):
         ours.set_epoch(np.int64(3))
         state = json.loads(json.dumps(ours.state_dict()))
         ours.load_state_dict(state)
-        assert (state["epoch"], state["seed"], state["spec"]["scale"]) == (3, 3, [0.25, 1.0])
+        assert (state["epoch"], state["seed"], state["views"][0]["scale"]) == (3, 3, [0.25, 1.0])
         plain = ViewSpec(size=32, flip_p=0.5, scale=(0.25, 1.0), mean=(0.5, 0.5, 0.5))
         assert_same(contents(ours), contents(loader_at(tiny_beton, state, size=None, spec=plain)))
 
@@ -125,7 +125,7 @@ def test_a_state_of_something_else_is_refused(tiny_beton, other_beton):
     for name, other in {
         "seed": loader(tiny_beton, seed=4),
         "order": loader(tiny_beton, order="blocks"),
-        "spec": loader(tiny_beton, size=40),
+        "views": loader(tiny_beton, size=40),
         "fingerprint": loader(other_beton),
         "indices": loader(tiny_beton, indices=range(20)),
     }.items():

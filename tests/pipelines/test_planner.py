@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from pipelines.planner import Sampler, epoch_order
+from pipelines.planner import BatchPlanner, epoch_order
 from pipelines.views import ViewSpec
 
 
-def sampler(num_samples=103, batch_size=8, **changes) -> Sampler:
+def planner(num_samples=103, batch_size=8, **changes) -> BatchPlanner:
     sizes = np.full(num_samples, 40)
-    return Sampler(
-        heights=sizes, widths=sizes + 3, spec=ViewSpec.simclr(32), batch_size=batch_size, **changes
+    return BatchPlanner(
+        heights=sizes, widths=sizes + 3, specs=(ViewSpec.simclr(32),), batch_size=batch_size, **changes
     )
 
 
@@ -70,9 +70,9 @@ def rows(plans) -> list[list[int]]:
 @pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_ranks_together_see_the_batches_of_one(world_size, drop_last):
-    alone = list(sampler(batch_size=2 * world_size, drop_last=drop_last).plans(epoch=1))
+    alone = list(planner(batch_size=2 * world_size, drop_last=drop_last).plans(epoch=1))
     ranks = [
-        sampler(batch_size=2, world_size=world_size, rank=rank, drop_last=drop_last)
+        planner(batch_size=2, world_size=world_size, rank=rank, drop_last=drop_last)
         for rank in range(world_size)
     ]
     parts = [list(rank.plans(epoch=1)) for rank in ranks]
@@ -86,16 +86,16 @@ def test_ranks_together_see_the_batches_of_one(world_size, drop_last):
 
 
 def test_tail():
-    assert [len(batch) for batch in rows(sampler(20, 8).plans(0))] == [8, 8]
-    assert [len(batch) for batch in rows(sampler(20, 8, drop_last=False).plans(0))] == [8, 8, 4]
+    assert [len(batch) for batch in rows(planner(20, 8).plans(0))] == [8, 8]
+    assert [len(batch) for batch in rows(planner(20, 8, drop_last=False).plans(0))] == [8, 8, 4]
     # 3 samples left for 4 ranks: the last gets none, and knows it
-    last = sampler(11, 2, world_size=4, rank=3, drop_last=False)
+    last = planner(11, 2, world_size=4, rank=3, drop_last=False)
     assert last.num_batches() == 1 == len(rows(last.plans(0)))
 
 
 def test_resume_in_mid_epoch():
-    whole = list(sampler().plans(epoch=4))
-    rest = list(sampler().plans(epoch=4, consumed=5 * 8))
+    whole = list(planner().plans(epoch=4))
+    rest = list(planner().plans(epoch=4, consumed=5 * 8))
     assert [plan.step for plan in rest] == [plan.step for plan in whole[5:]]
     for ours, theirs in zip(rest, whole[5:], strict=True):
         np.testing.assert_array_equal(ours.indices, theirs.indices)
@@ -104,10 +104,10 @@ def test_resume_in_mid_epoch():
 
 def test_subset():
     subset = np.array([3, 10, 50, 51, 99])
-    ours = sampler(batch_size=2, subset=subset, drop_last=False)
+    ours = planner(batch_size=2, subset=subset, drop_last=False)
     assert sorted(index for batch in rows(ours.plans(0)) for index in batch) == subset.tolist()
-    assert [ours.successor(index) for index in (3, 51, 99)] == [10, 99, 3]
-    assert sampler(5, 1).successor(4) == 0
+    assert [ours.replacement_for(index) for index in (3, 51, 99)] == [10, 99, 3]
+    assert planner(5, 1).replacement_for(4) == 0
 
 
 GOLDEN_RANDOM = [4, 0, 7, 6, 9, 2, 8, 5, 3, 1]

@@ -5,21 +5,20 @@ import pytest
 import torch
 
 from pipelines import EngineUnavailable, TwoViewLoader, ViewSpec
-from pipelines.contracts import Crops
 from pipelines.ops.augment import cpu
-from pipelines.planner import Sampler
+from pipelines.planner import BatchPlanner
 from pipelines.prefetch import _half
 
 SPEC = ViewSpec.simclr(48)
 
 
-def test_views_do_not_depend_on_the_stage_or_its_threads():
-    sampler = Sampler(np.full(9, 60), np.full(9, 60), SPEC, batch_size=9)
+def test_views_do_not_depend_on_the_number_of_threads():
+    sampler = BatchPlanner(np.full(9, 60), np.full(9, 60), (SPEC,), batch_size=9)
     (plan,) = sampler.plans(0)
-    crops = Crops(plan, np.random.default_rng(0).integers(0, 256, (2, 9, 48, 48, 3), np.uint8))
-    alone = cpu.augment(crops, SPEC)
+    crops = np.random.default_rng(0).integers(0, 256, (2, 9, 48, 48, 3), np.uint8)
+    alone = cpu.augment(crops, plan.params, SPEC)
     for num_threads in (2, 4, 20):  # 20: more threads than images
-        assert torch.equal(cpu.augment(crops, SPEC, num_threads=num_threads), alone)
+        assert torch.equal(cpu.augment(crops, plan.params, SPEC, num_threads=num_threads), alone)
 
 
 def test_unknown_and_missing_devices(tiny_beton):

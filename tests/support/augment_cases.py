@@ -1,16 +1,24 @@
 """Crops with drawn numbers, and what torchvision makes of them: for the tests of every augmentation executor."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from support.oracle import augment_oracle
 
-from pipelines.contracts import BatchPlan, Crops
-from pipelines.views import ViewSpec, draw_views
+from pipelines.contracts import BatchPlan
+from pipelines.views import ViewParams, ViewSpec, draw_views
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+class Crops(NamedTuple):
+    """Crops of one group of views."""
+
+    plan: BatchPlan
+    pixels: np.ndarray
+    """uint8 [V, B, H, W, 3]."""
 
 
 def pictures(size: int, count: int, seed: int = 0) -> np.ndarray:
@@ -39,8 +47,8 @@ def crops_of(spec: ViewSpec, num_images: int, seed: int = 0, **numbers: Any) -> 
     indices, sides = np.arange(num_images), np.full(num_images, 300)
     params = draw_views(spec, seed, 0, indices, sides, sides)
     for name, value in numbers.items():
-        drawn = getattr(params, name)
-        given = np.broadcast_to(np.asarray(value, drawn.dtype), drawn.shape).copy()
+        table = getattr(params, name)
+        given = np.broadcast_to(np.asarray(value, table.dtype), table.shape).copy()
         params = replace(params, **{name: given})
     pixels = pictures(spec.size, spec.num_views * num_images, seed)
     return Crops(
@@ -58,6 +66,11 @@ def only(operation: int, factor: float) -> dict:
     factors = [1.0, 1.0, 1.0, 0.0]
     factors[operation] = factor
     return plain(jitter=True, jitter_factors=factors)
+
+
+def drawn(crops: Crops) -> tuple[np.ndarray, ViewParams]:
+    """Pixels and numbers, as the executors take them."""
+    return crops.pixels, crops.plan.params
 
 
 def oracle_views(crops: Crops, spec: ViewSpec, threshold_margin: float = 1e-4) -> torch.Tensor:

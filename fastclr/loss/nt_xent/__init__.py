@@ -11,14 +11,12 @@ from torch import Tensor
 
 from fastclr.loss.nt_xent.metrics import ContrastiveMetrics, contrastive_metrics
 from fastclr.loss.nt_xent.reference import nt_xent_reference
+from fastclr.loss.nt_xent.tiles import MAX_FUSED_WIDTH, MIN_FUSED_TEMPERATURE
 from pipelines.system.triton import why_no_triton
 
 __all__ = ["ContrastiveMetrics", "contrastive_metrics", "nt_xent"]
 
 IMPLS = ("auto", "reference", "fused")
-
-MAX_FUSED_WIDTH = 512
-MIN_FUSED_TEMPERATURE = 0.03  # below it, exp((s − 1)/τ) of a whole row may underflow in float32
 
 
 def nt_xent(

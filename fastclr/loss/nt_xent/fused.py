@@ -19,8 +19,15 @@ import torch.distributed as dist
 import triton
 from torch import Tensor
 
-from fastclr.loss.nt_xent import MAX_FUSED_WIDTH, MIN_FUSED_TEMPERATURE, kernels
-from fastclr.loss.nt_xent.tiles import MAX_RESIDENT, choose_splits, choose_tiles, gpu_facts
+from fastclr.loss.nt_xent import kernels
+from fastclr.loss.nt_xent.tiles import (
+    MAX_FUSED_WIDTH,
+    MAX_RESIDENT,
+    MIN_FUSED_TEMPERATURE,
+    choose_splits,
+    choose_tiles,
+    gpu_facts,
+)
 from fastclr.loss.rows import check_rows
 
 EPS = 1e-6

@@ -11,6 +11,11 @@ from functools import cache
 
 import torch
 
+MAX_FUSED_WIDTH = 512
+"""Widest rows that the kernels take."""
+MIN_FUSED_TEMPERATURE = 0.03
+"""Lowest temperature that they take: below it, exp((s − 1)/τ) of a whole row may underflow in float32."""
+
 
 @dataclass(frozen=True)
 class Tiles:

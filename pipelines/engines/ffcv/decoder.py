@@ -9,7 +9,7 @@ This file needs the package `ffcv`; `pipelines.engines.ffcv.engine` imports it w
 """
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 import ffcv._libffcv
@@ -30,7 +30,7 @@ from pipelines.engines.ffcv.loader import drive
 from pipelines.engines.ffcv.sample import bytes_at, claim, compile_decode_sample, decode_sample
 from pipelines.engines.native.turbojpeg import ACCURATE_DCT, FAST_DCT, close_decoder, open_decoder
 from pipelines.ops.crop.cpu import scratch_bytes
-from pipelines.views import ViewParams, ViewSpec, draw_views
+from pipelines.views import ViewParams, ViewSpec, as_specs, draw_views, groups_of
 
 DRAWN_AT_ONCE = 1 << 16
 """Samples whose numbers are drawn in one go: bounds the working memory of `set_epoch`."""
@@ -45,10 +45,12 @@ class TwoViewDecoder(Operation):
 
     Args:
         file: the `.beton` file that the loader reads, or an open BetonReader of it.
-        size: height and width of a view, with the crops of SimCLR; or give `spec`.
-        spec: scale, ratio and flip of the views, and how many there are; its color and blur are not applied.
+        size: height and width of a view, with the crops of SimCLR; or give `views`.
+        views: scale, ratio, flip, size and number of the views, as one ViewSpec or several; their color and blur are
+            not applied.
+        spec: another name of `views`.
         seed: 64-bit seed of the crops.
-        epoch: the first epoch; None leaves the table empty, for a caller that fills it by `put`.
+        epoch: the first epoch; None leaves the table empty, for a caller that fills it by `set_crops`.
         fast_dct: decode with the fast, less accurate inverse DCT that FFCV's own decoders use.
 
     Raises:
@@ -66,21 +68,25 @@ class TwoViewDecoder(Operation):
         file: str | os.PathLike | BetonReader,
         *,
         size: int | None = None,
-        spec: ViewSpec | None = None,
+        views: ViewSpec | Sequence[ViewSpec] | None = None,
+        spec: ViewSpec | Sequence[ViewSpec] | None = None,
         seed: int = 0,
         epoch: int | None = 0,
         fast_dct: bool = False,
     ) -> None:
         super().__init__()
-        if (size is None) == (spec is None):
-            raise ValueError("give either size or spec")
+        if [size, views, spec].count(None) != 2:
+            raise ValueError("give either size or views")
         self.reader = file if isinstance(file, BetonReader) else BetonReader(file)
-        self.spec = spec or ViewSpec.simclr(size or 224)
+        self.specs = as_specs(views or spec or ViewSpec.simclr(size or 224))
         self.seed, self.fast_dct = seed, fast_dct
-        views, samples = self.spec.num_views, len(self.reader)
+        groups = groups_of(self.specs)
+        self.view_sizes = np.repeat([g.size for g in groups], [g.num_views for g in groups]).astype(np.int64)
+        """int64 [V]: height and width of each view, pixels."""
+        num_views, samples = len(self.view_sizes), len(self.reader)
         # by sample, so that the views of one lie together
-        self._box = np.zeros((samples, views, 4), np.int32)
-        self._flip = np.zeros((samples, views), np.bool_)
+        self._box = np.zeros((samples, num_views, 4), np.int32)
+        self._flip = np.zeros((samples, num_views), np.bool_)
         self._failed = np.zeros(samples, np.bool_)
         compile_decode_sample(ffcv._libffcv.__file__)
         if epoch is not None:
@@ -96,9 +102,9 @@ class TwoViewDecoder(Operation):
         heights, widths = self.reader.heights, self.reader.widths
         for low in range(0, len(self.reader), DRAWN_AT_ONCE):
             some = np.arange(low, min(low + DRAWN_AT_ONCE, len(self.reader)))
-            self.put(some, draw_views(self.spec, self.seed, epoch, some, heights[some], widths[some]))
+            self.set_crops(some, draw_views(self.specs, self.seed, epoch, some, heights[some], widths[some]))
 
-    def put(self, indices: np.ndarray, params: ViewParams) -> None:
+    def set_crops(self, indices: np.ndarray, params: ViewParams) -> None:
         """Set the crops of these samples: indices int [B], params [V, B, …]."""
         self._box[indices] = params.box.swapaxes(0, 1)
         self._flip[indices] = params.flip.swapaxes(0, 1)
@@ -137,17 +143,19 @@ class TwoViewDecoder(Operation):
             raise ValueError(
                 f"the decoder was made for the images of {self.reader.path}, the loader has others"
             )
-        shape, dtype = (self.spec.size, self.spec.size, 3), np.dtype("u1")
-        state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
-        return state, tuple(AllocationQuery(shape, dtype) for _ in range(self.spec.num_views))
+        shapes, dtype = [(size, size, 3) for size in self.view_sizes.tolist()], np.dtype("u1")
+        # one shape per view, of which `Pick` takes its own
+        state = replace(previous_state, jit_mode=True, shape=tuple(shapes), dtype=dtype)
+        return state, tuple(AllocationQuery(shape, dtype) for shape in shapes)
 
     def generate_code(self) -> Callable:
         read, iterate = self.memory_read, Compiler.get_iterator()
         num_samples, num_views = self._flip.shape
         box_at, flip_at, failed_at = (a.ctypes.data for a in (self._box, self._flip, self._failed))
-        heights, widths, size = self.reader.heights, self.reader.widths, self.spec.size
+        heights, widths, sizes = self.reader.heights, self.reader.widths, self.view_sizes
+        sizes_at = sizes.ctypes.data
         image_bytes = 3 * int((heights.astype(np.int64) * widths).max())
-        crop_bytes = int(scratch_bytes(heights.max(), widths.max(), size, size))
+        crop_bytes = int(scratch_bytes(heights.max(), widths.max(), sizes.max(), sizes.max()))
         dct = FAST_DCT if self.fast_dct else ACCURATE_DCT
 
         def decode(batch_indices, views, metadata, storage_state):
@@ -156,13 +164,15 @@ class TwoViewDecoder(Operation):
             # one round per thread, with memory of its own: any number of batches may be in the making
             for _ in iterate(get_num_threads()):
                 decoder = open_decoder()
-                image = np.empty(image_bytes, np.uint8)  # pages never touched cost nothing
+                # pages never touched cost nothing
+                image = np.empty(image_bytes, np.uint8)
                 scratch = np.empty(crop_bytes, np.uint8)
                 view_at = np.empty(num_views, np.uintp)
                 row = claim(unclaimed)
                 while row < len(batch_indices):
                     sample = batch_indices[row]
-                    if sample < num_samples:  # others fill up a batch that is not full
+                    # larger numbers fill up a batch that is not full
+                    if sample < num_samples:
                         field = metadata[sample]
                         payload = read(field["data_ptr"], storage_state)
                         for view in range(num_views):
@@ -176,7 +186,7 @@ class TwoViewDecoder(Operation):
                             field["width"],
                             dct,
                             num_views,
-                            size,
+                            sizes_at,
                             box_at + 16 * num_views * sample,
                             flip_at + num_views * sample,
                             view_at.ctypes.data,
@@ -200,7 +210,7 @@ class Pick(Operation):
         self.view = view
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
-        return previous_state, None
+        return replace(previous_state, shape=previous_state.shape[self.view]), None
 
     def generate_code(self) -> Callable:
         view = self.view
@@ -212,14 +222,14 @@ class Pick(Operation):
 
 
 def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batches_ahead: int) -> Loader:
-    """A stock loader whose batches are the decoder's views, and of which nothing else of the file is read."""
+    """Return a stock loader whose batches are the decoder's views; it reads nothing else of the file."""
     data, path = decoder.reader.data, _open_again(decoder.reader)
     handlers = Reader(path).handlers
     images = [name for name, field in handlers.items() if isinstance(field, RGBImageField)]
     source = "image" if "image" in images else images[0]
     pipelines: dict[str, PipelineSpec | None] = dict.fromkeys(handlers)
     pipelines["view 0"] = PipelineSpec(source, decoder=decoder, transforms=[Pick(0)])
-    for view in range(1, decoder.spec.num_views):
+    for view in range(1, len(decoder.view_sizes)):
         pipelines[f"view {view}"] = PipelineSpec(decoder, transforms=[Pick(view)])
     loader = Loader(
         path,

@@ -8,7 +8,6 @@ plans are drawn one by one, ahead of need and no further, although FFCV wants to
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -16,18 +15,17 @@ import numpy as np
 import torch
 
 from pipelines.beton import BetonReader
-from pipelines.contracts import BatchPlan, Crops
-from pipelines.errors import EngineUnavailable
-from pipelines.planner import Sampler
+from pipelines.contracts import BatchPlan, Crops, Planner
+from pipelines.engines.ffcv.patches import INSTALL, import_decoder, thread_counts_kept
+from pipelines.views import Group
 
 if TYPE_CHECKING:
     from ffcv.loader import Loader
 
     from pipelines.engines.ffcv.decoder import Pick, TwoViewDecoder
 
-__all__ = ["FfcvEngine", "Pick", "TwoViewDecoder"]
+__all__ = ["INSTALL", "FfcvEngine", "Pick", "TwoViewDecoder"]
 
-INSTALL = "apt-get install g++ libturbojpeg0-dev libopencv-dev pkg-config && pip install 'fastclr[ffcv]'"
 NO_SAMPLE = np.uint64(2**64 - 1)
 """Fills up a batch of FFCV's that is not full."""
 
@@ -35,31 +33,8 @@ NO_SAMPLE = np.uint64(2**64 - 1)
 def __getattr__(name: str) -> Any:
     # the operations are classes of ffcv's; that package takes seconds to import, which only its users pay
     if name in ("Pick", "TwoViewDecoder"):
-        return getattr(_import_decoder(), name)
+        return getattr(import_decoder(), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _import_decoder() -> Any:
-    if numba.config.NUMBA_NUM_THREADS == 1 and numba.config.THREADING_LAYER == "default":
-        # numba's first choice, TBB, hangs at exit on one processor once the process has forked (numba #10556)
-        numba.config.THREADING_LAYER = "omp"
-    try:
-        with _thread_counts_kept():
-            from pipelines.engines.ffcv import decoder as ffcv_decoder
-        return ffcv_decoder
-    except (ImportError, OSError) as error:
-        raise EngineUnavailable(f"the ffcv engine needs the package ffcv ({error}): {INSTALL}") from error
-
-
-@contextmanager
-def _thread_counts_kept() -> Iterator[None]:
-    """FFCV sets the number of threads of torch and numba, for the whole process, when it is imported or made."""
-    counts = torch.get_num_threads(), numba.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(counts[0])
-        numba.set_num_threads(counts[1])
 
 
 class FfcvEngine:
@@ -69,9 +44,10 @@ class FfcvEngine:
 
     Args:
         reader: the file.
-        sampler: gives the views' spec and the batch size.
+        planner: not used before `run`.
         num_threads: FFCV's workers; no more than numba's limit (`NUMBA_NUM_THREADS`, the number of cores).
         device: where the crops are wanted: for a GPU they lie in page-locked memory.
+        augment: not used; the crops are augmented behind the engine.
         fast_dct: decode with the fast, less accurate inverse DCT that FFCV's own decoders use.
         prefetch: finished batches that may wait for the receiver; FFCV's memory holds two more.
 
@@ -84,31 +60,36 @@ class FfcvEngine:
     def __init__(
         self,
         reader: BetonReader,
-        sampler: Sampler,
+        planner: Planner,
+        *,
         num_threads: int,
         device: torch.device | str = "cpu",
+        augment: bool | None = None,
         fast_dct: bool = False,
         prefetch: int = 2,
     ) -> None:
-        self._ffcv = _import_decoder()
-        self.reader, self.sampler, self.prefetch, self.fast_dct = reader, sampler, prefetch, fast_dct
+        self._ffcv = import_decoder()
+        self.reader, self.prefetch, self.fast_dct = reader, prefetch, fast_dct
         self.num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
         self.device = torch.device(device)
-        self._idle: list[tuple[Loader, TwoViewDecoder]] = []  # compiled, and in no run
+        self._idle: list[tuple[Loader, TwoViewDecoder]] = []
+        """Compiled loaders that no run is using."""
 
-    def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
-        loader, decoder = self._take()
+    def run(self, plans: Iterator[BatchPlan], planner: Planner) -> Generator[Crops]:
+        groups = planner.groups
+        loader, decoder = self._take(planner)
         manager = loader.memory_manager
         planned = PlannedMemory(manager, plans, decoder)
         loader.memory_manager = planned
         try:
-            while not planned.exhausted:  # more than one pass, should there be more plans than in an epoch
+            # more than one pass, should there be more plans than in an epoch
+            while not planned.exhausted:
                 batches = self._ffcv.drive(loader)
                 try:
-                    with _thread_counts_kept():
+                    with thread_counts_kept():
                         batch = next(batches, None)
                     while batch is not None:
-                        yield self._crops(planned.underway.popleft(), batch, decoder)
+                        yield self._crops(planned.underway.popleft(), batch, decoder, groups)
                         batch = next(batches, None)
                 finally:
                     batches.close()
@@ -122,28 +103,39 @@ class FfcvEngine:
         """Let go of the compiled loaders."""
         self._idle.clear()
 
-    def _crops(self, plan: BatchPlan, views: Sequence[np.ndarray], decoder: "TwoViewDecoder") -> Crops:
-        """A copy that belongs to the receiver: FFCV will write its next batches over `views`."""
+    def _crops(
+        self,
+        plan: BatchPlan,
+        views: Sequence[np.ndarray],
+        decoder: "TwoViewDecoder",
+        groups: tuple[Group, ...],
+    ) -> Crops:
+        """Copy the pixels of a batch: FFCV will write its next batches over `views`."""
         try:
             decoder.check(plan.indices)
         except ValueError as error:
             raise ValueError(f"{error}; engine ffcv replaces no sample, engine native does") from None
-        num_rows, shape = len(plan.indices), views[0].shape[1:]
-        pin = self.device.type == "cuda"
-        pixels = torch.empty((len(views), num_rows, *shape), dtype=torch.uint8, pin_memory=pin).numpy()
-        for ours, theirs in zip(pixels, views, strict=True):
-            ours[...] = theirs[:num_rows]
-        return Crops(plan, pixels)
+        num_rows, pin = len(plan.indices), self.device.type == "cuda"
+        pixels = []
+        for group in groups:
+            shape = group.num_views, num_rows, group.size, group.size, 3
+            crops = torch.empty(shape, dtype=torch.uint8, pin_memory=pin).numpy()
+            for ours, theirs in zip(crops, views[group.views], strict=True):
+                ours[...] = theirs[:num_rows]
+            pixels.append(crops)
+        return Crops(plan, tuple(pixels))
 
-    def _take(self) -> "tuple[Loader, TwoViewDecoder]":
-        """A compiled loader of the sampler's views that no other run is using."""
-        spec, batch_size = self.sampler.spec, self.sampler.batch_size
+    def _take(self, planner: Planner) -> "tuple[Loader, TwoViewDecoder]":
+        """Return a compiled loader for views of these sizes that no other run is using."""
+        batch_size = planner.batch_size
+        sizes = [group.size for group in planner.groups for _ in range(group.num_views)]
         for number, (loader, decoder) in enumerate(self._idle):
-            same_views = (decoder.spec.size, decoder.spec.num_views) == (spec.size, spec.num_views)
-            if same_views and loader.batch_size == batch_size:
+            if decoder.view_sizes.tolist() == sizes and loader.batch_size == batch_size:
                 return self._idle.pop(number)
-        decoder = self._ffcv.TwoViewDecoder(self.reader, spec=spec, epoch=None, fast_dct=self.fast_dct)
-        with _thread_counts_kept():
+        decoder = self._ffcv.TwoViewDecoder(
+            self.reader, views=planner.specs, epoch=None, fast_dct=self.fast_dct
+        )
+        with thread_counts_kept():
             loader = self._ffcv.make_loader(decoder, batch_size, self.num_threads, self.prefetch)
         # room for the longest epoch and one batch more, at which its end is found
         order = np.empty((len(self.reader) // batch_size + 2) * batch_size, np.uint64)
@@ -197,7 +189,7 @@ class PlannedMemory:
         try:
             plan = next(self._plans, None)
             if plan is not None:
-                self._decoder.put(plan.indices, plan.params)
+                self._decoder.set_crops(plan.indices, plan.params)
                 rows = self._batches[number]
                 rows[: len(plan.indices)] = plan.indices
                 rows[len(plan.indices) :] = NO_SAMPLE

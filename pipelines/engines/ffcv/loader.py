@@ -1,18 +1,14 @@
-"""The stock FFCV loader, driven so that it leaves no thread behind and no damage to numba.
+"""The stock FFCV loader, driven so that it leaves no thread behind.
 
 This file needs the package `ffcv`.
 """
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
-import numpy as np
 from ffcv.loader import Loader
 from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.memory_managers import OSCacheManager
-from ffcv.pipeline.compiler import Compiler
-from numba import types
 
 
 def drive(loader: Loader) -> Generator[Any]:
@@ -60,22 +56,3 @@ def _stop(iterator: EpochIterator) -> None:
         while not iterator.output_queue.empty():  # or it waits for room in the queue
             iterator.output_queue.get_nowait()
         iterator.join(0.01)
-
-
-def _compile_reader(self: OSCacheManager) -> Callable:
-    """What `OSCacheManager.compile_reader` compiles, typed without changing a type that others use.
-
-    ffcv 1.0.2 sets `mutable` of `numba.uint8[::1]`, an object that all of the process shares.  Every function
-    compiled for such arrays before, ours among them, then raises KeyError when another function calls it.
-    Not needed from a version on whose `state_type` makes its types with `readonly=True`.
-    """
-    data, table = types.Array(types.uint8, 1, "C", readonly=True), types.uint64[::1]
-
-    def read(address, state):
-        file, addresses, sizes = state
-        return file[address : address + sizes[np.searchsorted(addresses, address)]]
-
-    return Compiler.compile(read, data(types.uint64, types.Tuple([data, table, table])))
-
-
-OSCacheManager.compile_reader = _compile_reader

@@ -20,9 +20,9 @@ from pipelines.system.jit import njit
 
 _int, _address, _size = types.intc, types.uintp, types.uintp
 decode_sample: Any = external(
-    "fastclr_decode_sample", _int, _address, _address, _size, *[_int] * 6, *[_address] * 5, _size
+    "fastclr_decode_sample", _int, _address, _address, _size, *[_int] * 5, *[_address] * 6, _size
 )
-"""`_decode_sample`."""
+"""C handle of `_decode_sample`, callable from FFCV's compiled code; returns 1 if the sample is corrupt."""
 
 
 @cache
@@ -69,7 +69,10 @@ def _pointer(typingctx, address):
 
 @njit(nogil=True)
 def bytes_at(address, size):
-    """uint8 [size]: the memory at an address.  (An array that compiled code closes over is a constant to it.)"""
+    """Return the memory at an address: uint8 [size].
+
+    A closed-over array would be frozen into the machine code; an address is read anew.
+    """
     return carray(_pointer(address), (size,))
 
 
@@ -82,7 +85,7 @@ def _decode_sample(
     width,
     dct,
     num_views,
-    size,
+    view_sizes,
     boxes,
     flips,
     views,
@@ -90,29 +93,31 @@ def _decode_sample(
     scratch,
     scratch_size,
 ):
-    """Decode a sample once and write its views; 1 if it is corrupt, and then they are black, else 0.
+    """Decode a sample once and write its views; return 1 if it is corrupt, and its views black, else 0.
 
     decoder: of this thread.  num_bytes at payload: JPEG or raw pixels, height × width by the file's metadata.
-    dct: `ACCURATE_DCT` or `FAST_DCT`.  At the other addresses: boxes int32 [V, 4]; flips bool [V]; views
-    uintp [V], each the address of a uint8 [size, size, 3] to be written; image and scratch, working memory of
-    this thread, 3·height·width bytes and the scratch_size bytes that `crop_resize` needs.
+    dct: `ACCURATE_DCT` or `FAST_DCT`.  At the other addresses: view_sizes int64 [V]; boxes int32 [V, 4]; flips
+    bool [V]; views uintp [V], each the address of a uint8 [size, size, 3] to be written; image and scratch,
+    working memory of this thread, 3·height·width bytes and the scratch_size bytes that `crop_resize` needs.
     """
     payload_bytes = bytes_at(payload, num_bytes)
-    sound = True
+    decoded = True
     if is_jpeg:
         pixels = bytes_at(image, 3 * height * width).reshape(height, width, 3)
-        sound = decode_jpeg(decoder, payload_bytes, dct, pixels)
+        decoded = decode_jpeg(decoder, payload_bytes, dct, pixels)
     else:
         pixels = payload_bytes.reshape(height, width, 3)
     box = bytes_at(boxes, 16 * num_views).view(np.int32).reshape(num_views, 4)
     flip = bytes_at(flips, num_views).view(np.bool_)
+    size_of = bytes_at(view_sizes, 8 * num_views).view(np.int64)
     view_at = bytes_at(views, 8 * num_views).view(np.uintp)
     for v in range(num_views):
+        size = size_of[v]
         out = bytes_at(view_at[v], 3 * size * size).reshape(size, size, 3)
-        if sound:
+        if decoded:
             top, left, box_height, box_width = box[v]
             memory = bytes_at(scratch, scratch_size)
             crop_resize(pixels, top, left, box_height, box_width, flip[v], out, memory)
         else:
             out[...] = 0
-    return 0 if sound else 1
+    return 0 if decoded else 1

@@ -1,10 +1,11 @@
-"""The native engine: libjpeg-turbo and numba in threads that hold no lock while they work.
+"""The native engine: libjpeg-turbo and numba in threads that do not hold the GIL while they work.
 
 A worker takes an image, or as many small ones as take about as long, the whole way while they are in its cache:
 
     JPEG bytes ─decode─▶ pixels ─crop ×V─▶ uint8 crops ─(augment ×V)─▶ its rows of the batch
 
-Each arrow is one call for all of them: what a thread does under Python's lock, all others wait for.
+Decoding is one call for all of them, cropping and augmenting one call per group of views: what a thread does while it
+holds the GIL, all others wait for.
 """
 
 import threading
@@ -18,24 +19,24 @@ import numpy as np
 import torch
 
 from pipelines.beton import BetonReader
-from pipelines.contracts import BatchPlan, Crops
+from pipelines.contracts import BatchPlan, Crops, Planner, Views
 from pipelines.engines.corrupt import CorruptSamples
-from pipelines.engines.native.buffers import RecycledMemory
+from pipelines.engines.native.buffers import BufferPool
 from pipelines.engines.native.pool import Job, WorkerPool
 from pipelines.engines.native.turbojpeg import Decoder, bind_turbojpeg, decode_samples
 from pipelines.ops.augment import cpu
 from pipelines.ops.crop.cpu import crop_rows, scratch_bytes
-from pipelines.planner import Sampler
-from pipelines.views import ViewSpec
+from pipelines.views import Group, ViewParams
 
 CLAIM_PIXELS = 1 << 17
 """Pixels, decoded and cropped, that a worker takes at a time: about half a millisecond."""
 SMALL = 64**2
-"""Pixels of an image that takes a call from Python as long to decode as to get the lock back."""
+"""Mean image area (pixels) below which re-acquiring the GIL takes as long as decoding; simplejpeg calls are then
+serialised."""
 
 
 def rows_per_claim(pixels: float) -> int:
-    """Images that a worker takes at a time, of so many pixels each, decoded and cropped: 1 or more."""
+    """Return how many images of so many pixels each, decoded and cropped, a worker takes at a time: 1 or more."""
     return max(1, int(CLAIM_PIXELS / pixels))
 
 
@@ -47,15 +48,15 @@ class Scratch:
     """uint8, flat: decoded images, one after the other; pages never touched cost nothing."""
     starts: np.ndarray
     """int64 [rows]: where in `images` each begins."""
-    crops: np.ndarray
-    """uint8 [V, rows, H, W, 3]."""
+    crops: list[np.ndarray]
+    """uint8 [V_g, rows, H_g, W_g, 3] for each group."""
     crop: np.ndarray
     """Working memory of `crop_rows`."""
-    augment: cpu.Scratch
-    """Working memory of `augment_rows`."""
+    augment: list[cpu.Scratch]
+    """Working memory of `augment_rows` for each group."""
     decoder: Decoder | None
     """libturbojpeg's, if this machine has it."""
-    calling: AbstractContextManager
+    decode_lock: AbstractContextManager
     """Held while simplejpeg is called."""
 
 
@@ -65,16 +66,16 @@ class NativeEngine:
     Decodes with the system's libturbojpeg where there is one, else with simplejpeg: the same pixels, but on
     small images, or with many threads, several times slower.
 
-    A sample that cannot be decoded is replaced by its successor, with the successor's own draw, label and
-    index, and named in a warning; after 100 of them the engine raises.
+    A corrupt sample is replaced by its successor, with the successor's own draw, label and index, and named in a
+    warning; after 100 of them the engine raises.
 
     Args:
         reader: the file.
-        sampler: draws the numbers of a replacement, and gives the views' spec.
+        planner: says which samples are in use.
         num_threads: worker threads.
-        device: where the crops are wanted: for a GPU they lie in page-locked memory and are left as uint8,
-            for the CPU they are augmented in the workers.
-        augment: overrides that: True for float32 normalised views, False for uint8 crops.
+        device: where the crops are wanted: for a GPU they lie in page-locked memory.
+        augment: True: yield Views, augmented in the workers; False: yield Crops; None: Views for the CPU, Crops for
+            a GPU.
         prefetch: finished batches that may wait for the receiver.
 
     Raises:
@@ -84,69 +85,64 @@ class NativeEngine:
     def __init__(
         self,
         reader: BetonReader,
-        sampler: Sampler,
+        planner: Planner,
+        *,
         num_threads: int,
         device: torch.device | str = "cpu",
         augment: bool | None = None,
         prefetch: int = 2,
     ) -> None:
-        self.reader, self.sampler, self.num_threads, self.prefetch = reader, sampler, num_threads, prefetch
+        self.reader, self.num_threads, self.prefetch = reader, num_threads, prefetch
         self.device = torch.device(device)
         self.augment = self.device.type == "cpu" if augment is None else augment
-        self._memory = RecycledMemory(prefetch + 2)
+        self._memory: dict[int, BufferPool] = {}
         self._pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
-        self.corrupt = CorruptSamples(reader.path, sampler.num_samples)
+        self.corrupt = CorruptSamples(reader.path, planner.num_samples)
         try:
             bind_turbojpeg()
             self.decodes_with = "libturbojpeg"
         except OSError:
             self.decodes_with = "simplejpeg"
 
-    def run(self, plans: Iterator[BatchPlan]) -> Generator[Crops]:
+    def run(self, plans: Iterator[BatchPlan], planner: Planner) -> Generator[Crops | Views]:
         pool: WorkerPool
-        # of this iterator: the engine's may be another one before it ends
-        sampler = self.sampler
-        spec, constants = sampler.spec, cpu.constants(sampler.spec)
-        sizes = heights, widths = self.reader.heights, self.reader.widths
-        areas = heights.astype(np.int64) * widths
-        rows = rows_per_claim(areas.mean() + spec.num_views * spec.size**2)
-        # simplejpeg on small images: threads that wait for each other's calls are slower than one at a time
-        calling: AbstractContextManager = threading.Lock() if areas.mean() <= SMALL else nullcontext()
+        groups, augment = planner.groups, self.augment
+        constants = [cpu.constants(group.specs[0]) for group in groups]
+        sizes = self.reader.heights, self.reader.widths
+
+        def tables_of(params: ViewParams) -> list[tuple[np.ndarray, np.ndarray, cpu.Drawn]]:
+            parts = [params[group.views] for group in groups]
+            return [(part.box, part.flip, cpu.numbers(part)) for part in parts]
 
         def work(job: Job, low: int, high: int, scratch: Scratch) -> None:
             while low < high:
                 images, starts = self._decode(job, low, high, scratch)
                 if not len(starts):
-                    images, starts = self._decode_or_replace(sampler, pool, job, low, scratch)
+                    images, starts = self._decode_or_replace(planner, pool, job, low, scratch)
                 stop = low + len(starts)
-                plan, params = job.plan, job.plan.params
-                into = (scratch.crops, 0) if self.augment else (job.pixels, low)
-                boxes, flips = params.box, params.flip
-                crop_rows(low, stop, plan.indices, *sizes, boxes, flips, images, starts, *into, scratch.crop)
-                if self.augment:
-                    numbers = cpu.numbers(params)
-                    cpu.augment_rows(low, stop, *into, numbers, constants, job.pixels, scratch.augment)
+                indices, tables = job.plan.indices, job.per_group(tables_of)
+                for number, ((box, flip, drawn), out) in enumerate(zip(tables, job.pixels, strict=True)):
+                    into = (scratch.crops[number], 0) if augment else (out, low)
+                    crop_rows(low, stop, indices, *sizes, box, flip, images, starts, *into, scratch.crop)
+                    if augment:
+                        cpu.augment_rows(
+                            low, stop, *into, drawn, constants[number], out, scratch.augment[number]
+                        )
                 low = stop
 
-        def make_scratch() -> Scratch:
-            return Scratch(
-                images=np.empty(3 * max(int(areas.max()), CLAIM_PIXELS), np.uint8),
-                starts=np.empty(rows, np.int64),
-                crops=np.empty((spec.num_views, rows, spec.size, spec.size, 3), np.uint8),
-                crop=np.empty(scratch_bytes(heights.max(), widths.max(), spec.size, spec.size), np.uint8),
-                augment=cpu.new_scratch(spec),
-                decoder=Decoder() if self.decodes_with == "libturbojpeg" else None,
-                calling=calling,
-            )
-
+        rows = self._rows_per_claim(groups)
+        # simplejpeg on small images: threads that wait for each other's calls are slower than one at a time
+        small = self._areas.mean() <= SMALL
+        decode_lock: AbstractContextManager = threading.Lock() if small else nullcontext()
         pool = WorkerPool(
-            self._announced(plans),
-            partial(self._allocate, spec),
+            self._with_readahead(plans),
+            partial(self._allocate, groups),
             work,
-            make_scratch,
+            partial(self._make_scratch, groups, rows, decode_lock),
             self.num_threads,
             self.prefetch,
             rows,
+            Views if augment else Crops,
         )
         self._pools.add(pool)
         return pool.batches()
@@ -157,21 +153,53 @@ class NativeEngine:
             pool.stop()
         self._memory.clear()
 
-    def _allocate(self, spec: ViewSpec, plan: BatchPlan) -> np.ndarray:
-        shape = (spec.num_views, len(plan.indices), spec.size, spec.size, 3)
+    @property
+    def _areas(self) -> np.ndarray:
+        return self.reader.heights.astype(np.int64) * self.reader.widths
+
+    def _rows_per_claim(self, groups: tuple[Group, ...]) -> int:
+        return rows_per_claim(self._areas.mean() + sum(group.num_views * group.size**2 for group in groups))
+
+    def _make_scratch(
+        self, groups: tuple[Group, ...], rows: int, decode_lock: AbstractContextManager
+    ) -> Scratch:
+        max_height, max_width = self.reader.heights.max(), self.reader.widths.max()
+        crop_bytes = max(scratch_bytes(max_height, max_width, group.size, group.size) for group in groups)
+        return Scratch(
+            images=np.empty(3 * max(int(self._areas.max()), CLAIM_PIXELS), np.uint8),
+            starts=np.empty(rows, np.int64),
+            crops=[
+                np.empty((group.num_views, rows, group.size, group.size, 3), np.uint8) for group in groups
+            ],
+            crop=np.empty(crop_bytes, np.uint8),
+            augment=[cpu.new_scratch(group.specs[0]) for group in groups],
+            decoder=Decoder() if self.decodes_with == "libturbojpeg" else None,
+            decode_lock=decode_lock,
+        )
+
+    def _allocate(self, groups: tuple[Group, ...], plan: BatchPlan) -> tuple[np.ndarray, ...]:
+        return tuple(
+            self._allocate_group(number, (group.num_views, len(plan.indices), group.size, group.size, 3))
+            for number, group in enumerate(groups)
+        )
+
+    def _allocate_group(self, number: int, shape: tuple[int, ...]) -> np.ndarray:
         if self.device.type == "cuda":
             dtype = torch.float32 if self.augment else torch.uint8
             return torch.empty(shape, dtype=dtype, pin_memory=True).numpy()
-        return self._memory.take(shape, np.float32 if self.augment else np.uint8)
+        # one pool per group, since a pool keeps buffers of one size
+        if number not in self._memory:
+            self._memory.setdefault(number, BufferPool(self.prefetch + 2))
+        return self._memory[number].acquire(shape, np.float32 if self.augment else np.uint8)
 
-    def _announced(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
-        """The same plans; the system hears of their samples when they are drawn, a batch or more before use."""
+    def _with_readahead(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
+        """Yield the plans, and tell the system their samples when they are drawn, a batch or more before use."""
         for plan in plans:
             self.reader.will_need(plan.indices)
             yield plan
 
     def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels of rows [low, …), and where the image of each begins; up to one that can't be decoded."""
+        """Return the pixels of rows [low, …) up to one that can't be decoded, and where each image begins."""
         reader, indices, images, starts = self.reader, job.plan.indices, scratch.images, scratch.starts
         if scratch.decoder is not None:
             columns = reader.offsets, reader.sizes, reader.modes, reader.heights, reader.widths
@@ -180,20 +208,21 @@ class NativeEngine:
             )
             return images, starts[:count]
         count, end = 0, 0
-        with scratch.calling:
+        with scratch.decode_lock:
             for index in indices[low:high].tolist():
                 try:
                     pixels = reader.decode(index, images[end:])
-                except ValueError:  # corrupt; or no room for it, behind another
+                # corrupt; or no room for it behind the others
+                except ValueError:
                     break
                 starts[count] = end
                 count, end = count + 1, end + pixels.size
         return images, starts[:count]
 
     def _decode_or_replace(
-        self, sampler: Sampler, pool: WorkerPool, job: Job, row: int, scratch: Scratch
+        self, planner: Planner, pool: WorkerPool, job: Job, row: int, scratch: Scratch
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `_decode`, for one row: its sample or the first sound one after it, which then stands in its place."""
+        """Decode the sample of one row, or the first one after it that is not corrupt, which then replaces it."""
         index = int(job.plan.indices[row])
         starts = np.zeros(1, np.int64)
         while True:
@@ -202,5 +231,5 @@ class NativeEngine:
                 return scratch.images, starts
             except ValueError as error:
                 self.corrupt.add(index, str(error))
-            index = sampler.successor(index)
-            pool.replace(job, row, index, sampler.draw(job.plan.epoch, np.array([index])))
+            index = planner.replacement_for(index)
+            pool.replace(job, row, index, planner.draw(job.plan.epoch, np.array([index])))

@@ -3,8 +3,8 @@
     plans ──one thread at a time──▶ jobs (plan + empty pixels) ──all threads, row by row──▶ batches in order
 
 Rows are handed out one claim at a time across batch borders, so no thread idles while a batch is finished by
-the others.  The work itself (decode, crop, augment) releases Python's lock; what is left under it is a few
-microseconds per claim.
+the others.  The work itself (decode, crop, augment) releases the GIL, which is then held for a few microseconds per
+claim.
 """
 
 import atexit
@@ -16,9 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from pipelines.contracts import BatchPlan, Crops
+from pipelines.contracts import BatchPlan, Crops, Pixels, Views
 from pipelines.views import ViewParams
 
 
@@ -27,16 +25,26 @@ class Job:
     """A batch in the making."""
 
     plan: BatchPlan
-    pixels: np.ndarray
+    pixels: tuple[Pixels, ...]
+    """One array per group of views, [V_g, B, H_g, W_g, 3]."""
     claimed: int = 0
     """Rows handed out."""
     finished: int = 0
     """Rows done."""
     owns_plan: bool = False
+    _tables: tuple[BatchPlan, Any] | None = None
 
     @property
     def rows(self) -> int:
         return len(self.plan.indices)
+
+    def per_group(self, split: Callable[[ViewParams], Any]) -> Any:
+        """Return `split(params)`, which is computed once: slicing tables costs as much as a small image."""
+        plan, tables = self.plan, self._tables
+        # a plan with replaced rows is another object; its tables see later replacements, being views of its arrays
+        if tables is None or tables[0] is not plan:
+            tables = self._tables = plan, split(plan.params)
+        return tables[1]
 
 
 class WorkerPool:
@@ -44,27 +52,29 @@ class WorkerPool:
 
     Args:
         plans: pulled by the workers themselves, ahead of need; never by two at a time.
-        allocate: the empty pixels of a plan.
+        allocate: makes the uninitialised pixels of a plan, one array per group.
         work: fills rows [low, high) of a job; called from many threads at once.
         make_scratch: memory that a thread keeps for itself.
         num_threads: workers.
         prefetch: finished batches that may wait for the receiver; memory holds at most `prefetch` + 2
             batches, the receiver's included.
         rows_per_claim: rows that a thread takes at a time.
+        result: what the finished pixels of a plan are, Crops or Views.
     """
 
     def __init__(
         self,
         plans: Iterator[BatchPlan],
-        allocate: Callable[[BatchPlan], np.ndarray],
+        allocate: Callable[[BatchPlan], tuple[Pixels, ...]],
         work: Callable[[Job, int, int, Any], None],
         make_scratch: Callable[[], Any],
         num_threads: int,
         prefetch: int = 2,
         rows_per_claim: int = 1,
+        result: type[Crops] | type[Views] = Crops,
     ) -> None:
         self._plans, self._allocate, self._work, self._make_scratch = plans, allocate, work, make_scratch
-        self._limit, self._rows_per_claim = prefetch + 1, rows_per_claim
+        self._limit, self._rows_per_claim, self._result = prefetch + 1, rows_per_claim, result
         self._lock = threading.Lock()
         self._work_ready = threading.Condition(self._lock)
         self._batch_ready = threading.Condition(self._lock)
@@ -77,8 +87,8 @@ class WorkerPool:
             for number in range(num_threads)
         ]
 
-    def batches(self) -> Generator[Crops]:
-        """The finished batches, in the order of the plans.  Closing the iterator stops the threads.
+    def batches(self) -> Generator[Crops | Views]:
+        """Yield the finished batches, in the order of the plans.  Closing the iterator stops the threads.
 
         Raises:
             Exception: whatever `plans` or `work` raised; the batches in the making are dropped.
@@ -90,24 +100,25 @@ class WorkerPool:
             for thread in self._threads:
                 thread.start()
             # not a loop with a variable: that would keep each batch alive until the next one is asked for
-            yield from iter(self._next, None)
+            finished: Iterator[Crops | Views] = iter(self._next, None)
+            yield from finished
         finally:
             self.stop()
 
     def replace(self, job: Job, row: int, index: int, params: ViewParams) -> None:
-        """Let sample `index`, with its own numbers, stand in at `row` of a job."""
+        """Put sample `index`, with its own numbers, at `row` of a job."""
         with self._lock:
             if not job.owns_plan:
                 job.plan, job.owns_plan = job.plan.copy(), True
-            job.plan.put(row, index, params)
+            job.plan.replace_row(row, index, params)
 
-    def _next(self) -> Crops | None:
+    def _next(self) -> Crops | Views | None:
         with self._lock:
             while True:
                 if self._jobs and self._jobs[0].finished == self._jobs[0].rows:
                     self._work_ready.notify_all()
                     job = self._jobs.popleft()
-                    return Crops(job.plan, job.pixels)
+                    return self._result(job.plan, job.pixels)
                 if self._error is not None:
                     raise self._error
                 if self._exhausted and not self._jobs:
@@ -184,7 +195,8 @@ class WorkerPool:
         finally:
             self._lock.acquire()
             self._planning = False
-        if failed is not None:  # said before another thread can ask the plans, which have none after an error
+        # before another thread can ask the plans, which are exhausted after an error
+        if failed is not None:
             self._fail(failed)
         elif job is None:
             self._exhausted = True

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipelines.contracts import Crops
 from pipelines.ops.augment.cpu_kernels import ROWS, STRIP, augment_rows
 from pipelines.views import ViewParams, ViewSpec
 
@@ -72,14 +71,19 @@ class Scratch(NamedTuple):
 
 
 def augment(
-    crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32, num_threads: int = 1
+    crops: np.ndarray | torch.Tensor,
+    params: ViewParams,
+    spec: ViewSpec,
+    dtype: torch.dtype = torch.float32,
+    num_threads: int = 1,
 ) -> torch.Tensor:
-    """Jitter, gray, blur and normalise crops by the numbers of their plan.
+    """Jitter, gray, blur and normalise crops by their drawn numbers.
 
     Within 0.05/255 of `reference.augment` before the normalisation, 0.25/255 where a blur kernel is truncated.
 
     Args:
-        crops: uint8 pixels [V, B, H, W, 3] on the host, and their plan.
+        crops: uint8 [V, B, H, W, 3] on the host.
+        params: the numbers of these views, arrays [V, B, …].
         spec: gives the blur's kernel size, mean and std.
         dtype: of the result; the arithmetic is float32.
         num_threads: that share the images; the result does not depend on it.
@@ -87,8 +91,8 @@ def augment(
     Returns:
         [V, B, 3, H, W], channels last in memory.
     """
-    pixels = np.ascontiguousarray(crops.pixels)
-    drawn = Drawn(*(np.ascontiguousarray(array) for array in numbers(crops.plan.params)))
+    pixels = np.ascontiguousarray(crops)
+    drawn = Drawn(*(np.ascontiguousarray(array) for array in numbers(params)))
     views = new_views(pixels.shape)
 
     def work(low: int, high: int) -> None:

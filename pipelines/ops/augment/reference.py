@@ -15,25 +15,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipelines.contracts import Crops
-from pipelines.views import ViewSpec
+from pipelines.views import ViewParams, ViewSpec
 
 LUMA = (0.2989, 0.587, 0.114)
 """torchvision's weights of R, G and B in a gray value (ITU-R 601, as rounded there: they sum to 0.9999)."""
 
 
-def augment(crops: Crops, spec: ViewSpec, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Jitter, gray, blur, solarize and normalise crops by the numbers of their plan.
+def augment(
+    crops: np.ndarray | torch.Tensor,
+    params: ViewParams,
+    spec: ViewSpec,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Jitter, gray, blur, solarize and normalise crops by their drawn numbers.
 
     Args:
-        crops: uint8 pixels [V, B, H, W, 3] on any device, and their plan.
+        crops: uint8 [V, B, H, W, 3], on any device.
+        params: the numbers of these views, arrays [V, B, …].
         spec: gives the blur's kernel size, mean and std.
         dtype: of the result; the arithmetic is float32.
 
     Returns:
         [V, B, 3, H, W] on the pixels' device, channels last in memory.
     """
-    pixels, params = torch.as_tensor(crops.pixels), crops.plan.params
+    pixels = torch.as_tensor(crops)
     device = pixels.device
 
     def per_view(array: np.ndarray) -> torch.Tensor:

@@ -7,7 +7,7 @@ A view is made in blocks of 16 output rows, one row per SIMD lane of 16-bit word
 Both passes are then sums of `words · weight >> 16` over whole registers (one multiply and one add per tap and 16
 values on any CPU), whereas a horizontal pass over interleaved RGB would have to shuffle every pixel it reads.
 
-Words carry 8 fractional bits between the passes.  A product is cut, not rounded: a pass loses half a unit per tap
+Words carry 8 fractional bits between the passes.  A product is truncated, not rounded: a pass loses half a unit per tap
 on average, which is added beforehand.  The result is within 1 gray level of torchvision's float path, and differs
 from it in about 1 value of 300.
 
@@ -29,7 +29,7 @@ LANES = 16
 CHUNK = 64
 """Source bytes of a row that the vertical pass takes at once."""
 MAX_TAPS = 64
-"""Longer sums would lose too much by cutting; they take the plain path (images 32 times larger than the view)."""
+"""Longer sums would lose too much by truncation; they take the scalar path (images 32 times larger than the view)."""
 
 # --- A register of 16 words, as a numba type whose values live in one LLVM vector ---
 
@@ -210,8 +210,14 @@ def _to_words(weights, words):
 def _vertical(source, start, stride, num_bytes, last, first, weights, bias, rows, columns):
     """16 output rows, where first and weights begin; transposed into columns[CHUNK + byte of the row, row].
 
-    A chunk never begins behind `last`, where it would read beyond the image: near its end it begins earlier,
-    in the image's first row at byte 3 · image width - CHUNK or later.
+    The last chunk of a row slides to the left, so that no load passes the end of `source`:
+
+        row     |--------------------------------------------|
+        chunks  |------CHUNK-----|------CHUNK-----|
+                                   |------CHUNK-----|   begins at min(chunk, last)
+
+    `last` is the offset at which a chunk of the box's last row ends with the image; it may be negative, but
+    start + last is not, since a row of the image is at least CHUNK bytes wide.
     """
     for chunk in range(0, num_bytes, CHUNK):
         chunk = min(chunk, last)
@@ -256,8 +262,8 @@ def _horizontal(columns, first, weights, bias, to, to_step, pixels):
 
 
 @njit(nogil=True, cache=True)
-def _crop_plainly(image, top, left, height, width, flip, first_y, weights_y, first_x, weights_x, row, out):
-    """The same in float64 and in so many words: for tiny images and views, and for very large images."""
+def _crop_scalar(image, top, left, height, width, flip, first_y, weights_y, first_x, weights_x, row, out):
+    """Scalar float64 fallback: sources under 64 bytes wide, outputs under 16 rows or columns, more than 64 taps."""
     for y in range(out.shape[0]):
         row[:] = 0.0
         for k in range(min(weights_y.shape[0] - 1, height)):
@@ -321,7 +327,7 @@ def crop_resize(image, top, left, height, width, flip, out, scratch):
     small = 3 * image.shape[1] < CHUNK or out_height < LANES or 3 * out_width < LANES
     if small or taps > MAX_TAPS or height < words_y.shape[0]:
         row = memory.view(np.float64)[: 3 * width]
-        _crop_plainly(image, top, left, height, width, flip, first_y, weights_y, first_x, weights_x, row, out)
+        _crop_scalar(image, top, left, height, width, flip, first_y, weights_y, first_x, weights_x, row, out)
         return
     columns = memory.view(np.uint16)
     memory, at = _carve(scratch, at, 2 * LANES * CHUNK)

@@ -47,7 +47,7 @@ def test_peers_without_chance_give_our_views(peer):
     spec = ViewSpec.simclr(20, jitter_p=0.0, gray_p=0.0, blur_p=0.0)
     crops = drawn_crops(spec, 2, CPU)
     planes = torch.as_tensor(crops.pixels).flatten(0, 1).permute(0, 3, 1, 2).contiguous()
-    ours = reference.augment(crops, spec).flatten(0, 1)
+    ours = reference.augment(crops.pixels, crops.plan.params, spec).flatten(0, 1)
     torch.testing.assert_close(peer(spec)(planes), ours, rtol=1e-4, atol=1e-5, check_stride=False)
 
 

@@ -13,7 +13,7 @@ from support.oracle import crop_oracle
 from pipelines import BetonReader, EngineUnavailable, TwoViewLoader, ViewSpec
 from pipelines.beton import BetonWriter
 from pipelines.engines.dali import DaliEngine
-from pipelines.planner import Sampler
+from pipelines.planner import BatchPlanner
 
 
 @pytest.fixture(autouse=True)
@@ -21,23 +21,36 @@ def _dali(require_package):
     require_package("nvidia.dali")
 
 
-def engine(file, size=64, batch_size=7, **changes) -> DaliEngine:
+class Dali(DaliEngine):
+    """The engine, and the planner whose plans it runs."""
+
+    def __init__(self, reader: BetonReader, planner: BatchPlanner, **options) -> None:
+        super().__init__(reader, planner, **options)
+        self.planner = planner
+
+    def epoch(self, number: int = 0, consumed: int = 0):
+        """Plans and the crops of their only group."""
+        for plan, (pixels,) in self.run(self.planner.plans(number, consumed), self.planner):
+            yield plan, pixels
+
+
+def engine(file, size=64, batch_size=7, **changes) -> Dali:
     reader = BetonReader(file)
-    sampler = Sampler(
-        reader.heights, reader.widths, ViewSpec.simclr(size), batch_size, seed=5, drop_last=False
+    sampler = BatchPlanner(
+        reader.heights, reader.widths, (ViewSpec.simclr(size),), batch_size, seed=5, drop_last=False
     )
-    return DaliEngine(reader, sampler, num_threads=2, **changes)
+    return Dali(reader, sampler, num_threads=2, **changes)
 
 
-def errors(made: DaliEngine, epoch: int = 0) -> list[np.ndarray]:
+def errors(made: Dali, epoch: int = 0) -> list[np.ndarray]:
     """Per view |engine − oracle|, int [H, W, 3]."""
     found = []
-    for plan, pixels in made.run(made.sampler.plans(epoch)):
+    for plan, pixels in made.epoch(epoch):
         for row, index in enumerate(plan.indices):
             image, _ = made.reader[index]
             for view in range(2):
                 box, flip = plan.params.box[view, row], plan.params.flip[view, row]
-                expected = crop_oracle(image, box, flip, made.sampler.spec.size)
+                expected = crop_oracle(image, box, flip, made.planner.groups[0].size)
                 found.append(np.abs(pixels[view, row].astype(int) - expected))
     return found
 
@@ -57,20 +70,20 @@ def test_crops_of_photos(request, which, record_property):
 
 def test_an_epoch_covers_each_sample_once_and_resumes(tiny_beton):
     made = engine(tiny_beton)
-    whole = list(made.run(made.sampler.plans(2)))
+    whole = list(made.epoch(2))
     assert sorted(np.concatenate([plan.indices for plan, _ in whole])) == list(range(40))
-    assert whole[-1].pixels.shape[1] == 5  # the tail: 40 = 5 · 7 + 5
-    rest = list(made.run(made.sampler.plans(2, consumed=21)))
+    assert whole[-1][1].shape[1] == 5  # the tail: 40 = 5 · 7 + 5
+    rest = list(made.epoch(2, consumed=21))
     assert [plan.step for plan, _ in rest] == [3, 4, 5]
     for ours, theirs in zip(rest, whole[3:], strict=True):
-        np.testing.assert_array_equal(ours.pixels, theirs.pixels)
+        np.testing.assert_array_equal(ours[1], theirs[1])
 
 
 def test_batches_belong_to_the_receiver(tiny_beton):
     made = engine(tiny_beton)
-    kept = list(made.run(made.sampler.plans(0)))
-    for step, crops in enumerate(made.run(made.sampler.plans(0))):
-        np.testing.assert_array_equal(crops.pixels, kept[step].pixels)
+    kept = list(made.epoch(0))
+    for step, crops in enumerate(made.epoch(0)):
+        np.testing.assert_array_equal(crops[1], kept[step][1])
 
 
 def test_raw_pixels(tmp_path):
@@ -92,7 +105,7 @@ def test_jpegs_beside_raw_pixels_are_refused(tmp_path, tiny_beton):
 
 def test_a_corrupt_sample_is_named(corrupt_beton):
     with pytest.raises(ValueError, match=r"sample 4: .*engine native"):
-        list(engine(corrupt_beton).run(engine(corrupt_beton).sampler.plans(0)))
+        list(engine(corrupt_beton).epoch())
 
 
 def test_dropped_iterators_leave_nothing_behind(tiny_beton):
@@ -100,7 +113,7 @@ def test_dropped_iterators_leave_nothing_behind(tiny_beton):
 
     def drop(times: int) -> tuple[int, int, int]:
         for _ in range(times):
-            next(made.run(made.sampler.plans(0)))
+            next(made.epoch(0))
         gc.collect()
         process = psutil.Process()
         return process.num_threads(), threading.active_count(), process.memory_info().rss
@@ -134,27 +147,27 @@ def on_a_gpu(test):
 @on_a_gpu
 def test_nvjpeg_gives_the_same_pictures_in_the_same_order(tiny_beton):
     ours, theirs = engine(tiny_beton, device="cuda"), engine(tiny_beton)
-    pairs = zip(ours.run(ours.sampler.plans(1)), theirs.run(theirs.sampler.plans(1)), strict=True)
+    pairs = zip(ours.epoch(1), theirs.epoch(1), strict=True)
     for one, other in pairs:
-        assert isinstance(one.pixels, torch.Tensor) and one.pixels.device.type == "cuda"
-        np.testing.assert_array_equal(one.plan.indices, other.plan.indices)
-        difference = np.abs(one.pixels.cpu().numpy().astype(int) - other.pixels)
+        assert isinstance(one[1], torch.Tensor) and one[1].device.type == "cuda"
+        np.testing.assert_array_equal(one[0].indices, other[0].indices)
+        difference = np.abs(one[1].cpu().numpy().astype(int) - other[1])
         assert difference.mean(axis=(2, 3, 4)).max() < 20  # the mirror image, or another's: 45 and more
 
 
 @on_a_gpu
 def test_nvjpeg_batches_belong_to_the_receiver(tiny_beton):
     made = engine(tiny_beton, device="cuda")
-    kept = list(made.run(made.sampler.plans(0)))
-    for step, crops in enumerate(made.run(made.sampler.plans(0))):
-        assert torch.equal(crops.pixels, kept[step].pixels)
+    kept = list(made.epoch(0))
+    for step, crops in enumerate(made.epoch(0)):
+        assert torch.equal(crops[1], kept[step][1])
 
 
 @on_a_gpu
 def test_nvjpeg_names_a_corrupt_sample(corrupt_beton):
     made = engine(corrupt_beton, device="cuda")
     with pytest.raises(ValueError, match=r"sample 4: .*engine native"):
-        list(made.run(made.sampler.plans(0)))
+        list(made.epoch(0))
 
 
 def test_without_the_library(tiny_beton, monkeypatch):

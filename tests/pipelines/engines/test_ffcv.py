@@ -21,7 +21,8 @@ from pipelines.beton import BetonWriter
 from pipelines.beton.layout import FIELD_DESCRIPTOR, HEADER, INT_FIELD, metadata_type
 from pipelines.engines import ENGINES
 from pipelines.errors import EngineUnavailable
-from pipelines.planner import Sampler
+from pipelines.planner import BatchPlanner
+from pipelines.views import as_specs
 
 SPEC = ViewSpec.simclr(64)
 CUT_SAMPLE = 4
@@ -51,23 +52,43 @@ def mixed_beton(tmp_path_factory) -> Path:
     return path
 
 
-def sampler_of(reader: BetonReader, **changes) -> Sampler:
-    return Sampler(
-        reader.heights, reader.widths, **{"spec": SPEC, "batch_size": 8, "drop_last": False, **changes}
+def sampler_of(reader: BetonReader, **changes) -> BatchPlanner:
+    specs = as_specs(changes.pop("spec", SPEC))
+    return BatchPlanner(
+        reader.heights, reader.widths, specs, **{"batch_size": 8, "drop_last": False, **changes}
     )
+
+
+class Ffcv:
+    """The engine, and the planner whose plans it runs."""
+
+    def __init__(self, reader: BetonReader, planner: BatchPlanner, **options) -> None:
+        self.reader, self.sampler = reader, planner
+        self.engine = ENGINES["ffcv"](reader, planner, **{"num_threads": 2, **options})
+        self.close = self.engine.close
+
+    def run(self, plans):
+        """Plans and the crops of their only group."""
+        batches = self.engine.run(plans, self.sampler)
+        try:
+            for plan, (pixels,) in batches:
+                yield plan, pixels
+        finally:
+            batches.close()
 
 
 @pytest.fixture(scope="module")
 def mixed(mixed_beton):
     """One compiled engine for many tests."""
     reader = BetonReader(mixed_beton)
-    engine = ENGINES["ffcv"](reader, sampler_of(reader), num_threads=2)
+    engine = Ffcv(reader, sampler_of(reader))
     yield engine
     engine.close()
 
 
-def native_crops(reader: BetonReader, sampler: Sampler, epoch: int = 0) -> list:
-    return list(ENGINES["native"](reader, sampler, num_threads=2, augment=False).run(sampler.plans(epoch)))
+def native_crops(reader: BetonReader, sampler: BatchPlanner, epoch: int = 0) -> list:
+    engine = ENGINES["native"](reader, sampler, num_threads=2, augment=False)
+    return [(plan, pixels) for plan, (pixels,) in engine.run(sampler.plans(epoch), sampler)]
 
 
 def assert_same(ours, theirs) -> None:
@@ -87,7 +108,7 @@ def ffcv_threads() -> list[threading.Thread]:
 def test_crops_are_those_of_the_native_engine(mixed):
     """JPEG, gray and raw, and a last batch of 3."""
     ours, theirs = list(mixed.run(mixed.sampler.plans(0))), native_crops(mixed.reader, mixed.sampler)
-    assert ours[-1].pixels.shape == (2, 3, 64, 64, 3)
+    assert ours[-1][1].shape == (2, 3, 64, 64, 3)
     assert sorted(np.concatenate([plan.indices for plan, _ in ours])) == list(range(43))
     assert_same(ours, theirs)
     assert ffcv_threads() == []
@@ -179,9 +200,9 @@ def test_fast_dct_is_ffcvs_own(mixed_beton, request):
     reader = BetonReader(mixed_beton)
     spec = ViewSpec.center(64, num_views=2)  # another view of the same image differs in nothing
     sampler = sampler_of(reader, spec=spec, order="sequential", subset=np.arange(1, 43))
-    fast = list(ENGINES["ffcv"](reader, sampler, num_threads=1, fast_dct=True).run(sampler.plans(0)))
+    fast = list(Ffcv(reader, sampler, num_threads=1, fast_dct=True).run(sampler.plans(0)))
     accurate = native_crops(reader, sampler)
-    assert any((ours.pixels != theirs.pixels).any() for ours, theirs in zip(fast, accurate, strict=True))
+    assert any((ours != theirs).any() for (_, ours), (_, theirs) in zip(fast, accurate, strict=True))
 
     class FastReader(BetonReader):
         def decode(self, index, out=None, fast_dct=False):
@@ -206,9 +227,9 @@ def lying_beton(corrupt_beton, tmp_path_factory) -> Path:
 def test_a_corrupt_sample_is_named_and_its_batch_held_back(lying_beton):
     reader = BetonReader(lying_beton)
     sampler = sampler_of(reader, order="sequential", batch_size=2)
-    engine = ENGINES["ffcv"](reader, sampler, num_threads=2)
+    engine = Ffcv(reader, sampler)
     batches = engine.run(sampler.plans(0))
-    assert [next(batches).plan.indices.tolist() for _ in range(2)] == [[0, 1], [2, 3]]
+    assert [next(batches)[0].indices.tolist() for _ in range(2)] == [[0, 1], [2, 3]]
     with pytest.raises(ValueError, match=f"lying.beton: sample {CUT_SAMPLE}: "):
         next(batches)
 
@@ -303,13 +324,13 @@ def test_the_readers_file_is_read_whatever_its_name_leads_to(tmp_path, monkeypat
             for _ in range(8):
                 writer.add_raw(pixels)
     reader = BetonReader(Path("ours.beton"))
-    engine = ENGINES["ffcv"](reader, sampler_of(reader), num_threads=2)
+    engine = Ffcv(reader, sampler_of(reader))
     os.replace("other.beton", "ours.beton")
     monkeypatch.chdir("/")
     for size in (16, 24):  # FFCV opens the file for each size
-        engine.sampler = replace(engine.sampler, spec=ViewSpec.center(size))
-        (crops,) = engine.run(engine.sampler.plans(0))
-        assert np.unique(crops.pixels).tolist() == [10]
+        engine.sampler = replace(engine.sampler, specs=(ViewSpec.center(size),))
+        ((_, pixels),) = engine.run(engine.sampler.plans(0))
+        assert np.unique(pixels).tolist() == [10]
     engine.close()
 
 

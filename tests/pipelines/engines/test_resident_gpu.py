@@ -4,12 +4,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import torch
 from support.triton_support import interpreted
 
 from pipelines import BetonReader, ViewSpec
 from pipelines.engines.resident.host import ResidentEngine
-from pipelines.planner import Sampler
+from pipelines.planner import BatchPlanner
 
 pytest.importorskip("triton")
 
@@ -24,13 +23,15 @@ def plans_and_pixels(file: str, free: int = 1 << 30) -> tuple[list[np.ndarray], 
         mock.patch("torch.Tensor.pin_memory", lambda tensor: tensor),
         mock.patch("pipelines.engines.resident.gpu.PART_BYTES", 100_000),  # some five images
     ):
-        sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(24), 7, seed=5, drop_last=False)
-        engine = ResidentGpuEngine(reader, sampler, 2, torch.device("cpu"))
-        batches = list(engine.run(sampler.plans(0)))
+        sampler = BatchPlanner(
+            reader.heights, reader.widths, (ViewSpec.simclr(24),), 7, seed=5, drop_last=False
+        )
+        engine = ResidentGpuEngine(reader, sampler, num_threads=2, device="cpu")
+        batches = list(engine.run(sampler.plans(0), sampler))
         engine.close()
     return (
         [plan.indices for plan, _ in batches],
-        [pixels.numpy() for _, pixels in batches],
+        [pixels.numpy() for _, (pixels,) in batches],
         list(engine.corrupt.values()),
     )
 
@@ -41,14 +42,16 @@ def test_batches_are_those_of_the_host(request, which):
     file = request.getfixturevalue(which)
     indices, pixels, reasons = interpreted(plans_and_pixels, str(file))
     with BetonReader(file) as reader:
-        sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(24), 7, seed=5, drop_last=False)
-        host = ResidentEngine(reader, sampler, 2, augment=False)
-        expected = list(host.run(sampler.plans(0)))
+        sampler = BatchPlanner(
+            reader.heights, reader.widths, (ViewSpec.simclr(24),), 7, seed=5, drop_last=False
+        )
+        host = ResidentEngine(reader, sampler, num_threads=2, augment=False)
+        expected = list(host.run(sampler.plans(0), sampler))
         assert reasons == list(host.corrupt.values())
         host.close()
     assert len(reasons) == (which == "corrupt_beton")
     assert len(indices) == len(expected)
-    for got_indices, got, (plan, crops) in zip(indices, pixels, expected, strict=True):
+    for got_indices, got, (plan, (crops,)) in zip(indices, pixels, expected, strict=True):
         assert got_indices.tolist() == plan.indices.tolist()
         off = np.abs(got.astype(int) - crops)
         assert off.max() <= 1

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from pipelines import BetonReader, ViewSpec
-from pipelines.contracts import Crops
-from pipelines.engines.resident.host import ResidentEngine, resident
+from pipelines.engines import ENGINES
+from pipelines.engines.resident.host import ResidentEngine
 from pipelines.ops.augment import reference
-from pipelines.planner import Sampler
+from pipelines.planner import BatchPlanner
 from pipelines.prefetch import _augmentation
 from pipelines.system import triton as triton_driver
 from pipelines.system.triton import _start, why_no_triton
@@ -62,27 +62,24 @@ def test_torch_compile_needs_triton_itself():
 
 def test_augmentation_is_the_plain_one(monkeypatch, tiny_beton):
     monkeypatch.setattr(triton_driver, "_start", lambda: NO_COMPILER)
-    move = torch.Tensor.to
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda x, *where, **how: x if where == (GPU,) else move(x, *where, **how)
-    )  # there may be no GPU here
     spec = ViewSpec.simclr(24)
     with BetonReader(tiny_beton) as reader:
-        sampler = Sampler(reader.heights, reader.widths, spec, 4)
-        engine = ResidentEngine(reader, sampler, 1, augment=False)
-        crops = next(engine.run(sampler.plans(0)))
+        sampler = BatchPlanner(reader.heights, reader.widths, (spec,), 4)
+        engine = ResidentEngine(reader, sampler, num_threads=1, augment=False)
+        crops = next(engine.run(sampler.plans(0), sampler))
         engine.close()
     with pytest.warns(RuntimeWarning, match=r"plain torch, slower: .*apt-get install gcc"):
         augment = _augmentation(GPU, 1)
-    expected = reference.augment(Crops(crops.plan, torch.from_numpy(crops.pixels)), spec)
-    assert torch.equal(augment(crops, spec, torch.float32), expected)
+    pixels, params = torch.from_numpy(crops.pixels[0]), crops.plan.params
+    expected = reference.augment(pixels, params, spec)
+    assert torch.equal(augment(pixels, params, sampler.groups[0], torch.float32), expected)
 
 
 def test_the_resident_set_stays_in_the_memory_of_the_host(monkeypatch, tiny_beton):
     monkeypatch.setattr(triton_driver, "_start", lambda: NO_COMPILER)
     with BetonReader(tiny_beton) as reader:
-        sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(24), 4)
-        engine = resident(reader, sampler, 1, GPU)
+        sampler = BatchPlanner(reader.heights, reader.widths, (ViewSpec.simclr(24),), 4)
+        engine = ENGINES["resident"](reader, sampler, num_threads=1, device=GPU)
         assert isinstance(engine, ResidentEngine)
         assert not engine.augment  # the stage behind it does, on the GPU
         engine.close()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.engines.native.buffers import RecycledMemory
+from pipelines.engines.native.buffers import BufferPool
 
 SHAPE = (2, 3, 5, 7, 3)
 
@@ -14,17 +14,17 @@ def address(array: np.ndarray) -> int:
 
 
 def test_aligned_and_whole():
-    array = RecycledMemory(1).take(SHAPE, np.float32)
+    array = BufferPool(1).acquire(SHAPE, np.float32)
     assert (array.shape, array.dtype, array.flags.c_contiguous) == (SHAPE, np.float32, True)
     assert address(array) % 64 == 0
 
 
 def test_used_again_when_let_go():
-    memory = RecycledMemory(2)
-    array = memory.take(SHAPE, np.float32)
+    memory = BufferPool(2)
+    array = memory.acquire(SHAPE, np.float32)
     where = address(array)
     del array
-    assert address(memory.take(SHAPE, np.float32)) == where
+    assert address(memory.acquire(SHAPE, np.float32)) == where
 
 
 @pytest.mark.parametrize(
@@ -42,23 +42,23 @@ def test_used_again_when_let_go():
     ],
 )
 def test_not_while_anybody_looks(look):
-    memory = RecycledMemory(2)
-    array = memory.take(SHAPE, np.float32)
+    memory = BufferPool(2)
+    array = memory.acquire(SHAPE, np.float32)
     where = address(array)
     kept = look(array)
     del array
-    other = memory.take(SHAPE, np.float32)
+    other = memory.acquire(SHAPE, np.float32)
     assert address(other) != where
     del kept
-    assert address(memory.take(SHAPE, np.float32)) == where
+    assert address(memory.acquire(SHAPE, np.float32)) == where
 
 
 def test_keeps_only_so_much():
-    memory = RecycledMemory(2)
-    arrays = [memory.take(SHAPE, np.float32) for _ in range(5)]
+    memory = BufferPool(2)
+    arrays = [memory.acquire(SHAPE, np.float32) for _ in range(5)]
     assert len({address(array) for array in arrays}) == 5
-    assert len(memory._blocks) == 2
-    memory.take((1,), np.float32)  # another size: progressive resolution
-    assert len(memory._blocks) == 1
+    assert len(memory._buffers) == 2
+    memory.acquire((1,), np.float32)  # another size: progressive resolution
+    assert len(memory._buffers) == 1
     memory.clear()
-    assert not memory._blocks
+    assert not memory._buffers

@@ -10,10 +10,12 @@ import pytest
 
 from pipelines.contracts import BatchPlan
 from pipelines.engines.native.pool import Job, WorkerPool
-from pipelines.planner import Sampler
+from pipelines.planner import BatchPlanner
 from pipelines.views import ViewSpec
 
-SAMPLER = Sampler(np.full(50, 40), np.full(50, 40), ViewSpec.crop_flip(4), batch_size=7, drop_last=False)
+SAMPLER = BatchPlanner(
+    np.full(50, 40), np.full(50, 40), (ViewSpec.crop_flip(4),), batch_size=7, drop_last=False
+)
 
 
 def allocate(plan: BatchPlan) -> np.ndarray:

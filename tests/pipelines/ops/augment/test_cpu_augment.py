@@ -13,6 +13,7 @@ from support.augment_cases import (
     SATURATION,
     before_normalisation,
     crops_of,
+    drawn,
     luma,
     only,
     oracle_views,
@@ -30,7 +31,7 @@ FIXED = 0.025 * LEVEL
 
 
 def augmented(crops, spec):
-    return before_normalisation(cpu.augment(crops, spec), spec)
+    return before_normalisation(cpu.augment(*drawn(crops), spec), spec)
 
 
 def as_float(crops):
@@ -116,7 +117,10 @@ def test_equals_the_reference_on_many_views():
     spec = ViewSpec.simclr(64, blur_p=0.5)
     crops = crops_of(spec, 150, seed=3)
     assert_within_bounds(
-        augmented(crops, spec), before_normalisation(reference.augment(crops, spec), spec), crops, spec
+        augmented(crops, spec),
+        before_normalisation(reference.augment(*drawn(crops), spec), spec),
+        crops,
+        spec,
     )
 
 
@@ -240,7 +244,7 @@ def test_blur_reflects_at_the_borders():
 def test_writes_its_own_rows_all_of_them_and_nothing_else(size):
     spec = ViewSpec.simclr(size, blur_p=0.5)
     crops = crops_of(spec, 9, seed=2)
-    whole = cpu.augment(crops, spec).permute(0, 1, 3, 4, 2).numpy()
+    whole = cpu.augment(*drawn(crops), spec).permute(0, 1, 3, 4, 2).numpy()
     margin = 4096
     memory = np.full(whole.size + 2 * margin, np.nan, np.float32)
     out = memory[margin:-margin].reshape(whole.shape)
@@ -263,7 +267,7 @@ def test_writes_its_own_rows_all_of_them_and_nothing_else(size):
 def test_four_threads_give_the_same_bits():
     spec = ViewSpec.simclr(96)
     crops = crops_of(spec, 48, seed=4)
-    expected = cpu.augment(crops, spec).permute(0, 1, 3, 4, 2).numpy()
+    expected = cpu.augment(*drawn(crops), spec).permute(0, 1, 3, 4, 2).numpy()
     out = np.full(expected.shape, np.nan, np.float32)
     started = threading.Barrier(4)
 
@@ -280,28 +284,31 @@ def test_four_threads_give_the_same_bits():
     for thread in threads:
         thread.join(timeout=120)
     np.testing.assert_array_equal(out, expected)
-    assert torch.equal(cpu.augment(crops, spec, num_threads=3), cpu.augment(crops, spec))
+    assert torch.equal(
+        cpu.augment(*drawn(crops), spec, num_threads=3),
+        cpu.augment(*drawn(crops), spec),
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_layout_and_dtype(dtype):
     spec = ViewSpec.simclr(24)
     crops = crops_of(spec, 5)
-    views = cpu.augment(crops, spec, dtype)
+    views = cpu.augment(*drawn(crops), spec, dtype)
     assert views.shape == (2, 5, 3, 24, 24)
     assert views.dtype == dtype
     assert views.permute(0, 1, 3, 4, 2).is_contiguous()
     assert views[0].is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(views, cpu.augment(crops, spec).to(dtype))
+    assert torch.equal(views, cpu.augment(*drawn(crops), spec).to(dtype))
 
 
 def test_takes_tensors_and_strided_arrays():
     spec = ViewSpec.simclr(24)
     crops = crops_of(spec, 5)
-    expected = cpu.augment(crops, spec)
+    expected = cpu.augment(*drawn(crops), spec)
     strided = np.asfortranarray(crops.pixels)
-    assert torch.equal(cpu.augment(crops._replace(pixels=torch.from_numpy(crops.pixels)), spec), expected)
-    assert torch.equal(cpu.augment(crops._replace(pixels=strided), spec), expected)
+    assert torch.equal(cpu.augment(torch.from_numpy(crops.pixels), crops.plan.params, spec), expected)
+    assert torch.equal(cpu.augment(strided, crops.plan.params, spec), expected)
 
 
 def test_normalises_with_the_specs_mean_and_std():
@@ -309,7 +316,7 @@ def test_normalises_with_the_specs_mean_and_std():
     crops = crops_of(spec, 2, **plain())
     mean, std = torch.tensor(spec.mean).view(3, 1, 1), torch.tensor(spec.std).view(3, 1, 1)
     expected = (as_float(crops).float() - mean) / std
-    torch.testing.assert_close(cpu.augment(crops, spec), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(cpu.augment(*drawn(crops), spec), expected, rtol=0, atol=1e-6)
 
 
 def test_memory_is_aligned():

@@ -13,6 +13,7 @@ from support.augment_cases import (
     SATURATION,
     before_normalisation,
     crops_of,
+    drawn,
     luma,
     only,
     oracle_views,
@@ -27,7 +28,7 @@ ROUNDING = 5e-6
 
 
 def augmented(crops, spec):
-    return before_normalisation(reference.augment(crops, spec), spec)
+    return before_normalisation(reference.augment(*drawn(crops), spec), spec)
 
 
 def as_float(crops):
@@ -138,19 +139,19 @@ def test_blur_of_a_point_is_the_gaussian():
 def test_layout_and_dtype(dtype):
     spec = ViewSpec.simclr(24)
     crops = crops_of(spec, 5)
-    views = reference.augment(crops, spec, dtype)
+    views = reference.augment(*drawn(crops), spec, dtype)
     assert views.shape == (2, 5, 3, 24, 24)
     assert views.dtype == dtype
     assert views.permute(0, 1, 3, 4, 2).is_contiguous()
     assert views[0].is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(views, reference.augment(crops, spec).to(dtype))
+    assert torch.equal(views, reference.augment(*drawn(crops), spec).to(dtype))
 
 
 def test_the_crops_are_left_alone():
     spec = ViewSpec.simclr(24)
     crops = crops_of(spec, 4)
     before = crops.pixels.copy()
-    reference.augment(crops, spec)
+    reference.augment(*drawn(crops), spec)
     np.testing.assert_array_equal(crops.pixels, before)
 
 
@@ -161,7 +162,10 @@ def test_views_do_not_depend_on_their_neighbours():
         plan=replace(crops.plan, params=crops.plan.params[:, 2:3]), pixels=crops.pixels[:, 2:3]
     )
     torch.testing.assert_close(
-        reference.augment(part, spec)[:, 0], reference.augment(crops, spec)[:, 2], rtol=0, atol=1e-6
+        reference.augment(*drawn(part), spec)[:, 0],
+        reference.augment(*drawn(crops), spec)[:, 2],
+        rtol=0,
+        atol=1e-6,
     )
 
 
@@ -170,7 +174,7 @@ def test_views_do_not_depend_on_their_neighbours():
 def test_on_a_gpu():
     spec = ViewSpec.simclr(96)
     crops = crops_of(spec, 16)
-    views = reference.augment(crops._replace(pixels=torch.from_numpy(crops.pixels).cuda()), spec)
+    views = reference.augment(torch.from_numpy(crops.pixels).cuda(), crops.plan.params, spec)
     assert views.is_cuda
     torch.testing.assert_close(
         before_normalisation(views.cpu(), spec), oracle_views(crops, spec).double(), rtol=0, atol=2 * ROUNDING

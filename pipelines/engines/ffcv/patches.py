@@ -1,0 +1,79 @@
+"""What has to be changed in numba and FFCV, for the whole process, before FFCV runs.
+
+Every change says its symptom, its condition and when it can go.  `import_decoder` applies them and then imports the
+package `ffcv`, which takes seconds; nothing here imports it before.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from pipelines.errors import EngineUnavailable
+
+INSTALL = "apt-get install g++ libturbojpeg0-dev libopencv-dev pkg-config && pip install 'fastclr[ffcv]'"
+
+
+def import_decoder() -> Any:
+    """Import `pipelines.engines.ffcv.decoder`, with the changes made that it needs.
+
+    Raises:
+        EngineUnavailable: the package ffcv is missing or does not work here.
+    """
+    choose_threading_layer()
+    try:
+        with thread_counts_kept():
+            patch_reader()
+            from pipelines.engines.ffcv import decoder
+        return decoder
+    except (ImportError, OSError) as error:
+        raise EngineUnavailable(f"the ffcv engine needs the package ffcv ({error}): {INSTALL}") from error
+
+
+def choose_threading_layer() -> None:
+    """Let numba use OpenMP on one processor.
+
+    Symptom: the process hangs at exit.  Condition: numba's first choice, TBB, on one processor, once the process has
+    forked (numba #10556).  Not needed from a numba on that ends TBB's threads then.
+    """
+    if numba.config.NUMBA_NUM_THREADS == 1 and numba.config.THREADING_LAYER == "default":
+        numba.config.THREADING_LAYER = "omp"
+
+
+@contextmanager
+def thread_counts_kept() -> Iterator[None]:
+    """Restore the number of threads of torch and numba, which FFCV sets for the process when imported or made."""
+    counts = torch.get_num_threads(), numba.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(counts[0])
+        numba.set_num_threads(counts[1])
+
+
+def patch_reader() -> None:
+    """Let `OSCacheManager.compile_reader` compile its reader without changing a type that others use.
+
+    Symptom: every function that was compiled for arrays `numba.uint8[::1]` before, ours among them, raises KeyError
+    when another function calls it.  Condition: ffcv 1.0.2 sets `mutable` of that type, an object that all of the
+    process shares.  Not needed from a version on whose `state_type` makes its types with `readonly=True`.
+    """
+    from ffcv.memory_managers import OSCacheManager
+
+    OSCacheManager.compile_reader = _compile_reader
+
+
+def _compile_reader(manager: Any) -> Callable:
+    from ffcv.pipeline.compiler import Compiler
+
+    types = numba.types
+    data, table = types.Array(types.uint8, 1, "C", readonly=True), types.uint64[::1]
+
+    def read(address, state):
+        file, addresses, sizes = state
+        return file[address : address + sizes[np.searchsorted(addresses, address)]]
+
+    return Compiler.compile(read, data(types.uint64, types.Tuple([data, table, table])))
