@@ -79,7 +79,8 @@ def _decoding_of_crops(index: int, image: bytes) -> Callable[[], object]:
         :, 0
     ]
     (top, left), (bottom, right) = box[:, :2].min(0).tolist(), (box[:, :2] + box[:, 2:]).max(0).tolist()
-    return lambda: simplejpeg.decode_jpeg(cut_window(image, top, left, bottom, right)[0])
+    jpeg = np.frombuffer(image, np.uint8)
+    return lambda: simplejpeg.decode_jpeg(cut_window(jpeg, top, left, bottom, right)[0])
 
 
 def _rate(tasks: Sequence[Callable[[], object]], seconds: float = 0.05) -> float:

@@ -17,6 +17,8 @@ from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE
 from pipelines.contracts import BatchPlan, Crops, Pixels, Planner
 from pipelines.errors import EngineUnavailable
+from pipelines.jpeg.probe import finds_restarts
+from pipelines.jpeg.window import cut_window
 from pipelines.views import Group
 
 INSTALL = "pip install 'fastclr[dali]' (CUDA 12) or 'fastclr[dali-cuda13]' (CUDA 13)"
@@ -65,6 +67,7 @@ class DaliEngine:
                 "convert the images again, or use engine native"
             )
         self._encoded = bool(jpegs.all())
+        self._cuts_windows = self._encoded and finds_restarts(reader)
 
     def run(self, plans: Iterator[BatchPlan], planner: Planner) -> Generator[Crops]:
         # plans whose batches are not yet handed out, each with what DALI still reads
@@ -140,6 +143,9 @@ class DaliEngine:
             for index in plan.indices.tolist():
                 self._check_header(index)
             images = [reader.image_bytes(index) for index in plan.indices]
+            boxes = plan.params.box
+            if self._cuts_windows:
+                images, boxes = self._cut(images, boxes)
             if not self._encoded:
                 sizes = zip(reader.heights[plan.indices], reader.widths[plan.indices], strict=True)
                 images = [
@@ -147,11 +153,21 @@ class DaliEngine:
                     for image, (height, width) in zip(images, sizes, strict=True)
                 ]
             numbers = []
-            for box, flip in zip(plan.params.box, plan.params.flip, strict=True):
+            for box, flip in zip(boxes, plan.params.flip, strict=True):
                 numbers += [box[:, :2].copy(), box[:, 2:].copy(), flip.astype(np.int32)]
             fed = [images, *numbers]
             underway.append((plan, fed))
             yield fed
+
+    def _cut(self, images: list[np.ndarray], boxes: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the JPEGs of the windows that all crops lie in, and the boxes within these windows."""
+        low, high = boxes[..., :2].min(0), (boxes[..., :2] + boxes[..., 2:]).max(0)
+        boxes, windows = boxes.copy(), []
+        for row, (image, first, last) in enumerate(zip(images, low.tolist(), high.tolist(), strict=True)):
+            window, corner = cut_window(image, *first, *last)
+            windows.append(window)
+            boxes[:, row, :2] -= np.array(corner, np.int32)
+        return windows, boxes
 
     def _check_header(self, index: int) -> None:
         """DALI would crop a JPEG of another size than the metadata's as if it were of that."""

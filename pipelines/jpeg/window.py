@@ -25,10 +25,14 @@ import numpy as np
 from numba import types
 from numba.core.typing import signature
 
+from pipelines.beton.layout import JPEG_MODE
 from pipelines.system.jit import njit
 
 MARGIN = 2
 """Pixels around the boxes that are decoded as well: chroma is interpolated from its neighbors (h2v1, h2v2, h1v2)."""
+MIN_WIDTH = 22
+"""Pixels that a window is wide if the image is: the crop kernel reads 64 bytes of a row at once, and takes another way,
+with another rounding, where there are fewer."""
 MAX_HEADER_SEGMENTS = 200
 """Marker segments before the scan; a real file has about ten."""
 
@@ -150,9 +154,14 @@ def cut(payload, top, left, bottom, right, out, window):
     end_row = min((bottom + MARGIN + unit_height - 1) // unit_height, rows)
     if first_column >= end_column or first_row >= end_row:
         return 0
-    # libjpeg interpolates chroma only where a row has more than two samples of it
-    if first_column and image_width - first_column * unit_width <= layout[MCU_WIDTH] // 4:
-        first_column -= 1
+    # 22 pixels are also more than two samples of chroma in a row: with fewer libjpeg does not interpolate them
+    while min(end_column * unit_width, image_width) - first_column * unit_width < MIN_WIDTH:
+        if first_column:
+            first_column -= 1
+        elif end_column < columns:
+            end_column += 1
+        else:
+            break
     if end_column - first_column == columns and end_row - first_row == rows:
         return 0
     window[0], window[1] = first_row * unit_height, first_column * unit_width
@@ -189,21 +198,20 @@ def cut(payload, top, left, bottom, right, out, window):
 
 
 def cut_window(
-    jpeg: bytes | np.ndarray, top: int, left: int, bottom: int, right: int
-) -> tuple[bytes | np.ndarray, tuple[int, int] | None]:
+    jpeg: np.ndarray, top: int, left: int, bottom: int, right: int
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Return the JPEG of the window that holds a box, and the pixel of the image that it begins at (top, left).
 
     Args:
-        jpeg: a JPEG file: bytes, or uint8 [n].
+        jpeg: uint8 [n]: a JPEG file.
         top, left, bottom, right: the box in pixels, without (bottom, right).
 
     Returns:
-        The JPEG itself and None where no window can be cut.
+        The JPEG itself and (0, 0) where the image is to be decoded whole.
     """
-    payload = np.frombuffer(jpeg, np.uint8)
-    out, window = np.empty(payload.size, np.uint8), np.empty(4, np.int64)
-    size = cut(payload, top, left, bottom, right, out, window)
-    return (out[:size], (int(window[0]), int(window[1]))) if size else (jpeg, None)
+    out, window = np.empty(jpeg.size, np.uint8), np.empty(4, np.int64)
+    size = cut(jpeg, top, left, bottom, right, out, window)
+    return (out[:size], (int(window[0]), int(window[1]))) if size else (jpeg, (0, 0))
 
 
 @njit(nogil=True, cache=True)
@@ -250,42 +258,64 @@ def _interval_end(payload, at):
 
 @njit(nogil=True, cache=True)
 def cut_samples(
-    low, high, data, offsets, sizes, is_jpeg, indices, heights, widths, boxes, out, places, windows
+    low, high, data, offsets, sizes, modes, heights, widths, indices, boxes, out, places, windows
 ):
-    """Cut the windows of rows [low, high) of a batch that all their boxes lie in.
+    """Cut the windows that all boxes of a row lie in, for rows [low, high) of a batch.
 
     Args:
         low, high: the rows.
         data: uint8: the file.
-        offsets, sizes, is_jpeg, heights, widths: [N]: a reader's columns, checked by it against `data`.
+        offsets, sizes, modes, heights, widths: int [N]: a reader's columns, checked by it against `data`.
         indices: int64 [B]: sample of each row.
         boxes: int32 [V, B, 4]: top, left, height, width in pixels of the image.
-        out: uint8, flat: is written, the windows' JPEGs one behind the other, as far as there is room.
-        places: int64 [high − low, 2] or more: is written, address and size of the JPEG (or of the raw pixels) to
-            decode: in `out`, or the whole one in `data`.
-        windows: int64 [high − low, 4] or more: is written, top, left, height, width of what is decoded.
+        out: uint8, flat: is written, the JPEGs of windows one behind the other, as far as there is room.
+        places: int64 [high − low, 3] or more: is written, what to decode: 1, first byte and size of a JPEG in `out`;
+            or 0, first byte and size of the whole image in `data`.
+        windows: int32 [high − low, 4] or more: is written, top, left, height, width of what is to be decoded.
     """
     end = np.int64(0)
     for row in range(low, high):
         sample = indices[row]
         offset, size = np.int64(offsets[sample]), np.int64(sizes[sample])
         place, window = places[row - low], windows[row - low]
-        top, left, bottom, right = (
-            np.int64(boxes[0, row, 0]),
-            np.int64(boxes[0, row, 1]),
-            np.int64(0),
-            np.int64(0),
-        )
-        for v in range(boxes.shape[0]):
-            box = boxes[v, row]
-            top, left = min(top, np.int64(box[0])), min(left, np.int64(box[1]))
-            bottom, right = max(bottom, np.int64(box[0]) + box[2]), max(right, np.int64(box[1]) + box[3])
-        written = np.int64(0)
-        if is_jpeg[sample]:
-            written = cut(data[offset : offset + size], top, left, bottom, right, out[end:], window)
-        if written:
-            place[0], place[1] = np.int64(out.ctypes.data) + end, written
-            end += written
-        else:
-            place[0], place[1] = np.int64(data.ctypes.data) + offset, size
-            window[0], window[1], window[2], window[3] = 0, 0, heights[sample], widths[sample]
+        place[0], place[1], place[2] = 0, offset, size
+        window[0], window[1], window[2], window[3] = 0, 0, heights[sample], widths[sample]
+        if modes[sample] == JPEG_MODE:
+            written = cut_around(data[offset : offset + size], boxes[:, row], out[end:], window)
+            if written:
+                place[0], place[1], place[2] = 1, end, written
+                end += written
+
+
+@njit(nogil=True, cache=True)
+def cut_around(payload, boxes, out, window):
+    """Cut the window that all boxes of an image lie in; return the size of its JPEG, or 0 to take the image whole.
+
+    Args:
+        payload: uint8 [n]: the JPEG.
+        boxes: int32 [V, 4]: top, left, height, width in pixels.
+        out: uint8 [n] or more: is written.
+        window: integers [4]: 0, 0, height and width of the image by the metadata; is written if there is a window.
+    """
+    top, left, bottom, right = np.int64(window[2]), np.int64(window[3]), np.int64(0), np.int64(0)
+    for v in range(boxes.shape[0]):
+        box_top, box_left = np.int64(boxes[v, 0]), np.int64(boxes[v, 1])
+        top, left = min(top, box_top), min(left, box_left)
+        bottom, right = max(bottom, box_top + boxes[v, 2]), max(right, box_left + boxes[v, 3])
+    found = np.empty(4, np.int64)
+    size = cut(payload, top, left, bottom, right, out, found)
+    # an image of another size than the metadata's is the decoder's to refuse
+    if size and found[0] + found[2] <= window[2] and found[1] + found[3] <= window[3]:
+        window[:] = found
+        return size
+    return np.int64(0)
+
+
+@njit(nogil=True, cache=True)
+def _has_intervals(payload, layout):
+    return read_layout(payload, layout) and layout[INTERVAL] > 0
+
+
+def has_restarts(jpeg: np.ndarray) -> bool:
+    """Whether a JPEG, uint8 [n], has restart intervals that windows might be cut along."""
+    return bool(_has_intervals(jpeg, np.empty(7, np.int64)))

@@ -29,6 +29,7 @@ from pipelines.beton.layout import JPEG_MODE
 from pipelines.engines.ffcv.loader import drive
 from pipelines.engines.ffcv.sample import bytes_at, claim, compile_decode_sample, decode_sample
 from pipelines.engines.native.turbojpeg import ACCURATE_DCT, FAST_DCT, close_decoder, open_decoder
+from pipelines.jpeg.probe import finds_restarts
 from pipelines.ops.crop.cpu import scratch_bytes
 from pipelines.views import ViewParams, ViewSpec, as_specs, draw_views, groups_of
 
@@ -156,6 +157,8 @@ class TwoViewDecoder(Operation):
         sizes_at = sizes.ctypes.data
         image_bytes = 3 * int((heights.astype(np.int64) * widths).max())
         crop_bytes = int(scratch_bytes(heights.max(), widths.max(), sizes.max(), sizes.max()))
+        # a file without restart markers is not searched for them
+        cut_bytes = int(self.reader.sizes.max()) if finds_restarts(self.reader) else 0
         dct = FAST_DCT if self.fast_dct else ACCURATE_DCT
 
         def decode(batch_indices, views, metadata, storage_state):
@@ -167,6 +170,8 @@ class TwoViewDecoder(Operation):
                 # pages never touched cost nothing
                 image = np.empty(image_bytes, np.uint8)
                 scratch = np.empty(crop_bytes, np.uint8)
+                cut_jpeg = np.empty(max(cut_bytes, 1), np.uint8)
+                cut_at = cut_jpeg.ctypes.data if cut_bytes else np.uintp(0)
                 view_at = np.empty(num_views, np.uintp)
                 row = claim(unclaimed)
                 while row < len(batch_indices):
@@ -193,6 +198,7 @@ class TwoViewDecoder(Operation):
                             image.ctypes.data,
                             scratch.ctypes.data,
                             crop_bytes,
+                            cut_at,
                         )
                     row = claim(unclaimed)
                 close_decoder(decoder)

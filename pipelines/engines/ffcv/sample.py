@@ -15,12 +15,13 @@ from numba import carray, cfunc, types
 from numba.extending import intrinsic
 
 from pipelines.engines.native.turbojpeg import bind_turbojpeg, decode_jpeg, external
+from pipelines.jpeg.window import cut_around
 from pipelines.ops.crop.cpu import crop_resize
 from pipelines.system.jit import njit
 
 _int, _address, _size = types.intc, types.uintp, types.uintp
 decode_sample: Any = external(
-    "fastclr_decode_sample", _int, _address, _address, _size, *[_int] * 5, *[_address] * 6, _size
+    "fastclr_decode_sample", _int, _address, _address, _size, *[_int] * 5, *[_address] * 6, _size, _address
 )
 """C handle of `_decode_sample`, callable from FFCV's compiled code; returns 1 if the sample is corrupt."""
 
@@ -92,22 +93,31 @@ def _decode_sample(
     image,
     scratch,
     scratch_size,
+    cut_jpeg,
 ):
     """Decode a sample once and write its views; return 1 if it is corrupt, and its views black, else 0.
 
     decoder: of this thread.  num_bytes at payload: JPEG or raw pixels, height × width by the file's metadata.
     dct: `ACCURATE_DCT` or `FAST_DCT`.  At the other addresses: view_sizes int64 [V]; boxes int32 [V, 4]; flips
-    bool [V]; views uintp [V], each the address of a uint8 [size, size, 3] to be written; image and scratch,
-    working memory of this thread, 3·height·width bytes and the scratch_size bytes that `crop_resize` needs.
+    bool [V]; views uintp [V], each the address of a uint8 [size, size, 3] to be written; image, scratch and cut_jpeg,
+    working memory of this thread: 3·height·width bytes, the scratch_size bytes that `crop_resize` needs, and num_bytes
+    for the JPEG of a window (0: images are decoded whole).
     """
     payload_bytes = bytes_at(payload, num_bytes)
-    decoded = True
-    if is_jpeg:
+    box = bytes_at(boxes, 16 * num_views).view(np.int32).reshape(num_views, 4)
+    window = np.array([0, 0, height, width])
+    pixels, decoded = payload_bytes.reshape(-1, 1, 1), not is_jpeg
+    if is_jpeg and cut_jpeg:
+        size = cut_around(payload_bytes, box, bytes_at(cut_jpeg, num_bytes), window)
+        if size:
+            pixels = bytes_at(image, 3 * window[2] * window[3]).reshape(window[2], window[3], 3)
+            decoded = decode_jpeg(decoder, bytes_at(cut_jpeg, size), dct, pixels)
+    if not decoded:
+        window[:] = 0, 0, height, width
         pixels = bytes_at(image, 3 * height * width).reshape(height, width, 3)
         decoded = decode_jpeg(decoder, payload_bytes, dct, pixels)
-    else:
+    elif not is_jpeg:
         pixels = payload_bytes.reshape(height, width, 3)
-    box = bytes_at(boxes, 16 * num_views).view(np.int32).reshape(num_views, 4)
     flip = bytes_at(flips, num_views).view(np.bool_)
     size_of = bytes_at(view_sizes, 8 * num_views).view(np.int64)
     view_at = bytes_at(views, 8 * num_views).view(np.uintp)
@@ -117,6 +127,7 @@ def _decode_sample(
         if decoded:
             top, left, box_height, box_width = box[v]
             memory = bytes_at(scratch, scratch_size)
+            top, left = top - window[0], left - window[1]
             crop_resize(pixels, top, left, box_height, box_width, flip[v], out, memory)
         else:
             out[...] = 0

@@ -2,7 +2,9 @@
 
 A worker takes an image, or as many small ones as take about as long, the whole way while they are in its cache:
 
-    JPEG bytes ─decode─▶ pixels ─crop ×V─▶ uint8 crops ─(augment ×V)─▶ its rows of the batch
+    JPEG bytes ─(cut)─ decode─▶ pixels ─crop ×V─▶ uint8 crops ─(augment ×V)─▶ its rows of the batch
+
+Of a JPEG with restart markers only the window that all crops lie in is cut out and decoded (`pipelines.jpeg.window`).
 
 Decoding is one call for all of them, cropping and augmenting one call per group of views: what a thread does while it
 holds the GIL, all others wait for.
@@ -13,9 +15,11 @@ import weakref
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
 
 from pipelines.beton import BetonReader
@@ -23,7 +27,9 @@ from pipelines.contracts import BatchPlan, Crops, Planner, Views
 from pipelines.engines.corrupt import CorruptSamples
 from pipelines.engines.native.buffers import BufferPool
 from pipelines.engines.native.pool import Job, WorkerPool
-from pipelines.engines.native.turbojpeg import Decoder, bind_turbojpeg, decode_samples
+from pipelines.engines.native.turbojpeg import Decoder, bind_turbojpeg, decode_samples, decode_windows
+from pipelines.jpeg.probe import finds_restarts
+from pipelines.jpeg.window import cut_samples
 from pipelines.ops.augment import cpu
 from pipelines.ops.crop.cpu import crop_rows, scratch_bytes
 from pipelines.views import Group, ViewParams
@@ -48,6 +54,14 @@ class Scratch:
     """uint8, flat: decoded images, one after the other; pages never touched cost nothing."""
     starts: np.ndarray
     """int64 [rows]: where in `images` each begins."""
+    windows: np.ndarray
+    """int32 [rows, 4]: top, left, height, width of the part of each image that is decoded."""
+    places: np.ndarray
+    """int64 [rows, 3]: where the JPEGs of these windows lie, see `cut_samples`."""
+    rows: np.ndarray
+    """int64 [rows]: 0, 1, …"""
+    cut: np.ndarray
+    """uint8, flat: JPEGs of windows, one after the other."""
     crops: list[np.ndarray]
     """uint8 [V_g, rows, H_g, W_g, 3] for each group."""
     crop: np.ndarray
@@ -58,6 +72,19 @@ class Scratch:
     """libturbojpeg's, if this machine has it."""
     decode_lock: AbstractContextManager
     """Held while simplejpeg is called."""
+
+
+class Decoded(NamedTuple):
+    """Images of some rows of a batch, as `crop_rows` takes them."""
+
+    windows: np.ndarray
+    """int32 [N, 4]: top, left, height, width of what is decoded of an image."""
+    places: np.ndarray
+    """int64 [rows]: row of `windows` for each image."""
+    pixels: np.ndarray
+    """uint8, flat."""
+    starts: np.ndarray
+    """int64 [rows]: where in `pixels` each window begins."""
 
 
 class NativeEngine:
@@ -82,6 +109,9 @@ class NativeEngine:
         ValueError: from the iterator of `run`, when more than 100 samples are corrupt.
     """
 
+    _decodes_windows = True
+    """Whether the engine decodes only the window of a JPEG that it needs."""
+
     def __init__(
         self,
         reader: BetonReader,
@@ -98,6 +128,8 @@ class NativeEngine:
         self._memory: dict[int, BufferPool] = {}
         self._pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
         self.corrupt = CorruptSamples(reader.path, planner.num_samples)
+        self.cuts_windows = self._decodes_windows and finds_restarts(reader)
+        """Whether windows are cut from the file's JPEGs."""
         try:
             bind_turbojpeg()
             self.decodes_with = "libturbojpeg"
@@ -108,7 +140,6 @@ class NativeEngine:
         pool: WorkerPool
         groups, augment = planner.groups, self.augment
         constants = [cpu.constants(group.specs[0]) for group in groups]
-        sizes = self.reader.heights, self.reader.widths
 
         def tables_of(params: ViewParams) -> list[tuple[np.ndarray, np.ndarray, cpu.Drawn]]:
             parts = [params[group.views] for group in groups]
@@ -116,14 +147,15 @@ class NativeEngine:
 
         def work(job: Job, low: int, high: int, scratch: Scratch) -> None:
             while low < high:
-                images, starts = self._decode(job, low, high, scratch)
-                if not len(starts):
-                    images, starts = self._decode_or_replace(planner, pool, job, low, scratch)
-                stop = low + len(starts)
-                indices, tables = job.plan.indices, job.per_group(tables_of)
+                decoded = self._decode(job, low, high, scratch)
+                if not len(decoded.starts):
+                    decoded = self._decode_or_replace(planner, pool, job, low, scratch)
+                stop = low + len(decoded.starts)
+                where, what = decoded[:2], decoded[2:]
+                tables = job.per_group(tables_of)
                 for number, ((box, flip, drawn), out) in enumerate(zip(tables, job.pixels, strict=True)):
                     into = (scratch.crops[number], 0) if augment else (out, low)
-                    crop_rows(low, stop, indices, *sizes, box, flip, images, starts, *into, scratch.crop)
+                    crop_rows(low, stop, *where, box, flip, *what, *into, scratch.crop)
                     if augment:
                         cpu.augment_rows(
                             low, stop, *into, drawn, constants[number], out, scratch.augment[number]
@@ -168,6 +200,10 @@ class NativeEngine:
         return Scratch(
             images=np.empty(3 * max(int(self._areas.max()), CLAIM_PIXELS), np.uint8),
             starts=np.empty(rows, np.int64),
+            windows=np.empty((rows, 4), np.int32),
+            places=np.empty((rows, 3), np.int64),
+            rows=np.arange(rows),
+            cut=np.empty(self._cut_bytes(rows), np.uint8),
             crops=[
                 np.empty((group.num_views, rows, group.size, group.size, 3), np.uint8) for group in groups
             ],
@@ -198,37 +234,76 @@ class NativeEngine:
             self.reader.will_need(plan.indices)
             yield plan
 
-    def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
-        """Return the pixels of rows [low, …) up to one that can't be decoded, and where each image begins."""
-        reader, indices, images, starts = self.reader, job.plan.indices, scratch.images, scratch.starts
+    def _cut_bytes(self, rows: int) -> int:
+        """Memory for the JPEGs of windows; an image for which there is no more room is decoded whole."""
+        sizes = self.reader.sizes
+        return int(sizes.max() + 2 * rows * sizes.mean()) if self.cuts_windows else 0
+
+    def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> Decoded:
+        """Return the pixels of rows [low, …), up to one that can't be decoded."""
+        reader, indices = self.reader, job.plan.indices
+        columns = reader.offsets, reader.sizes, reader.modes, reader.heights, reader.widths
+        images, starts = scratch.images, scratch.starts
+        if self.cuts_windows:
+            windows, places, cut = scratch.windows, scratch.places, scratch.cut
+            cut_samples(low, high, reader.data, *columns, indices, job.plan.params.box, cut, places, windows)
+            count = self._decode_windows(indices, low, high, scratch)
+            return Decoded(windows, scratch.rows, images, starts[:count])
         if scratch.decoder is not None:
-            columns = reader.offsets, reader.sizes, reader.modes, reader.heights, reader.widths
             count = decode_samples(
                 scratch.decoder.address, reader.data, *columns, indices, low, high, images, starts
             )
-            return images, starts[:count]
+        else:
+            count = self._decode_by_simplejpeg(indices[low:high], scratch)
+        return Decoded(self._whole, indices[low:high], images, starts[:count])
+
+    def _decode_windows(self, indices: np.ndarray, low: int, high: int, scratch: Scratch) -> int:
+        """Decode what `cut_samples` chose; return of how many rows, up to one that can't be decoded."""
+        where = scratch.cut, scratch.places, scratch.windows
+        if scratch.decoder is None:
+            return self._decode_by_simplejpeg(indices[low:high], scratch, scratch.places)
+        reader = self.reader
+        address, data, modes = scratch.decoder.address, reader.data, reader.modes
+        return decode_windows(
+            address, data, modes, indices, low, high, *where, scratch.images, scratch.starts
+        )
+
+    def _decode_by_simplejpeg(
+        self, indices: np.ndarray, scratch: Scratch, places: np.ndarray | None = None
+    ) -> int:
+        """Decode samples, or the windows cut from them; return how many, up to one that can't be decoded."""
         count, end = 0, 0
         with scratch.decode_lock:
-            for index in indices[low:high].tolist():
+            for index in indices.tolist():
+                room = scratch.images[end:]
                 try:
-                    pixels = reader.decode(index, images[end:])
+                    if places is not None and places[count, 0]:
+                        first, size = places[count, 1:].tolist()
+                        pixels = simplejpeg.decode_jpeg(scratch.cut[first : first + size], buffer=room)
+                    else:
+                        pixels = self.reader.decode(index, room)
                 # corrupt; or no room for it behind the others
                 except ValueError:
                     break
-                starts[count] = end
+                scratch.starts[count] = end
                 count, end = count + 1, end + pixels.size
-        return images, starts[:count]
+        return count
+
+    @cached_property
+    def _whole(self) -> np.ndarray:
+        """int32 [N, 4]: top, left, height, width of each image."""
+        zeros = np.zeros(len(self.reader), np.int32)
+        return np.stack([zeros, zeros, self.reader.heights, self.reader.widths], axis=1).astype(np.int32)
 
     def _decode_or_replace(
         self, planner: Planner, pool: WorkerPool, job: Job, row: int, scratch: Scratch
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Decode the sample of one row, or the first one after it that is not corrupt, which then replaces it."""
+    ) -> Decoded:
+        """Decode the whole sample of one row, or the first one after it that is not corrupt, which then replaces it."""
         index = int(job.plan.indices[row])
-        starts = np.zeros(1, np.int64)
         while True:
             try:
                 self.reader.decode(index, scratch.images)
-                return scratch.images, starts
+                return Decoded(self._whole, np.array([index]), scratch.images, np.zeros(1, np.int64))
             except ValueError as error:
                 self.corrupt.add(index, str(error))
             index = planner.replacement_for(index)

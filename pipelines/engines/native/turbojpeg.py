@@ -124,6 +124,42 @@ def decode_samples(decoder, data, offsets, sizes, modes, heights, widths, indice
 
 
 @njit(nogil=True, cache=True)
+def decode_windows(decoder, data, modes, indices, low, high, cut, places, windows, pixels, starts):
+    """Decode the windows of rows [low, high) of a batch one after the other, until one does not fit or is corrupt.
+
+    Args:
+        decoder: address of this thread's Decoder.
+        data: uint8: the file.
+        modes: uint8 [N]: a reader's column.
+        indices: int64 [B]: sample of each row.
+        cut, places, windows: what `pipelines.jpeg.window.cut_samples` wrote for these rows.
+        pixels: uint8, flat: is written.
+        starts: int64 [high − low] or more: is written, where in `pixels` each window begins.
+
+    Returns:
+        how many were decoded.  A warning of the decoder (a file cut short, say) counts as corrupt.
+    """
+    end = np.int64(0)
+    for row in range(high - low):
+        first, last = places[row, 1], places[row, 1] + places[row, 2]
+        height, width = np.int64(windows[row, 2]), np.int64(windows[row, 3])
+        begin = end
+        end = begin + 3 * height * width
+        if end > pixels.size:
+            return row
+        window = pixels[begin:end]
+        if modes[indices[low + row]] != JPEG_MODE:
+            window[:] = data[first:last]
+        elif places[row, 0]:
+            if not decode_jpeg(decoder, cut[first:last], ACCURATE_DCT, window.reshape(height, width, 3)):
+                return row
+        elif not decode_jpeg(decoder, data[first:last], ACCURATE_DCT, window.reshape(height, width, 3)):
+            return row
+        starts[row] = begin
+    return high - low
+
+
+@njit(nogil=True, cache=True)
 def has_many_scans(payload):
     """Whether a JPEG may have more scans than are decoded: each costs as much as decoding the image.
 

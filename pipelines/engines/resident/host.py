@@ -8,7 +8,7 @@ import torch
 
 from pipelines.beton import BetonReader
 from pipelines.contracts import BatchPlan, Planner
-from pipelines.engines.native.engine import NativeEngine, Scratch
+from pipelines.engines.native.engine import Decoded, NativeEngine, Scratch
 from pipelines.engines.native.pool import Job
 from pipelines.engines.resident.decoded import decode_set, decoded_bounds
 from pipelines.system.memory import available_memory
@@ -25,6 +25,8 @@ class ResidentEngine(NativeEngine):
     Raises:
         ValueError: the decoded set does not fit in half of the available memory.
     """
+
+    _decodes_windows = False
 
     def __init__(
         self,
@@ -63,9 +65,9 @@ class ResidentEngine(NativeEngine):
         # the file is not read any more
         return plans
 
-    def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> tuple[np.ndarray, np.ndarray]:
+    def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> Decoded:
         indices = job.plan.indices[low:high]
         if self.undecodable:
             decoded = itertools.takewhile(lambda index: index not in self.undecodable, indices.tolist())
             indices = indices[: len(list(decoded))]
-        return self.pixels, self.starts[indices]
+        return Decoded(self._whole, indices, self.pixels, self.starts[indices])

@@ -353,44 +353,46 @@ def crop_resize(image, top, left, height, width, flip, out, scratch):
 
 
 @njit(nogil=True, cache=True)
-def crop_rows(low, high, indices, heights, widths, boxes, flips, pixels, starts, out, first, scratch):
+def crop_rows(low, high, windows, places, boxes, flips, pixels, starts, out, first, scratch):
     """Crop, resize and flip all views of rows [low, high) of a batch: torchvision's antialiased `resized_crop`.
 
     May be called from many threads at once and from other numba functions; allocates nothing.
 
     Args:
         low, high: the rows.
-        indices: int64 [B]: sample of each row.
-        heights, widths: int [N]: size of each sample's image in pixels.
+        windows: int32 [N, 4]: top, left, height, width of the parts of the images that are decoded, in pixels.
+        places: int64 [high − low]: row of `windows` for each of these rows.
         boxes: int32 [V, B, 4]: top, left, height, width in pixels of the image.
         flips: bool [V, B]: mirror the resized crop left to right.
-        pixels: uint8, flat: memory that the decoded images [h, w, 3] lie in.
-        starts: int64 [high − low]: where in `pixels` the image of each of these rows begins.
+        pixels: uint8, flat: memory that the decoded windows [h, w, 3] lie in.
+        starts: int64 [high − low]: where in `pixels` the window of each of these rows begins.
         out: uint8 [V, …, H, W, 3], contiguous; `out[:, first]` and the following are written.
         first: where in `out` row `low` goes.
-        scratch: uint8 [scratch_bytes(h, w, H, W)] or more for the largest of these images; one per thread.
+        scratch: uint8 [scratch_bytes(h, w, H, W)] or more for the largest of these windows; one per thread.
 
     Raises:
-        ValueError: a box is not inside its image, an image not inside of `pixels`, a view not contiguous, or
+        ValueError: a box is not inside its window, a window not inside of `pixels`, a view not contiguous, or
             the scratch too small.
 
-    >>> pixels, size = np.full(300 * 400 * 3, 7, np.uint8), np.array([300, 400])
+    >>> pixels, windows = np.full(300 * 400 * 3, 7, np.uint8), np.array([[0, 0, 300, 400]], np.int32)
     >>> boxes, flips = np.array([[[10, 20, 200, 250]]], np.int32), np.array([[True]])
     >>> out, scratch = np.empty((1, 1, 224, 224, 3), np.uint8), np.empty(scratch_bytes(300, 400, 224, 224), np.uint8)
     >>> zero = np.zeros(1, np.int64)
-    >>> crop_rows(0, 1, zero, size[:1], size[1:], boxes, flips, pixels, zero, out, 0, scratch)
+    >>> crop_rows(0, 1, windows, zero, boxes, flips, pixels, zero, out, 0, scratch)
     >>> int(out.min()), int(out.max())
     (7, 7)
     """
     if boxes.shape[0] != out.shape[0] or flips.shape[0] != out.shape[0]:
         raise ValueError("crop_rows needs as many boxes and flips as views")
     for row in range(low, high):
-        height, width = np.int64(heights[indices[row]]), np.int64(widths[indices[row]])
+        window = windows[places[row - low]]
+        height, width = np.int64(window[2]), np.int64(window[3])
         start = starts[row - low]
         if start < 0 or start + 3 * height * width > pixels.size:
-            raise ValueError("an image reaches beyond the memory of its pixels")
+            raise ValueError("a window reaches beyond the memory of its pixels")
         image = pixels[start : start + 3 * height * width].reshape(height, width, 3)
         for v in range(out.shape[0]):
             top, left, box_height, box_width = boxes[v, row]
             view = out[v, first + row - low]
+            top, left = top - window[0], left - window[1]
             crop_resize(image, top, left, box_height, box_width, flips[v, row], view, scratch)

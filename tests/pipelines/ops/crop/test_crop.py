@@ -25,9 +25,8 @@ def crop(image, boxes, flips, size, poison=0):
 
 def crop_into(out, first, image, boxes, flips, scratch):
     boxes, flips = np.asarray(boxes, np.int32)[:, None], np.asarray(flips, bool)[:, None]
-    zero, height, width = np.zeros(1, np.int64), *np.array(image.shape[:2])[:, None]
-    pixels = image.reshape(-1)
-    crop_rows(0, 1, zero, height, width, boxes, flips, pixels, zero, out, first, scratch)
+    zero, windows = np.zeros(1, np.int64), np.array([[0, 0, *image.shape[:2]]], np.int32)
+    crop_rows(0, 1, windows, zero, boxes, flips, image.reshape(-1), zero, out, first, scratch)
 
 
 def errors(image, boxes, flips, size) -> np.ndarray:
@@ -185,7 +184,8 @@ for height, width in [(64, 64), (30, 41), (1, 22), (22, 1), (9, 21), (9, 22), (5
             out = np.empty((40, 1, side, side, 3), np.uint8)
             scratch = np.empty(scratch_bytes(height, width, side, side), np.uint8)
             flips = np.arange(40) % 2 == 0
-            crop_rows(0, 1, zero, size[:1], size[1:], boxes[:, None], flips[:, None], image, zero, out, 0, scratch)
+            windows = np.array([[0, 0, *size]], np.int32)
+            crop_rows(0, 1, windows, zero, boxes[:, None], flips[:, None], image, zero, out, 0, scratch)
 print("in bounds")
 """
 
@@ -224,7 +224,8 @@ def test_rows_of_a_batch():
         pixels[start : start + images[index].size] = images[index].ravel()
     out = np.zeros((2, 5, 32, 32, 3), np.uint8)
     scratch = np.empty(scratch_bytes(80, 200, 32, 32), np.uint8)
-    crop_rows(2, 5, indices, heights, widths, boxes, flips, pixels, starts, out, 1, scratch)
+    windows = np.stack([0 * heights, 0 * heights, heights, widths], 1).astype(np.int32)
+    crop_rows(2, 5, windows, indices[2:5], boxes, flips, pixels, starts, out, 1, scratch)
     for place, row in enumerate(range(2, 5), 1):
         expected = crop(images[indices[row]], boxes[:, row], flips[:, row], 32)
         np.testing.assert_array_equal(out[:, place], expected)
@@ -260,6 +261,23 @@ def test_refuses_a_box_whose_end_overflows():
         crop(np.zeros((10, 12, 3), np.uint8), [[huge, 0, huge, 5]], [False], 32)
 
 
+def test_windows():
+    """The crop of a box is the same, to the bit, from any window that holds the box."""
+    rng = np.random.default_rng(9)
+    image = noise(rng, 120, 150)
+    box = np.array([[[40, 60, 33, 47]]], np.int32)
+    expected = crop(image, box[:, 0], [True], 32)
+    for top, left, height, width in ((0, 0, 120, 150), (40, 60, 33, 47), (38, 0, 40, 150), (0, 58, 75, 92)):
+        window = np.ascontiguousarray(image[top : top + height, left : left + width])
+        out, scratch = (
+            np.empty((1, 1, 32, 32, 3), np.uint8),
+            np.empty(scratch_bytes(120, 150, 32, 32), np.uint8),
+        )
+        windows, zero = np.array([[top, left, height, width]], np.int32), np.zeros(1, np.int64)
+        crop_rows(0, 1, windows, zero, box, np.array([[True]]), window.reshape(-1), zero, out, 0, scratch)
+        np.testing.assert_array_equal(out[:, 0], expected)
+
+
 def test_refuses_unfit_memory():
     image, box, flip = np.zeros((10, 12, 3), np.uint8), [[0, 0, 5, 5]], [False]
     scratch = np.empty(scratch_bytes(10, 12, 32, 32), np.uint8)
@@ -269,10 +287,9 @@ def test_refuses_unfit_memory():
         crop_into(np.empty((1, 1, 32, 64, 3), np.uint8)[:, :, :, ::2], 0, image, box, flip, scratch)
     with pytest.raises(ValueError, match="as many boxes"):
         crop_into(np.empty((2, 1, 32, 32, 3), np.uint8), 0, image, box, flip, scratch)
-    zero, one, out = np.zeros(1, np.int64), np.ones(1, np.int64), np.empty((1, 1, 32, 32, 3), np.uint8)
+    zero, out = np.zeros(1, np.int64), np.empty((1, 1, 32, 32, 3), np.uint8)
+    windows = np.array([[0, 0, 1, 1]], np.int32)
     boxes, flips = np.array([[[0, 0, 1, 1]]], np.int32), np.array([[False]])
     for start in (-1, 1):
         with pytest.raises(ValueError, match="beyond the memory"):
-            crop_rows(
-                0, 1, zero, one, one, boxes, flips, np.zeros(3, np.uint8), zero + start, out, 0, scratch
-            )
+            crop_rows(0, 1, windows, zero, boxes, flips, np.zeros(3, np.uint8), zero + start, out, 0, scratch)
