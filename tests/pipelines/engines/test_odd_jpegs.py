@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
+from support.jpegs import many_scans
 
 from pipelines import BetonReader, BetonWriter, ViewSpec, engines
+from pipelines.beton import jpeg
 from pipelines.errors import CorruptSample
-from pipelines.planner import Sampler
+from pipelines.planner import BatchPlanner
+from pipelines.views import as_specs
 
 ENGINES = ["native", "native with simplejpeg", "resident", "torchvision", "ffcv", "dali"]
 
@@ -38,14 +41,6 @@ def jpeg_441() -> bytes:
     return bytes(jpeg)
 
 
-def many_scans() -> bytes:
-    """A progressive JPEG with 20,000 scans that hold nothing."""
-    jpeg = gray_jpeg(90, progressive=True)
-    table = b"\xff\xc4\x00\x14\x10\x01" + bytes(15) + b"\xe0"
-    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"
-    return jpeg[: jpeg.find(b"\xff\xda")] + table + scan * 20_000 + b"\xff\xd9"
-
-
 def write(path, odd: bytes):
     with BetonWriter(path, 6) as writer:
         for label in range(6):
@@ -56,11 +51,10 @@ def write(path, odd: bytes):
 def labels_of_an_epoch(path, engine: str) -> list[int]:
     """The labels of an epoch's samples, replacements among them."""
     with BetonReader(path) as reader:
-        sampler = Sampler(reader.heights, reader.widths, ViewSpec.simclr(32), 2, seed=0)
-        options = {"augment": False} if engine in ("native", "resident") else {}
-        made = engines.ENGINES[engine](reader, sampler, num_threads=1, **options)
+        planner = BatchPlanner(reader.heights, reader.widths, as_specs(ViewSpec.simclr(32)), 2, seed=0)
+        made = engines.ENGINES[engine](reader, planner, num_threads=1, augment=False)
         try:
-            batches = [plan.indices for plan, _ in made.run(sampler.plans(0, 0))]
+            batches = [crops.plan.indices for crops in made.run(planner.plans(0, 0), planner)]
         finally:
             made.close()
         return sorted(reader.labels[np.concatenate(batches)].tolist())
@@ -77,7 +71,7 @@ def test_4_4_1(tmp_path, engine):
 
 def test_thousands_of_scans(tmp_path, engine):
     """A corrupt sample, told from the markers: it is replaced, or named in an error."""
-    path = write(tmp_path / "bomb.beton", many_scans())
+    path = write(tmp_path / "bomb.beton", many_scans(32, 20_000))
     start = time.process_time()
     with pytest.raises(ValueError, match=r"bomb\.beton: sample 4: .*100 scans"):
         BetonReader(path).decode(4)
@@ -89,3 +83,19 @@ def test_thousands_of_scans(tmp_path, engine):
         with pytest.warns(CorruptSample, match=r"sample 4: .*100 scans"):
             labels = labels_of_an_epoch(path, engine)
         assert 4 not in labels
+
+
+@pytest.mark.parametrize("engine", ["native with simplejpeg", "resident"], indirect=True)
+def test_whatever_a_decoder_raises_is_a_corrupt_sample(tmp_path, engine, monkeypatch):
+    odd, decode = gray_jpeg(91), jpeg.decode
+
+    def failing(data, *options):
+        if data.tobytes() == odd:
+            raise RuntimeError("lost in a table")
+        return decode(data, *options)
+
+    monkeypatch.setattr("pipelines.beton.jpeg.decode", failing)
+    path = write(tmp_path / "odd.beton", odd)
+    with pytest.warns(CorruptSample, match="sample 4: lost in a table"):
+        labels = labels_of_an_epoch(path, engine)
+    assert 4 not in labels and len(labels) == 6
