@@ -1,5 +1,6 @@
 """`fastclr convert SOURCE OUT.beton`: images into one file."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -138,10 +139,11 @@ def _check(arguments: Arguments) -> None:
         raise ValueError(f"--max-file-mb must be at least 1, got {arguments.max_file_mb}")
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
-    for path in (out, sidecar_path(out)):
+    # a link is replaced itself, so that a side-car beside what it leads to does not matter
+    for path in (out, out.with_suffix(".json")):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; choose another name for the file to write")
-        if path.exists() and not arguments.overwrite:
+        if os.path.lexists(path) and not arguments.overwrite:
             raise FileExistsError(f"{path} exists; choose another name, or --overwrite it")
     check_sidecar_path(out)
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastclr.evaluate.labels import check_num_classes, need_labelled_pair, need_labels
+from fastclr.evaluate.labels import need_labelled_pair, need_labels
+from pipelines.beton.layout import count_classes
 
 SIMILARITY_BYTES = 128 << 20
 """Bound on the blocks of similarities and of votes that are held at a time."""
@@ -76,7 +77,7 @@ def knn_predict(
         warnings.warn(f"kNN: k = {k} capped at the {len(train_features)} training samples", stacklevel=2)
         k = len(train_features)
     labels = train_labels.to(train_features.device)
-    num_classes = check_num_classes(int(labels.max()), "the training set")
+    num_classes = count_classes(int(labels.max()), "the training set")
     predictions = []
     for similarity, neighbours in nearest(train_features, test_features, k):
         # relative to the nearest, whose weight is 1: the same vote, and no T overflows it or makes it vanish

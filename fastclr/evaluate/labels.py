@@ -2,25 +2,7 @@
 
 from torch import Tensor
 
-MAX_CLASSES = 1 << 20
-"""Largest number of classes: votes and heads have a column for each, up to the largest label."""
-
-
-def check_num_classes(largest_label: int, name: object) -> int:
-    """The number of classes that a largest label stands for.
-
-    Args:
-        name: what has the labels, for the message.
-
-    Raises:
-        ValueError: more than MAX_CLASSES.
-    """
-    if largest_label >= MAX_CLASSES:
-        raise ValueError(
-            f"{name} has a label of {largest_label}; labels must be class numbers 0, 1, … below {MAX_CLASSES:,}: "
-            "convert from a folder with one sub-folder per class"
-        )
-    return largest_label + 1
+from pipelines.beton.layout import count_classes
 
 
 def need_labels(features: Tensor, labels: Tensor, which: str) -> None:
@@ -49,7 +31,7 @@ def need_labelled_pair(
             f"training features are {train_features.shape[-1]} wide, test features {test_features.shape[-1]}: "
             "extract both with the same encoder"
         )
-    num_classes = check_num_classes(int(train_labels.max()), "the training set")
+    num_classes = count_classes(int(train_labels.max()), "the training set")
     if int(test_labels.max()) >= num_classes:
         raise ValueError(
             f"the test set has class {int(test_labels.max())}, the training set only 0…{num_classes - 1}: "

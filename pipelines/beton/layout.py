@@ -73,7 +73,25 @@ MAX_SIDE = (1 << 16) - 1
 MIN_PAGE_SIZE = 1 << 23
 MAX_CLASSES = 1 << 20
 """Classes that labels are counted for: a bound for what the labels of an untrusted file can make an evaluation
-allocate."""
+allocate, whose votes and heads have a column for each, up to the largest label."""
+
+
+def count_classes(largest_label: int, where: object) -> int:
+    """Return the number of classes that a largest label stands for; 0 where it is negative.
+
+    Args:
+        largest_label: the largest label of a set, -1 where no sample has one.
+        where: what has the label, for the message.
+
+    Raises:
+        ValueError: it is too large for a class.
+    """
+    if largest_label >= MAX_CLASSES:
+        raise ValueError(
+            f"{where}: label {largest_label} is no class number: classes are numbered from 0 to at most "
+            f"{MAX_CLASSES - 1}; convert the images again with class numbers as labels"
+        )
+    return max(0, largest_label + 1)
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from pipelines.beton.layout import (
     IMAGE_FIELD,
     INT_FIELD,
     JPEG_MODE,
-    MAX_CLASSES,
     MAX_PIXELS,
     RAW_MODE,
     VERSION,
     Field,
+    count_classes,
     fingerprint,
     fingerprint_probes,
     legacy_fingerprint,
@@ -286,7 +286,10 @@ class BetonReader:
         self.check_header(index)  # costs 2 µs; after it, the size of the buffer is that of the metadata
         try:
             return jpeg.decode(payload, fast_dct, out)
-        except ValueError as error:
+        except MemoryError:
+            raise
+        # whatever a decoder raises: the engines replace a sample for a ValueError alone
+        except Exception as error:
             raise self._error(str(error), index) from error
 
     def check_header(self, index: int) -> None:
@@ -330,13 +333,7 @@ class BetonReader:
     def num_classes(self) -> int:
         """The largest label + 1; 0 where no sample has a label.  ValueError: a label is too large for a class."""
         k = int(self.labels.argmax())
-        if self.labels[k] >= MAX_CLASSES:
-            raise self._error(
-                f"label {self.labels[k]} is no class number: classes are numbered from 0 to at most {MAX_CLASSES - 1}; "
-                "convert the images again with class numbers as labels",
-                k,
-            )
-        return max(0, int(self.labels[k]) + 1)
+        return count_classes(int(self.labels[k]), f"{self.path}: sample {k}")
 
     @cached_property
     def class_names(self) -> list[str] | None:

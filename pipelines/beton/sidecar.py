@@ -24,7 +24,7 @@ _OUR_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"fastclr side-car ')
 
 
 def sidecar_path(beton: Path | str) -> Path:
-    """Where the side-car of a file lies: beside it, or beside the file that a symbolic link leads to.
+    """Where the side-car of a file is read: beside it, or else beside the file that a symbolic link leads to.
 
     >>> sidecar_path("sets/train.beton").name
     'train.json'
@@ -79,6 +79,8 @@ def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
 def write_sidecar(beton: Path | str, content: dict[str, Any]) -> None:
     """Write the side-car of a file, with a checksum of its content.
 
+    It goes beside `beton`, also where that is a symbolic link: BetonWriter replaces the link, not what it leads to.
+
     Raises:
         OSError: no space left, the folder is not writable, or a file of that name is not a side-car.
     """
@@ -89,12 +91,12 @@ def write_sidecar(beton: Path | str, content: dict[str, Any]) -> None:
 
 
 def check_sidecar_path(beton: Path | str) -> Path:
-    """Return where the side-car of a file goes.
+    """Return where the side-car of a file is written: beside it, whatever a symbolic link leads to.
 
     Raises:
         FileExistsError: a file of that name is there which is not a side-car; it must not be overwritten.
     """
-    path = sidecar_path(beton)
+    path = Path(beton).with_suffix(".json")
     if path.exists() and not _is_ours(path):
         raise FileExistsError(
             f"{path} exists and is not a side-car of fastclr, so it is not overwritten: move it, "

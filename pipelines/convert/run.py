@@ -72,7 +72,7 @@ def convert(
 
     Args:
         source: the images.
-        out: the file to write; an older one is replaced.
+        out: the file to write; an older one is replaced, and so is a symbolic link, not what it leads to.
         encoding: how images are stored; None for the defaults.
         order: "shuffled" mixes the classes all over the file, so that a loader which reads blocks of
             neighbours sees all of them; "source" keeps the source's order.

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pipelines.beton.layout import MAX_CLASSES
 from pipelines.convert.files import (
     MAX_FILE_MB,
     SUFFIXES,
@@ -26,9 +27,6 @@ from pipelines.convert.files import (
 )
 from pipelines.convert.tar_headers import Member, TarWalk
 from pipelines.system.terminal import printable
-
-MAX_CLASSES = 1_000_000
-"""Labels in `.cls` files are below this: a classifier has a row of weights for each."""
 
 Place = tuple[int, int, int]
 """Number of the tar, first byte, and bytes (−1: stored as a sparse file) of an image."""

@@ -29,3 +29,20 @@ def save(pixels: np.ndarray, **options: object) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", **options)
     return out.getvalue()
+
+
+def resized_header(jpeg: bytes, height: int, width: int) -> bytes:
+    """The same file, whose header claims another size."""
+    at = 2
+    while not 0xC0 <= jpeg[at + 1] <= 0xC2:
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return jpeg[: at + 5] + size + jpeg[at + 9 :]
+
+
+def many_scans(side: int, scans: int) -> bytes:
+    """A progressive JPEG whose scans hold nothing, each of which takes as long as decoding the whole image."""
+    jpeg = resized_header(save(np.zeros((16, 16, 3), np.uint8), progressive=True), side, side)
+    table = b"\xff\xc4\x00\x14\x10\x01" + bytes(15) + b"\xe0"
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"
+    return jpeg[: jpeg.find(b"\xff\xda")] + table + scan * scans + b"\xff\xd9"

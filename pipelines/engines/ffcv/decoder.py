@@ -124,9 +124,15 @@ class TwoViewDecoder(Operation):
         finally:
             batches.close()
 
-    def check(self, indices: np.ndarray | None = None) -> None:
-        """ValueError, naming file, sample and reason, if one of these samples (None: any) was corrupt."""
-        failed = np.flatnonzero(self._failed) if indices is None else indices[self._failed[indices]]
+    def take_failed(self, indices: np.ndarray) -> np.ndarray:
+        """Return which of these samples libturbojpeg refused, as positions in `indices`, and forget that it did."""
+        failed = np.flatnonzero(self._failed[indices])
+        self._failed[indices[failed]] = False
+        return failed
+
+    def check(self) -> None:
+        """ValueError, naming file, sample and reason, if a sample was corrupt."""
+        failed = np.flatnonzero(self._failed)
         if len(failed):
             self._failed[failed] = False
             sample = int(failed[0])

@@ -17,6 +17,7 @@ import torch
 from pipelines.beton import BetonReader
 from pipelines.contracts import BatchPlan, Crops, Planner
 from pipelines.engines.ffcv.patches import INSTALL, import_decoder, thread_counts_kept
+from pipelines.ops.crop.cpu import crop_resize, scratch_bytes
 from pipelines.views import Group
 
 if TYPE_CHECKING:
@@ -111,10 +112,6 @@ class FfcvEngine:
         groups: tuple[Group, ...],
     ) -> Crops:
         """Copy the pixels of a batch: FFCV will write its next batches over `views`."""
-        try:
-            decoder.check(plan.indices)
-        except ValueError as error:
-            raise ValueError(f"{error}; engine ffcv replaces no sample, engine native does") from None
         num_rows, pin = len(plan.indices), self.device.type == "cuda"
         pixels = []
         for group in groups:
@@ -123,7 +120,23 @@ class FfcvEngine:
             for ours, theirs in zip(crops, views[group.views], strict=True):
                 ours[...] = theirs[:num_rows]
             pixels.append(crops)
+        for row in decoder.take_failed(plan.indices).tolist():
+            self._crop_again(plan, row, groups, pixels)
         return Crops(plan, tuple(pixels))
+
+    def _crop_again(
+        self, plan: BatchPlan, row: int, groups: tuple[Group, ...], pixels: list[np.ndarray]
+    ) -> None:
+        """Write the views of a sample that libturbojpeg refused, if the reader decodes it: of 4:4:1 chroma, say."""
+        try:
+            image = self.reader.decode(int(plan.indices[row]), fast_dct=self.fast_dct)
+        except ValueError as error:
+            raise ValueError(f"{error}; engine ffcv replaces no sample, engine native does") from None
+        for group, crops in zip(groups, pixels, strict=True):
+            scratch = np.empty(scratch_bytes(*image.shape[:2], group.size, group.size), np.uint8)
+            for view, out in enumerate(crops[:, row], group.views.start):
+                box, flip = plan.params.box[view, row].tolist(), bool(plan.params.flip[view, row])
+                crop_resize(image, *box, flip, out, scratch)
 
     def _take(self, planner: Planner) -> "tuple[Loader, TwoViewDecoder]":
         """Return a compiled loader for views of these sizes that no other run is using."""

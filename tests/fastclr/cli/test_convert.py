@@ -3,10 +3,7 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -54,6 +51,28 @@ def test_an_option_between_source_and_out(tiny_photos, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "--jepg" in said
     assert "options go before" not in said
+
+
+def test_onto_a_link(tiny_photos, tmp_path, capsys):
+    """The link is replaced, with a side-car beside it; what it led to stays as it is, and keeps its own."""
+    disk, here = tmp_path / "disk", tmp_path / "here"
+    disk.mkdir()
+    here.mkdir()
+    assert main(["convert", str(tiny_photos), str(disk / "old.beton")]) == 0
+    before = {path.name: path.read_bytes() for path in disk.iterdir()}
+    link = here / "set.beton"
+    for target in (disk / "old.beton", disk / "nowhere.beton"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        assert main(["convert", str(tiny_photos), str(link)]) == 2
+        assert "set.beton exists" in capsys.readouterr().err
+        assert link.is_symlink()
+        assert main(["convert", str(tiny_photos), str(link), "--seed", "1", "--overwrite"]) == 0
+        assert sorted(os.listdir(here)) == ["set.beton", "set.json"]
+        assert not link.is_symlink()
+        assert BetonReader(link).sidecar["options"]["seed"] == 1
+        assert {path.name: path.read_bytes() for path in disk.iterdir()} == before
+        (here / "set.json").unlink()
 
 
 def test_damaged_images_are_named(tiny_photos, tmp_path, capsys):
@@ -160,41 +179,3 @@ def test_bad_input_is_one_line(bad_inputs, number, tmp_path, capsys):
     assert message in error
     assert error.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == before
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing(tmp_path, number):
-    """Ctrl-C, or a batch system's notice, while it writes: one word, exit code 130, no file."""
-    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
-    images = tmp_path / "images"
-    images.mkdir()
-    (images / "0.jpg").write_bytes(simplejpeg.encode_jpeg(noise))
-    for k in range(1, 4000):
-        os.link(images / "0.jpg", images / f"{k}.jpg")
-    out = tmp_path / "out"
-    out.mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "fastclr.cli.main",
-        "convert",
-        str(tmp_path / "images"),
-        str(out / "a.beton"),
-    ]
-    process = subprocess.Popen(
-        [*command, "--jpeg", "recompress"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not os.listdir(out) and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(0.2)
-        process.send_signal(number)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert error.strip() == "fastclr: stopped"
-    assert os.listdir(out) == []

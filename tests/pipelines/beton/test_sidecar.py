@@ -71,8 +71,17 @@ def test_it_is_found_through_links(tmp_path, beton):
     (tmp_path / "elsewhere" / "again.beton").symlink_to("train.beton")
     for path in (link, tmp_path / "elsewhere" / "again.beton"):
         assert BetonReader(path).class_names == ["cat", "dög\n"]
+
+
+def test_it_is_written_beside_a_link(tmp_path, beton):
+    """As BetonWriter does, which replaces the link: what the link leads to keeps its own."""
+    write_sidecar(beton, content(beton))
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "train.beton"
+    link.symlink_to(beton)
     write_sidecar(link, content(beton, class_names=["beside", "it"]))
-    assert BetonReader(beton).class_names == ["beside", "it"]
+    assert BetonReader(link).class_names == ["beside", "it"]
+    assert BetonReader(beton).class_names == ["cat", "dög\n"]
 
 
 FOREIGN = {

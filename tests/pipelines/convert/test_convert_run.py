@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import simplejpeg
+from support.jpegs import save
 
 from pipelines.beton import BetonReader, read_sidecar
 from pipelines.convert import Encoding, FolderSource, convert, open_source
@@ -145,6 +146,30 @@ def test_on_error_stop(tmp_path):
     with pytest.raises(ValueError, match="'item 3': the file is empty"):
         convert(mixed(), tmp_path / "out.beton", order="source", on_error="stop", workers=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_on_error_stop_at_a_progressive_jpeg_that_only_a_lenient_decoder_reads(tmp_path):
+    """Encoded anew for its coding alone, it must not hide that some of its pixels may be wrong."""
+    whole = save(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), progressive=True)
+    damaged = whole[: len(whole) // 2] + b"\xff\xd9"
+    for encoding in (
+        Encoding(),
+        Encoding(jpeg="lossless"),
+        Encoding(jpeg="recompress"),
+        Encoding(mode="raw"),
+    ):
+        out = {"out": tmp_path / "out.beton", "encoding": encoding, "order": "source"}
+        assert convert(Listed([jpeg(0), whole]), on_error="stop", **out).written == 2
+        (tmp_path / "out.beton").unlink()
+        (tmp_path / "out.json").unlink()
+        with pytest.raises(ValueError, match="'item 1': strict decoding refuses it"):
+            convert(Listed([jpeg(0), damaged, whole]), on_error="stop", **out)
+        assert list(tmp_path.iterdir()) == []
+        report = convert(Listed([jpeg(0), damaged, whole]), **out)
+        (note,) = [note for note, items in report.re_encoded.items() if "item 1" in items]
+        assert "strict decoding refuses it" in note
+        (tmp_path / "out.beton").unlink()
+        (tmp_path / "out.json").unlink()
 
 
 def test_nothing_but_damage(tmp_path):

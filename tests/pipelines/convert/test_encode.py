@@ -6,6 +6,7 @@ import pytest
 import simplejpeg
 from PIL import Image, PngImagePlugin
 from PIL.PngImagePlugin import PngInfo
+from support.jpegs import many_scans, resized_header
 
 from pipelines.convert import Encoding, encode, pillow
 from pipelines.convert.encode import Stored
@@ -198,23 +199,6 @@ def test_a_corrupt_progressive_jpeg_says_both():
     assert stored.note.startswith("progressive JPEG; strict decoding refuses it: ")
     assert stored.note.endswith(stored.warning)
     assert encode(jpeg, KEEP).warning == ""
-
-
-def resized_header(jpeg: bytes, height: int, width: int) -> bytes:
-    """A JPEG whose frame header claims another size."""
-    at = 2
-    while not 0xC0 <= jpeg[at + 1] <= 0xC2:
-        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
-    return jpeg[: at + 5] + size + jpeg[at + 9 :]
-
-
-def many_scans(side: int, scans: int) -> bytes:
-    """A progressive JPEG whose scans hold nothing, each of which takes as long as decoding the whole image."""
-    jpeg = resized_header(saved(Image.new("RGB", (16, 16)), "JPEG", progressive=True), side, side)
-    table = b"\xff\xc4\x00\x14\x10\x01" + bytes(15) + b"\xe0"
-    scan = b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00"
-    return jpeg[: jpeg.find(b"\xff\xda")] + table + scan * scans + b"\xff\xd9"
 
 
 def test_many_scans_are_refused_before_they_are_decoded():

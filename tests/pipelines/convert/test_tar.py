@@ -187,7 +187,7 @@ def test_folders_of_systems_are_no_classes(tmp_path, junk):
         (("notes.txt",), r"no image in it \(.*\); ignored, not image files: 1 .txt"),
         (("1.jpg", ("1.cls", b"owl")), "1.cls' holds b'owl', no class number"),
         (("1.jpg", ("1.cls", b"9" * 30)), "1.cls' holds b'9+', no class number"),
-        (("1.jpg", ("1.cls", b"1000000")), r"holds b'1000000', .*0 to 999,999"),
+        (("1.jpg", ("1.cls", b"1048576")), r"holds b'1048576', .*0 to 1,048,575"),
         (("1.jpg", ("1.cls", b"")), "holds b'', no class number"),
         (("1.jpg", "2.jpg", ("1.cls", b"1")), "'2.jpg' has no .cls file"),
         (("a/1.jpg", "b/1.jpg", "2.jpg"), "images lie beside folders"),
