@@ -6,6 +6,7 @@ Commands and `fastclr.train` read it; model, loss, optimizer and evaluation take
 
 import dataclasses
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +15,13 @@ from pipelines.views import ViewSpec
 
 MAX_WHOLE_NUMBER = 2**64 - 1
 """Largest value of a setting: what a seed can be."""
+
+RESNET_SETTINGS = ("depth", "width", "stem", "sk_ratio")
+"""Settings of `[model]` that only the encoder `resnet` has."""
+
+
+class IgnoredSetting(UserWarning):
+    """A setting was given that has no effect beside another one."""
 
 
 def _need(condition: bool, name: str, value: object, what: str) -> None:
@@ -69,6 +77,19 @@ class ModelConfig:
         _need(self.width > 0, "model.width", self.width, "positive")
         _need(self.head_layers >= 1, "model.head_layers", self.head_layers, "at least 1")
         _need(self.head_out >= 1, "model.head_out", self.head_out, "at least 1")
+
+    def warn_of_ignored(self) -> None:
+        """Issue an `IgnoredSetting` if the encoder is no ResNet of ours and settings of one are not the defaults."""
+        default = ModelConfig()
+        given = [name for name in RESNET_SETTINGS if getattr(self, name) != getattr(default, name)]
+        if given and self.encoder != "resnet":
+            values = ", ".join(f"model.{name} {getattr(self, name)!r}" for name in given)
+            warnings.warn(
+                f"{values} {'has' if len(given) == 1 else 'have'} no effect with model.encoder {self.encoder!r}: "
+                f"only resnet takes {'it' if len(given) == 1 else 'them'}; leave out what is ignored",
+                IgnoredSetting,
+                stacklevel=2,
+            )
 
 
 @dataclass(frozen=True)

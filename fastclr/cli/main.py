@@ -133,9 +133,10 @@ def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Our own warnings on one line, without the place in the code; others as Python shows them."""
+    from fastclr.config import IgnoredSetting
     from pipelines.errors import CorruptSample
 
-    if issubclass(category, CorruptSample):
+    if issubclass(category, (CorruptSample, IgnoredSetting)):
         return f"fastclr: {printable(message, MAX_MESSAGE)}\n"
     return f"{_printable_lines(_python_format(message, category, filename, lineno, line))}\n"
 

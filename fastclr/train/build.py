@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastclr.config import Config, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from fastclr.config import RESNET_SETTINGS, Config, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from fastclr.device import has_bfloat16
 from fastclr.loss import margin_triplet, nt_logistic, nt_xent
 from fastclr.model import SimCLR, make_encoder, projector
@@ -38,7 +38,8 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
     if engine == "auto":
         decoded_bytes = 3 * int((reader.heights.astype("int64") * reader.widths).sum())
         engine = "resident" if decoded_bytes <= RESIDENT_BYTES else "native"
-    if stem == "auto":
+    # other encoders have no stem of ours; "auto" says so, also where the run's config.toml is a recipe again
+    if stem == "auto" and config.model.encoder == "resnet":
         stem = "cifar" if config.views.size <= CIFAR_SIZE else "imagenet"
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
@@ -120,8 +121,7 @@ def encoder_spec(config: ModelConfig, size: int) -> tuple[str, dict[str, Any]]:
     """
     if config.encoder != "resnet":
         return config.encoder, {"size": size}
-    names = ("depth", "width", "stem", "sk_ratio")
-    return config.encoder, {name: getattr(config, name) for name in names}
+    return config.encoder, {name: getattr(config, name) for name in RESNET_SETTINGS}
 
 
 def make_model(config: ModelConfig, size: int = 224) -> SimCLR:

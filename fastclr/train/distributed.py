@@ -34,8 +34,9 @@ Answer = TypeVar("Answer")
 TIMEOUT = {"gloo": timedelta(seconds=60), "cpu:gloo,cuda:nccl": timedelta(minutes=10)}
 """How long a rank waits for one that hangs; one that dies is noticed at once.  On GPUs compiling may take longer
 on one rank than on another."""
-EXIT_DELAY_S = 5.0
-"""How long a rank that lost another stays alive, so that torchrun finds the one that died first, and names it."""
+EXIT_DELAY_S = 20.0
+"""How long a rank that lost another stays alive, so that torchrun finds the one that died first, and names it.  It
+ends the others as soon as it has; on a busy machine a process that failed takes several seconds to be gone."""
 
 
 class RankLost(ConnectionError):

@@ -158,6 +158,8 @@ def train(
     ranks = ranks_from_env()
     device = pick_device(config.train.device, ranks.local_rank, ranks.local_world_size, "--train.device")
     check_graph(config, device, ranks)
+    if ranks.is_main:
+        config.model.warn_of_ignored()
     with process_group(ranks, device), ExitStack() as stack:
         reader = stack.enter_context(BetonReader(file))
         val_reader = None if val is None else stack.enter_context(BetonReader(val))

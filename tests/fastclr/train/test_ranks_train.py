@@ -17,13 +17,15 @@ import psutil
 import pytest
 import torch
 from support.ranks import run_ranks
-from support.tiny_run import write_tiny_recipe
+from support.tiny_run import write_tiny_file, write_tiny_recipe
 from torch import nn
 
 from fastclr.cli import main as cli
+from fastclr.evaluate import knn_accuracy
+from fastclr.evaluate.encoder import Frozen
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.train.build import loss_function
-from fastclr.train.checkpoint import load_checkpoint
+from fastclr.train.checkpoint import load_checkpoint, load_encoder
 from fastclr.train.distributed import (
     RankLost,
     Ranks,
@@ -33,7 +35,7 @@ from fastclr.train.distributed import (
     run_on_main_and_broadcast,
 )
 from fastclr.train.grad_cache import cached_backward
-from pipelines import TwoViewLoader, ViewSpec
+from pipelines import BetonReader, TwoViewLoader, ViewSpec
 
 ROOT = Path(__file__).parents[3]
 TIMEOUT_S = 120
@@ -236,6 +238,27 @@ def test_a_killed_rank_is_restarted(place, tiny_file, straight):
         assert torch.equal(state["momentum_buffer"], killed["optimizer"]["state"][number]["momentum_buffer"])
     assert killed["loader"] == whole["loader"]
     assert numbers(place / "killed") == numbers(straight)
+
+
+def test_held_out_images_on_ranks(place, tiny_file, straight):
+    """kNN of shares of unequal size is that of all images on one process, and the run is the same run."""
+    val = write_tiny_file(place / "val.beton", num_images=41, seed=0)
+    process = torchrun(2, *arguments(place, tiny_file, "val", "--val", str(val), "--train.eval-epochs", "3"))
+    _, err = finish(process)
+    assert process.returncode == 0, err
+    accuracies = {r["step"]: r["val_knn"] for r in records(place / "val") if "val_knn" in r}
+    # three epochs of 79 images end in step ⌈3·79/20⌉ = 12, six in 24, nine in 36
+    assert list(accuracies) == [12, 24, 36, 40]
+    model = Frozen.from_meta(*load_encoder(place / "val"), torch.device("cpu"), autocast=None)
+    with BetonReader(tiny_file) as bank, BetonReader(val) as queries:
+        pair = [*model.features(bank, model.center()), *model.features(queries, model.center())]
+    assert accuracies[40] == knn_accuracy(*pair, k=79) > 0.4, "chance is 0.2"
+
+    with_val, without = load_checkpoint(place / "val" / "last.pt"), load_checkpoint(straight / "last.pt")
+    for name, tensor in without["model"].items():
+        assert torch.equal(tensor, with_val["model"][name]), name
+    assert with_val["loader"] == without["loader"]
+    assert numbers(place / "val") == numbers(straight)
 
 
 def test_a_signal_to_all_processes(place, tiny_file):
