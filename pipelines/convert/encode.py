@@ -118,7 +118,7 @@ def _encode_jpeg(data: bytes, frame: Frame, encoding: Encoding, keep: bool) -> S
     lossless = encoding.jpeg == "lossless"
     if keep and not reason and encoding.verify == "header" and not lossless:
         return Stored(data, kept=True)
-    pixels, warning = _jpeg_pixels(data)
+    pixels, warning = _jpeg_pixels(data, check_color=not keep or bool(reason))
     if keep and not reason and not warning:
         return _transcode(data, pixels, encoding) if lossless else Stored(data, kept=True)
     return _encode_pixels(pixels, encoding, reason, "", warning)
@@ -190,12 +190,14 @@ def _reencode_reason(data: bytes, frame: Frame, encoding: Encoding) -> str:
     return ""
 
 
-def _jpeg_pixels(data: bytes) -> tuple[np.ndarray, str]:
-    """Return pixels of a JPEG, uint8 [h, w, 3], orientation tags ignored; and why the strict decoder refuses it."""
+def _jpeg_pixels(data: bytes, check_color: bool) -> tuple[np.ndarray, str]:
+    """Return pixels of a JPEG, uint8 [h, w, 3], orientation tags ignored; and why the strict decoder refuses it.
+
+    check_color: whether it may be of another color space than YCbCr or gray.
+    """
     warning = ""
     try:
-        colorspace = simplejpeg.decode_jpeg_header(data)[2]
-        if colorspace in ("YCbCr", "Gray"):
+        if not check_color or simplejpeg.decode_jpeg_header(data)[2] in ("YCbCr", "Gray"):
             return simplejpeg.decode_jpeg(data), ""
     except ValueError as error:
         warning = _refusal(error)

@@ -30,13 +30,15 @@ def test_every_option_arrives(tiny_photos, tmp_path):
     options = (
         "--jpeg recompress --max-side 32 --quality 40 --order source --seed 5 --workers 1 --on-error stop"
     )
+    options += " --verify header --restart 3 --max-scans 7 --max-pixels-per-byte 5000 --max-memory-mb 100"
     out = tmp_path / "small.beton"
-    assert main(["convert", str(tiny_photos), str(out), *options.split(), "--verify", "header"]) == 0
+    assert main(["convert", str(tiny_photos), str(out), *options.split()]) == 0
     with BetonReader(out) as reader:
         assert max(reader.heights.max(), reader.widths.max()) == 32
         assert (np.diff(reader.labels) >= 0).all()
     said = json.loads((tmp_path / "small.json").read_text())["options"]
     encoding = {"jpeg": "recompress", "mode": "jpg", "max_side": 32, "quality": 40, "verify": "header"}
+    encoding |= {"restart": 3, "max_scans": 7, "max_pixels_per_byte": 5000, "max_memory_mb": 100}
     assert said == encoding | {"order": "source", "seed": 5, "on_error": "stop"}
     assert main(["convert", str(tiny_photos), str(out), "--mode", "raw", "--overwrite"]) == 0
     assert not BetonReader(out).is_jpeg(0)

@@ -235,7 +235,8 @@ def test_the_side_car(tmp_path):
     assert sidecar.pop("checksum")
     assert sidecar == read_sidecar(tmp_path / "out.beton")
     assert sidecar["source"] == {"kind": "list", "name": "a list"}
-    assert sidecar["counts"] == {"found": 40, "written": 35, "kept": 34, "encoded": 1, "skipped": 5}
+    counts = {"found": 40, "written": 35, "kept": 34, "transcoded": 0, "encoded": 1, "skipped": 5}
+    assert sidecar["counts"] == counts
     assert sidecar["re_encoded"] == {"pixels": ["item 5"]}
     assert sidecar["skipped"]["item 3"] == "the file is empty"
     assert sidecar["images_per_class"] == [int(k not in BAD) for k in range(40)]
