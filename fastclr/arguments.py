@@ -3,6 +3,7 @@
 import functools
 import io
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import Any
@@ -22,17 +23,38 @@ def parse(kind: Callable[..., Any], argv: list[str], prog: str, **options: Any) 
         options: further options of `tyro.cli`, such as `default`.
 
     Raises:
+        ValueError: `kind`, or a dataclass in it, refuses its values.
         SystemExit: help was printed (code 0), or an argument is wrong and tyro has said which (code 2).
     """
     said = io.StringIO()
     try:
         with redirect_stderr(said):
             return tyro.cli(kind, args=argv, prog=prog, **options)
-    except SystemExit:
+    except SystemExit as stop:
+        refusal = _refusal(stop)
+        if refusal is not None:
+            raise refusal from None
         # an argument may be a file name that a shell's pattern found
         for line in said.getvalue().splitlines():
             print(printable(line), file=sys.stderr)
         raise
+
+
+def _refusal(stop: SystemExit) -> ValueError | None:
+    """Return the error of a dataclass's own check that made tyro stop, if one did.
+
+    It is a sentence that names the setting; tyro would break it over the lines of a box.
+    """
+    error: BaseException | None = stop
+    while error is not None:
+        if isinstance(error, ValueError) and _raised_in(error, "__post_init__"):
+            return error
+        error = error.__context__
+    return None
+
+
+def _raised_in(error: BaseException, function: str) -> bool:
+    return any(frame.f_code.co_name == function for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def call(function: Callable[..., Any], argv: list[str], prog: str, **options: Any) -> Any:

@@ -3,6 +3,7 @@
 import tyro
 
 from fastclr.arguments import parse
+from pipelines.system.terminal import printable
 
 DESCRIPTION = (
     "The whole way in about three minutes: draws pictures of ten shapes (or takes your images), converts, "
@@ -27,5 +28,5 @@ def main(argv: list[str]) -> int:
     if result.scores is not None:
         before, after = result.scores
         console.print(f"\n[bold]kNN {before.knn:.1%} → {after.knn:.1%}[/bold]")
-    console.print(f"report: {result.page}", markup=False)
+    console.print(f"report: {printable(result.page)}", markup=False, soft_wrap=True)
     return 0

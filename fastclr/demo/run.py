@@ -40,6 +40,7 @@ from fastclr.train.sinks import read_metrics
 from pipelines import BetonReader
 from pipelines.convert import Source, convert, open_source
 from pipelines.system.cpus import cores
+from pipelines.system.terminal import printable
 from pipelines.system.versions import package_versions, processor_name
 
 DRAWN = 4000
@@ -89,7 +90,9 @@ class StageTimer:
         start, notes = time.perf_counter(), list[str]()
         yield notes
         self.stages.append(Stage(name, time.perf_counter() - start, ", ".join(notes)))
-        self.console.print(f"  {self.stages[-1].seconds:.1f} s: {self.stages[-1].note}", markup=False)
+        line = printable(f"  {self.stages[-1].seconds:.1f} s: {self.stages[-1].note}")
+        # a path that is broken over two lines can't be copied
+        self.console.print(line, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

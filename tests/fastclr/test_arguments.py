@@ -42,6 +42,21 @@ def test_a_wrong_argument_is_named(line, tmp_path, capsys):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("demo --images 19", "images is 19"),
+        ("train demo x.beton --train.epochs 0", "train.epochs"),
+        ("bench loader x.beton --rounds 0", "rounds"),
+    ],
+)
+def test_a_value_that_a_setting_refuses_is_one_line(line, named, capsys):
+    assert main(line.split()) == 2
+    err = capsys.readouterr().err
+    assert named in err
+    assert err.startswith("fastclr ") and err.count("\n") == 1
+
+
 def test_an_argument_cannot_act_on_the_terminal(capsys):
     """A shell's pattern may find files of any name."""
     assert main(["info", "a.beton", "\x1b[31m\x07.beton"]) == 2

@@ -41,6 +41,7 @@ def test_our_three_ways(tiny_photos, tmp_path, capsys):
     assert "fastclr --jpeg recompress" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_ffcv_writer(tiny_photos, tmp_path, require_package):
     require_package("ffcv")

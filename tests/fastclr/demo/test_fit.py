@@ -68,6 +68,7 @@ def test_as_many_epochs_as_fit(step_s, seconds, epochs):
     assert epochs in (1, 18) or 41 * step_s * epochs <= seconds * (1 - RESERVE) < 41 * step_s * (epochs + 1)
 
 
+@pytest.mark.slow
 def test_a_real_step_is_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "MIN_SECONDS", 0.0)
     recipe = load_recipe("demo")
