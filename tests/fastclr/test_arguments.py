@@ -24,7 +24,7 @@ WRONG = {
     "convert": "SOURCE",
     "convert a b --qualty 5": "--qualty",
     "convert a b --quality x": "--quality",
-    "convert a b --jpeg lossless": "lossless",
+    "convert a b --jpeg best": "--jpeg",
     "bench loader FILE --rounds x": "--rounds",
     "bench convert": "FOLDER",
     "bench loss --rounds x": "--rounds",
