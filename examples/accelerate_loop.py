@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from fastclr import LARS, SimCLR, ViewLoader, nt_xent
 from fastclr.model import convert_batchnorm, projector, resnet
-from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
+from fastclr.optim import scaled_lr, warmup_cosine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("file", help="a .beton file")
@@ -48,9 +48,9 @@ loader = ViewLoader(
     device=accelerator.device,
 )
 global_batch = args.batch_size * accelerator.num_processes
-total = num_steps(len(loader.reader), args.epochs, global_batch)
+total = loader.num_steps(args.epochs)
 last = min(total, args.steps or total)
-warmup = num_warmup_steps(len(loader.reader), args.warmup_epochs, global_batch)
+warmup = loader.num_steps(args.warmup_epochs)
 peak = scaled_lr(0.3, global_batch)
 
 step = 0

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastclr import LARS, SimCLR, ViewLoader, nt_xent
 from fastclr.model import convert_batchnorm, projector, resnet
-from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
+from fastclr.optim import scaled_lr, warmup_cosine
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("file", help="a .beton file")
@@ -54,9 +54,9 @@ loader = ViewLoader(
     args.file, args.batch_size, size=args.size, device=device, rank=rank, world_size=world_size
 )
 global_batch = args.batch_size * world_size
-total = num_steps(len(loader.reader), args.epochs, global_batch)
+total = loader.num_steps(args.epochs)
 last = min(total, args.steps or total)
-warmup = num_warmup_steps(len(loader.reader), args.warmup_epochs, global_batch)
+warmup = loader.num_steps(args.warmup_epochs)
 peak = scaled_lr(0.3, global_batch)
 optimizer = LARS(model.parameters(), lr=0.0, weight_decay=1e-6)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.tiny_run import write_tiny_file
 
-from pipelines import TwoViewLoader
+from pipelines import ViewLoader
 
 PAGE = Path(__file__).parents[1] / "docs" / "loader.md"
 
@@ -37,15 +37,22 @@ def test_an_epoch_can_be_taken_up_where_it_stopped(blocks):
     with pytest.raises(KeyboardInterrupt):
         exec(blocks[0], names)
     rest: list[torch.Tensor] = []
-    exec(blocks[1], names | {"step": lambda first, second: rest.append(torch.stack([first, second]))})
+    exec(blocks[2], names | {"step": lambda first, second: rest.append(torch.stack([first, second]))})
     assert len(rest) == 1
     assert torch.equal(rest[0], whole[1])
 
 
+def test_views_of_several_sizes(blocks):
+    shapes: list[tuple] = []
+    names = {"ViewLoader": ViewLoader, "student": lambda *views: shapes.append(tuple(v.shape for v in views))}
+    exec(blocks[1], names)
+    assert shapes == 2 * [((2, 64, 3, 96, 96), (6, 64, 3, 48, 48))]
+
+
 def test_ranks_share_a_batch(blocks):
-    names: dict = {"TwoViewLoader": TwoViewLoader}
-    exec(blocks[2], names)
-    with names["loader"] as one, TwoViewLoader("photos.beton", batch_size=64, size=96) as both:
+    names: dict = {"ViewLoader": ViewLoader}
+    exec(blocks[3], names)
+    with names["loader"] as one, ViewLoader("photos.beton", batch_size=64, size=96) as both:
         for ours, theirs in zip(one, both, strict=True):
             assert torch.equal(ours.indices, theirs.indices[32:])
             assert torch.equal(ours.views, theirs.views[:, 32:])

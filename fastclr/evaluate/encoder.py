@@ -52,7 +52,9 @@ class Frozen:
     def loader(self, reader: BetonReader, spec: ViewSpec, **changes: Any) -> TwoViewLoader:
         """A loader over the file, nothing left out; in the order of the file, unless changed."""
         settings = {
-            "spec": spec,
+            "views": spec,
+            # every process reads the whole file, also under torchrun
+            "world_size": 1,
             "order": "sequential",
             "drop_last": False,
             "num_threads": 1 if self.num_threads is None and self.device.type == "cpu" else self.num_threads,

@@ -16,7 +16,8 @@ import torch
 
 from pipelines.beton import BetonReader
 from pipelines.contracts import BatchPlan, Crops, Planner
-from pipelines.engines.ffcv.patches import INSTALL, import_decoder, thread_counts_kept
+from pipelines.engines.ffcv.patches import choose_threading_layer, thread_counts_kept
+from pipelines.errors import EngineUnavailable
 from pipelines.ops.crop.cpu import crop_resize, scratch_bytes
 from pipelines.views import Group
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INSTALL", "FfcvEngine", "Pick", "TwoViewDecoder"]
 
+INSTALL = "apt-get install g++ libturbojpeg0-dev libopencv-dev pkg-config && pip install 'fastclr[ffcv]'"
 NO_SAMPLE = np.uint64(2**64 - 1)
 """Fills up a batch of FFCV's that is not full."""
 
@@ -34,8 +36,18 @@ NO_SAMPLE = np.uint64(2**64 - 1)
 def __getattr__(name: str) -> Any:
     # the operations are classes of ffcv's; that package takes seconds to import, which only its users pay
     if name in ("Pick", "TwoViewDecoder"):
-        return getattr(import_decoder(), name)
+        return getattr(_import_decoder(), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _import_decoder() -> Any:
+    choose_threading_layer()
+    try:
+        with thread_counts_kept():
+            from pipelines.engines.ffcv import decoder
+        return decoder
+    except (ImportError, OSError) as error:
+        raise EngineUnavailable(f"the ffcv engine needs the package ffcv ({error}): {INSTALL}") from error
 
 
 class FfcvEngine:
@@ -69,7 +81,7 @@ class FfcvEngine:
         fast_dct: bool = False,
         prefetch: int = 2,
     ) -> None:
-        self._ffcv = import_decoder()
+        self._ffcv = _import_decoder()
         self.reader, self.prefetch, self.fast_dct = reader, prefetch, fast_dct
         self.num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
         self.device = torch.device(device)

@@ -10,6 +10,10 @@ from typing import Any
 from ffcv.loader import Loader
 from ffcv.loader.epoch_iterator import EpochIterator
 
+from pipelines.engines.ffcv.patches import patch_reader
+
+patch_reader()
+
 
 def drive(loader: Loader) -> Generator[Any]:
     """Iterate a stock FFCV loader over one epoch.  When it ends or is closed, so do FFCV's threads.

@@ -1,7 +1,6 @@
 """What has to be changed in numba and FFCV, for the whole process, before FFCV runs.
 
-Every change says its symptom, its condition and when it can go.  `import_decoder` applies them and then imports the
-package `ffcv`, which takes seconds; nothing here imports it before.
+Every change says its symptom, its condition and when it can go.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,26 +10,6 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-
-from pipelines.errors import EngineUnavailable
-
-INSTALL = "apt-get install g++ libturbojpeg0-dev libopencv-dev pkg-config && pip install 'fastclr[ffcv]'"
-
-
-def import_decoder() -> Any:
-    """Import `pipelines.engines.ffcv.decoder`, with the changes made that it needs.
-
-    Raises:
-        EngineUnavailable: the package ffcv is missing or does not work here.
-    """
-    choose_threading_layer()
-    try:
-        with thread_counts_kept():
-            patch_reader()
-            from pipelines.engines.ffcv import decoder
-        return decoder
-    except (ImportError, OSError) as error:
-        raise EngineUnavailable(f"the ffcv engine needs the package ffcv ({error}): {INSTALL}") from error
 
 
 def choose_threading_layer() -> None:

@@ -15,7 +15,7 @@ import pytest
 import simplejpeg
 import torch
 
-import pipelines.engines
+import pipelines.engines.ffcv
 from pipelines import BetonReader, TwoViewLoader, ViewSpec
 from pipelines.beton import BetonWriter
 from pipelines.beton.layout import FIELD_DESCRIPTOR, HEADER, INT_FIELD, metadata_type
@@ -337,6 +337,6 @@ def test_the_readers_file_is_read_whatever_its_name_leads_to(tmp_path, monkeypat
 def test_a_missing_package_is_named_with_its_cure(mixed_beton, monkeypatch):
     monkeypatch.setitem(sys.modules, "ffcv", None)
     monkeypatch.delitem(sys.modules, "pipelines.engines.ffcv.decoder", raising=False)
-    monkeypatch.delattr(pipelines.engines, "ffcv_decoder", raising=False)
+    monkeypatch.delattr(pipelines.engines.ffcv, "decoder", raising=False)
     with pytest.raises(EngineUnavailable, match=r"libturbojpeg0-dev .*pip install 'fastclr\[ffcv\]'"):
         TwoViewLoader(mixed_beton, 10, size=64, engine="ffcv")
