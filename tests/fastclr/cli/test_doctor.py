@@ -121,8 +121,8 @@ def test_a_missing_engine_has_one_command(capsys, monkeypatch):
 
 
 def test_a_missing_package(capsys, monkeypatch):
-    version = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "lightly" else version(name))
+    version = doctor.package_version
+    monkeypatch.setattr(doctor, "package_version", lambda name: None if name == "lightly" else version(name))
     lightly = rows(capsys)["packages", "lightly"]
     assert (lightly["ok"], lightly["detail"], lightly["fix"]) == (
         False,

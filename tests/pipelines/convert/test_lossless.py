@@ -100,9 +100,10 @@ def test_stock_ffcv_and_dali_read_them(tiny_photos, tmp_path, require_package):
     for engine in ("ffcv", "dali", "torchvision", "native"):
         batches = []
         for file in files.values():
-            with TwoViewLoader(file, 8, size=32, engine=engine, num_threads=1) as loader:
-                batches.append(next(iter(loader)).views)
-        assert (batches[0] == batches[1]).all(), engine
+            with TwoViewLoader(file, 8, size=32, engine=engine, num_threads=1, augment=False) as loader:
+                batches.append(np.asarray(next(iter(loader)).views).astype(int))
+        # DALI decodes a window and a whole image with a rounding of their own
+        assert np.abs(batches[0] - batches[1]).max() <= (1 if engine == "dali" else 0), engine
 
 
 def test_markers_are_not_added_twice():
