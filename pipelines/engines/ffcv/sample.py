@@ -105,7 +105,8 @@ def _decode_sample(
     """
     payload_bytes = bytes_at(payload, num_bytes)
     box = bytes_at(boxes, 16 * num_views).view(np.int32).reshape(num_views, 4)
-    window = np.array([0, 0, height, width])
+    window = np.zeros(4, np.int64)
+    window[2], window[3] = height, width
     pixels, decoded = payload_bytes.reshape(-1, 1, 1), not is_jpeg
     if is_jpeg and cut_jpeg:
         size = cut_around(payload_bytes, box, bytes_at(cut_jpeg, num_bytes), window)
@@ -113,7 +114,7 @@ def _decode_sample(
             pixels = bytes_at(image, 3 * window[2] * window[3]).reshape(window[2], window[3], 3)
             decoded = decode_jpeg(decoder, bytes_at(cut_jpeg, size), dct, pixels)
     if not decoded:
-        window[:] = 0, 0, height, width
+        window[0], window[1], window[2], window[3] = 0, 0, height, width
         pixels = bytes_at(image, 3 * height * width).reshape(height, width, 3)
         decoded = decode_jpeg(decoder, payload_bytes, dct, pixels)
     elif not is_jpeg:
