@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastclr.config import Config
-from fastclr.optim import num_steps, scaled_lr
+from fastclr.optim import scaled_lr
 from fastclr.train.build import make_loader, make_model, make_optimizer, make_step
 from fastclr.train.distributed import Ranks
 from pipelines import BetonReader, TwoViewLoader
@@ -80,7 +80,7 @@ def fit_epochs(config: Config, num_images: int, seconds_per_step: float, seconds
     >>> fitted.train.epochs, fitted.optim.warmup_epochs  # 10 steps an epoch, and a tenth of the time in reserve
     (18, 1.8)
     """
-    epoch_s = seconds_per_step * num_steps(num_images, 1, config.train.batch_size)
+    epoch_s = seconds_per_step * num_images / config.train.batch_size
     epochs = min(config.train.epochs, max(1, int(seconds * (1 - RESERVE) / epoch_s)))
     return with_epochs(config, epochs)
 

@@ -60,7 +60,7 @@ def test_the_views_can_be_a_recipes(tiny_file, tmp_path, capsys):
     [
         (["--rows", "0"], "--rows is 0"),
         (["--size", "0"], "--size is 0"),
-        (["--size", "9999"], "between 1 and 4096"),
+        (["--size", "9999"], "ViewSpec.size"),
         (["--indices", "12"], "has no image 12; its images are 0 to 11"),
         (["--epoch", "-1"], "--epoch is -1"),
         (["--seed", "-1"], "seed must be in"),
