@@ -142,7 +142,8 @@ class NativeEngine:
         constants = [cpu.constants(group.specs[0]) for group in groups]
 
         def tables_of(params: ViewParams) -> list[tuple[np.ndarray, np.ndarray, cpu.Drawn]]:
-            parts = [params[group.views] for group in groups]
+            # slicing all tables costs as much as a few small images
+            parts = [params] if len(groups) == 1 else [params[group.views] for group in groups]
             return [(part.box, part.flip, cpu.numbers(part)) for part in parts]
 
         def work(job: Job, low: int, high: int, scratch: Scratch) -> None:
