@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from pipelines.system.jit import njit
 
 STRIP = 512
 """Pixels per strip: source, planes and target together fit into L1."""
