@@ -37,9 +37,9 @@ RANKED = {
 """How two processes of an example are started."""
 
 
-def run(script: str, launcher: list[str], folder: Path) -> str:
+def run(script: str, launcher: list[str], folder: Path, num_images: int = 40) -> str:
     """The output of an example; the folder has the file that it reads, and gets the one that it writes."""
-    write_tiny_file(folder / "photos.beton", 40)
+    write_tiny_file(folder / "photos.beton", num_images)
     command = [sys.executable, *launcher, str(EXAMPLES / f"{script}.py"), "photos.beton"]
     done = subprocess.run(
         [*command, *SMALL, *OPTIONS[script]], cwd=folder, capture_output=True, text=True, check=False
@@ -80,4 +80,5 @@ def test_one_process(script, tmp_path, require_package):
 def test_two_processes(script, tmp_path, require_package):
     if script in PACKAGES:
         require_package(PACKAGES[script])
-    assert check(run(script, ["-m", *RANKED[script]], tmp_path), tmp_path) > 0
+    # twice as many images: two ranks take as many steps per epoch as one process above
+    assert check(run(script, ["-m", *RANKED[script]], tmp_path, num_images=80), tmp_path) > 0

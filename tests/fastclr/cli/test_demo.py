@@ -102,7 +102,7 @@ def test_random_weights_are_those_that_training_starts_from(tmp_path, recipe, mo
 @pytest.mark.parametrize(
     ("step_s", "epochs", "said"),
     [
-        (0.09, 2, "2 of the recipe's 3 epochs fit into 0.012 min"),  # 3 steps an epoch, in 90 % of 0.72 s
+        (0.12, 2, "2 of the recipe's 3 epochs fit into 0.012 min"),  # 2 steps an epoch, in 90 % of 0.72 s
         (60.0, 1, "one epoch takes about 2.0 min, of 0.012 min that were wanted"),
     ],
 )

@@ -98,16 +98,21 @@ def damaged(both, tmp_path, at_end: bool):
     return path, index
 
 
-@pytest.mark.parametrize("engine", ["native", "ffcv"])
-def test_damage_inside_of_the_window_is_found(both, tmp_path, engine, require_package):
-    if engine == "ffcv":
-        require_package("ffcv")
+def test_damage_inside_of_the_window_is_found(both, tmp_path):
     path, index = damaged(both, tmp_path, at_end=False)
     with pytest.warns(CorruptSample, match=f"sample {index}"):
         found = np.concatenate(
-            [indices for indices, _ in crops(path, engine, ViewSpec(32, scale=(0.9, 1.0)), 1)]
+            [indices for indices, _ in crops(path, "native", ViewSpec(32, scale=(0.9, 1.0)), 1)]
         )
     assert index not in found
+
+
+def test_damage_inside_of_the_window_ends_ffcv(both, tmp_path, require_package):
+    """Engine ffcv replaces no sample: it names it."""
+    require_package("ffcv")
+    path, index = damaged(both, tmp_path, at_end=False)
+    with pytest.raises(ValueError, match=f"sample {index}: .*engine ffcv replaces no sample"):
+        list(crops(path, "ffcv", ViewSpec(32, scale=(0.9, 1.0)), 1))
 
 
 def test_damage_outside_of_the_window_may_go_unseen(both, tmp_path):
