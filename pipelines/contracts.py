@@ -88,7 +88,7 @@ class Planner(Protocol):
         ...
 
     def replacement_for(self, index: int) -> int:
-        """Return the sample that stands in for a corrupt one."""
+        """Return the sample that replaces a corrupt one."""
         ...
 
     def draw(self, epoch: int, indices: np.ndarray) -> ViewParams:

@@ -92,7 +92,7 @@ def crop_kernel(
 
 @triton.jit
 def _window(position, length, SIZE: tl.constexpr):
-    """Where the filter of a result pixel lies along one axis of the box.
+    """Return the position of a result pixel's filter along one axis of the box.
 
     Returns:
         center (source pixels from the box's edge), first tap, number of taps, slope of the triangle.
@@ -108,14 +108,14 @@ def _window(position, length, SIZE: tl.constexpr):
 
 @triton.jit
 def _triangle(source, center, rate, length):
-    """Weight of a source pixel, 0 beyond the box."""
+    """Return the weight of a source pixel; 0 beyond the box."""
     weight = tl.maximum(1 - tl.abs(source.to(tl.float32) + 0.5 - center) * rate, 0.0)
     return tl.where((source >= 0) & (source < length), weight, 0.0)
 
 
 @triton.jit
 def _round(x):
-    """Float in [0, 255] → uint8, half to even: adding 2²³ leaves the rounded number in the low bits."""
+    """Round float in [0, 255] half to even, to uint8: adding 2²³ leaves the rounded number in the low bits."""
     return (x + 8388608.0).to(tl.int32, bitcast=True).to(tl.uint8)
 
 
@@ -131,9 +131,9 @@ def crop_resize(
     out: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Views of images of a set that lies on a GPU: cropped, resized with antialiasing, flipped.
+    """Crop, resize with antialiasing and flip images of a set that lies on a GPU.
 
-    One launch on the current stream, no synchronisation: what lies on the device is not checked, so every
+    One launch on the current stream, without synchronisation, so tensors on the device are not checked: every
     index must be in the set and every box in its image.  In a captured CUDA graph pass the tables of all steps
     and their counter, as in `pipelines.ops.augment.gpu.augment`.
 
