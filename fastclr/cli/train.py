@@ -62,7 +62,7 @@ def _train(arguments: Arguments) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from fastclr.train.distributed import ranks_from_env
-    from fastclr.train.loop import train
+    from fastclr.train.pretrain import train
 
     file, folder = arguments.file, arguments.out or run_folder_of(arguments.recipe)
     ranks = ranks_from_env()

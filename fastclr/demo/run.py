@@ -34,7 +34,7 @@ from fastclr.preview import contact_sheet, draw_samples, save_picture
 from fastclr.recipes import load_recipe, to_toml
 from fastclr.train.build import make_model, resolve
 from fastclr.train.checkpoint import atomic_write, load_encoder
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.run import FILES
 from fastclr.train.sinks import read_metrics
 from pipelines import BetonReader

@@ -13,7 +13,7 @@ from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.train.checkpoint import load_checkpoint
 from fastclr.train.grad_cache import cached_backward
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.sinks import read_metrics
 
 NUM_IMAGES = 12

@@ -15,7 +15,7 @@ from fastclr.optim import LARS, warmup_cosine
 from fastclr.recipes import from_table, load_recipe
 from fastclr.train.build import resolve
 from fastclr.train.checkpoint import load_checkpoint, load_encoder, save_checkpoint
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.run import RunLock, saved_run
 from fastclr.train.sinks import read_metrics
 from pipelines import BetonReader, TwoViewLoader

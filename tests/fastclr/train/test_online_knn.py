@@ -15,7 +15,7 @@ from fastclr.evaluate import knn_accuracy
 from fastclr.evaluate.encoder import Frozen
 from fastclr.train import online_knn
 from fastclr.train.checkpoint import load_checkpoint, load_encoder
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.sinks import read_metrics
 from pipelines import BetonReader
 from pipelines.beton import BetonWriter

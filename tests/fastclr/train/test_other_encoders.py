@@ -13,7 +13,7 @@ from fastclr.cli.main import main
 from fastclr.config import IgnoredSetting, ModelConfig
 from fastclr.recipes import load_recipe
 from fastclr.train.checkpoint import load_checkpoint, load_encoder
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.sinks import read_metrics
 
 

@@ -24,7 +24,6 @@ from fastclr.cli import main as cli
 from fastclr.evaluate import knn_accuracy
 from fastclr.evaluate.encoder import Frozen
 from fastclr.model import SimCLR, projector, resnet
-from fastclr.train.build import loss_function
 from fastclr.train.checkpoint import load_checkpoint, load_encoder
 from fastclr.train.distributed import (
     RankLost,
@@ -35,6 +34,7 @@ from fastclr.train.distributed import (
     run_on_main_and_broadcast,
 )
 from fastclr.train.grad_cache import cached_backward
+from fastclr.train.pretrain import loss_function
 from pipelines import BetonReader, TwoViewLoader, ViewSpec
 
 ROOT = Path(__file__).parents[3]
