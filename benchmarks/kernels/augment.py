@@ -27,7 +27,7 @@ from benchmarks.kernels.report import (
     with_group,
 )
 from benchmarks.kernels.roofline import augment_floor_s
-from benchmarks.kernels.timing import Function, KernelRow, Variant, measure, need, need_cuda
+from benchmarks.kernels.timing import Function, KernelRow, Variant, check_cuda, measure, require
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from pipelines.ops.augment import reference
@@ -119,15 +119,15 @@ def _variants(crops: DrawnCrops, spec: ViewSpec, dtype: torch.dtype, device: tor
         return lambda: cpu.augment(crops.pixels, crops.plan.params, spec, dtype)
 
     def gpu() -> Function:
-        need_cuda(device)
-        need("triton", "triton")
+        check_cuda(device)
+        require("triton", "triton")
         from pipelines.ops.augment import gpu
 
         return lambda: gpu.augment(pixels, crops.plan.params, spec, dtype)
 
     def gpu_table() -> Function:
-        need_cuda(device)
-        need("triton", "triton")
+        check_cuda(device)
+        require("triton", "triton")
         from pipelines.ops.augment import gpu
 
         table = gpu.params_table(crops.plan.params, spec).to(device)
@@ -167,7 +167,7 @@ def _variants(crops: DrawnCrops, spec: ViewSpec, dtype: torch.dtype, device: tor
 
 def kornia_simclr(spec: ViewSpec) -> Callable[[Tensor], Tensor]:
     """kornia's batched transforms, drawn for every view, of uint8 [N, 3, S, S]."""
-    need("kornia")
+    require("kornia")
     from kornia import augmentation as K
 
     s, k = spec.jitter_strength, spec.blur_kernel

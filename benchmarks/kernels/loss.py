@@ -29,7 +29,7 @@ from benchmarks.kernels.report import (
 )
 from benchmarks.kernels.roofline import nt_xent_floor_s
 from benchmarks.kernels.targets import LOSS
-from benchmarks.kernels.timing import Function, KernelRow, Variant, measure, need, need_cuda
+from benchmarks.kernels.timing import Function, KernelRow, Variant, check_cuda, measure, require
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from fastclr.loss import nt_xent
@@ -119,11 +119,11 @@ def _measure_rows(options: Options, num_rows: int, device: torch.device) -> list
         return Variant(name, lambda: _differentiated(make(), z), graph, error, note)
 
     def fused() -> Callable[[Tensor], Tensor]:
-        need_cuda(device)
+        check_cuda(device)
         return lambda z: nt_xent(z, options.temperature, impl="fused")
 
     def lightly() -> Callable[[Tensor], Tensor]:
-        need("lightly")
+        require("lightly")
         from lightly.loss import NTXentLoss
 
         criterion = NTXentLoss(options.temperature)

@@ -23,7 +23,7 @@ from benchmarks.kernels.report import (
     with_group,
 )
 from benchmarks.kernels.roofline import lars_floor_s
-from benchmarks.kernels.timing import Function, NotMeasured, Variant, measure, need, need_cuda
+from benchmarks.kernels.timing import Function, NotMeasured, Variant, check_cuda, measure, require
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from fastclr.optim import LARS
@@ -106,7 +106,7 @@ def _variants(shapes: list[torch.Size], device: torch.device) -> list[Variant]:
     def ours(impl: str) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
         def make(params: list[Tensor]) -> torch.optim.Optimizer:
             if impl == "fused":
-                need_cuda(device)
+                check_cuda(device)
             if impl == "apex":
                 _need_apex()
             return LARS(params, impl=impl, **SETTINGS)
@@ -114,14 +114,14 @@ def _variants(shapes: list[torch.Size], device: torch.device) -> list[Variant]:
         return make
 
     def lightly(params: list[Tensor]) -> torch.optim.Optimizer:
-        need("lightly")
+        require("lightly")
         from lightly.utils.lars import LARS as LightlyLARS
 
         return LightlyLARS(params, **SETTINGS)
 
     def timm(foreach: bool | None) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
         def make(params: list[Tensor]) -> torch.optim.Optimizer:
-            need("timm")
+            require("timm")
             from timm.optim import Lars
 
             return Lars(params, **SETTINGS, **({} if foreach is None else {"foreach": foreach}))

@@ -33,7 +33,7 @@ from benchmarks.kernels.report import (
     with_group,
 )
 from benchmarks.kernels.roofline import augment_floor_s, flops_floor_s, lars_floor_s, nt_xent_floor_s
-from benchmarks.kernels.step_parts import Z_WIDTH, FedStep, Shape, Step, flops_per_image, need_capture
+from benchmarks.kernels.step_parts import PROJ_DIM, FedStep, Shape, Step, check_capture, flops_per_image
 from benchmarks.kernels.timing import Function, KernelRow, Variant, measure
 from fastclr.arguments import parse
 from fastclr.device import pick_device
@@ -168,7 +168,7 @@ def _measure_shape(
         return fed
 
     def graph() -> Function:
-        need_capture(step)
+        check_capture(step)
         return step.whole
 
     source = f"{engine} engine on {options.file.name if options.file else 'drawn images'}"
@@ -211,7 +211,7 @@ def _with_figures(rows: list[KernelRow], shape: Shape, step: Step, ranks: Ranks)
     floors = {
         "encoder and head": flops_floor_s(flops_per_image(shape) * shape.batch_size),
         # a rank computes its own rows of the similarities with all
-        "loss": nt_xent_floor_s(views * ranks.world_size, Z_WIDTH) / ranks.world_size,
+        "loss": nt_xent_floor_s(views * ranks.world_size, PROJ_DIM) / ranks.world_size,
         "optimizer": lars_floor_s(sum(p.numel() for p in step.params)),
     }
     step_floor = sum(floors.values())

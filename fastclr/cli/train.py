@@ -10,7 +10,8 @@ import tyro
 
 from fastclr.arguments import parse
 from fastclr.config import Config
-from fastclr.recipes import FOLDER, recipe_names, recipe_of, run_folder_of
+from fastclr.recipes import RECIPES_DIR, recipe_names, recipe_of, run_folder_of
+from fastclr.renamed import current_arguments
 from pipelines.system.terminal import printable
 
 
@@ -35,7 +36,7 @@ class Arguments:
 
 def main(argv: list[str]) -> int:
     """Exit codes: 0 the run is complete; 128 + its number where a signal stopped it (Ctrl-C 130, SIGTERM 143)."""
-    argv = _with_file(argv)
+    argv = current_arguments(_with_file(argv))
     default = Arguments(tyro.MISSING, tyro.MISSING, config=recipe_of(argv, "fastclr train"))
     arguments = parse(Arguments, argv, "fastclr train", default=default, description=_description())
     if arguments.resume:
@@ -113,6 +114,6 @@ def _description() -> str:
         "Recipes:",
     ]
     for name in recipe_names():
-        first = (FOLDER / f"{name}.toml").read_text("utf-8").splitlines()[0]
+        first = (RECIPES_DIR / f"{name}.toml").read_text("utf-8").splitlines()[0]
         lines.append(f"  {name:<26} {first.removeprefix('# ')}")
     return "\n".join(lines)

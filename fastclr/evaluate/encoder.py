@@ -15,7 +15,7 @@ from pipelines.system.terminal import printable
 
 
 @dataclass(frozen=True, eq=False)
-class Frozen:
+class FrozenEncoder:
     """An encoder to evaluate, and how its images are made."""
 
     encoder: nn.Module
@@ -36,7 +36,7 @@ class Frozen:
     @classmethod
     def from_meta(
         cls, encoder: nn.Module, meta: dict[str, Any], device: torch.device, **changes: Any
-    ) -> "Frozen":
+    ) -> "FrozenEncoder":
         """From what `load_encoder` returns; the encoder moves to the device."""
         encoder = encoder.to(device).to(memory_format=torch.channels_last)
         return cls(encoder, meta["size"], tuple(meta["mean"]), tuple(meta["std"]), device, **changes)
@@ -110,7 +110,7 @@ def labelled_samples(reader: BetonReader) -> np.ndarray | None:
     return None if len(labelled) == len(reader) else labelled
 
 
-def need_same_classes(train: BetonReader, test: BetonReader) -> int:
+def check_same_classes(train: BetonReader, test: BetonReader) -> int:
     """The number of classes of two files that belong together.
 
     Raises:

@@ -65,7 +65,7 @@ def feature_batches(
     autocast: torch.dtype | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """As `extract_features`, batch by batch: features [B, D] on the device, labels [B] on the CPU."""
-    with evaluating(encoder):
+    with eval_mode(encoder):
         for batch in loader:
             if len(batch.views) != 1:
                 raise ValueError(
@@ -80,7 +80,7 @@ def feature_batches(
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Eval mode inside the block; afterwards every submodule is back in the mode it had."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -108,7 +108,7 @@ def state_digest(module: nn.Module) -> str:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
+def assert_unchanged(module: nn.Module) -> Iterator[None]:
     """Asserts that no weight and no buffer of the module changed inside the block."""
     before = state_digest(module)
     yield

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastclr.evaluate.labels import need_labelled_pair, need_labels
+from fastclr.evaluate.labels import check_labelled_pair, check_labels
 from pipelines.beton.layout import count_classes
 
 SIMILARITY_BYTES = 128 << 20
@@ -48,7 +48,7 @@ def knn_accuracy(
     >>> knn_accuracy(points, torch.tensor([0, 0, 1]), torch.tensor([[2.0, 0.1]]), torch.tensor([0]), k=2)
     1.0
     """
-    need_labelled_pair(train_features, train_labels, test_features, test_labels)
+    check_labelled_pair(train_features, train_labels, test_features, test_labels)
     predicted = knn_predict(train_features, train_labels, test_features, k=k, temperature=temperature)
     return (predicted == test_labels.to(predicted.device)).double().mean().item()
 
@@ -68,7 +68,7 @@ def knn_predict(
     Returns:
         int64 [M], predicted classes.
     """
-    need_labels(train_features, train_labels, "training")
+    check_labels(train_features, train_labels, "training")
     if k < 1:
         raise ValueError(f"k must be at least 1 neighbour, got {k}")
     if not temperature > 0:

@@ -5,7 +5,7 @@ from torch import Tensor
 from pipelines.beton.layout import count_classes
 
 
-def need_labels(features: Tensor, labels: Tensor, which: str) -> None:
+def check_labels(features: Tensor, labels: Tensor, which: str) -> None:
     """Raises ValueError unless there is one label ≥ 0 per feature, and at least one."""
     if len(features) != len(labels):
         raise ValueError(f"{len(features)} {which} features but {len(labels)} {which} labels")
@@ -16,7 +16,7 @@ def need_labels(features: Tensor, labels: Tensor, which: str) -> None:
         raise ValueError(f"{missing} of {len(labels)} {which} samples have no label; evaluation needs labels")
 
 
-def need_labelled_pair(
+def check_labelled_pair(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
 ) -> int:
     """The number of classes: the largest training label + 1.
@@ -24,8 +24,8 @@ def need_labelled_pair(
     Raises:
         ValueError: labels missing, widths that differ, or test samples of a class beyond the training set's.
     """
-    need_labels(train_features, train_labels, "training")
-    need_labels(test_features, test_labels, "test")
+    check_labels(train_features, train_labels, "training")
+    check_labels(test_features, test_labels, "test")
     if train_features.shape[-1] != test_features.shape[-1]:
         raise ValueError(
             f"training features are {train_features.shape[-1]} wide, test features {test_features.shape[-1]}: "

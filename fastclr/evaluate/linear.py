@@ -8,7 +8,7 @@ The encoder does not learn, so its features of a view never change: `linear_prob
 extracted beforehand, from one or several augmented passes.  `train_head` takes any source of batches, and so
 trains by the letter of the protocol (new views in every epoch) when it is given the encoder's live features.
 
-Shape letters: N images, B images of a batch, D width of a feature, C classes, P augmented passes.
+Shape letters: N images, B images of a batch, D number of features, C classes, P augmented passes.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastclr.evaluate.labels import need_labelled_pair
+from fastclr.evaluate.labels import check_labelled_pair
 from pipelines.system.threads import at_most_threads
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -72,7 +72,7 @@ def linear_probe(
         raise ValueError("the linear probe needs at least one pass of training features")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    num_classes = need_labelled_pair(passes[0], train_labels, test_features, test_labels)
+    num_classes = check_labelled_pair(passes[0], train_labels, test_features, test_labels)
     generator = torch.Generator().manual_seed(seed)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -80,12 +80,12 @@ def linear_probe(
         for rows in torch.randperm(len(train_labels), generator=generator).split(batch_size):
             yield features[rows].float(), train_labels[rows]
 
-    width = passes.shape[-1]
-    small = batch_size * width * num_classes <= SMALL
+    num_features = passes.shape[-1]
+    small = batch_size * num_features * num_classes <= SMALL
     with at_most_threads(1) if small else nullcontext():
         head = train_head(
             batches,
-            width=width,
+            num_features=num_features,
             num_classes=num_classes,
             epochs=epochs,
             steps_per_epoch=math.ceil(len(train_labels) / batch_size),
@@ -100,7 +100,7 @@ def linear_probe(
 def train_head(
     batches: Callable[[int], Batches],
     *,
-    width: int,
+    num_features: int,
     num_classes: int,
     epochs: int,
     steps_per_epoch: int,
@@ -110,7 +110,7 @@ def train_head(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> nn.Linear:
-    """The zero-initialised head of width D × C, trained by the protocol of this module.
+    """Train a zero-initialised head from D features to C classes by the protocol of this module.
 
     Args:
         batches: epoch → the epoch's batches of features and labels.
@@ -124,7 +124,7 @@ def train_head(
     """
     if epochs < 1:
         raise ValueError(f"the linear probe needs at least 1 epoch, got {epochs}")
-    head = nn.Linear(width, num_classes, device=device)
+    head = nn.Linear(num_features, num_classes, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     peak = base_lr * batch_size / 256

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastclr.evaluate.labels import need_labelled_pair
+from fastclr.evaluate.labels import check_labelled_pair
 from fastclr.evaluate.linear import head_accuracy
 
 L2_VALUES = tuple(torch.logspace(-6, 5, 45, dtype=torch.float64).tolist())
@@ -60,7 +60,7 @@ def logistic_regression(
     Raises:
         ValueError: labels missing, test classes beyond C, or fewer than two training samples.
     """
-    num_classes = need_labelled_pair(train_features, train_labels, test_features, test_labels)
+    num_classes = check_labelled_pair(train_features, train_labels, test_features, test_labels)
     if len(train_labels) < 2:
         raise ValueError("logistic regression needs at least two training samples, one of them to validate")
     spread, mean = torch.std_mean(train_features.float(), dim=0)

@@ -14,12 +14,12 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastclr.config import MAX_WHOLE_NUMBER, Config, flatten
+from fastclr.renamed import current
 from pipelines.system.terminal import printable
 from pipelines.views import ViewSpec
-from pipelines.views.spec import RENAMED
 
-FOLDER = Path(__file__).parent
-CONFIG = "config.toml"
+RECIPES_DIR = Path(__file__).parent
+CONFIG_FILE = "config.toml"
 """The recipe that a run leaves in its folder: its settings, those of the command line among them."""
 MAX_BYTES = 1 << 20
 """Largest recipe that is read; those of the package have 1 or 2 kB."""
@@ -28,7 +28,7 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
 
 
 def recipe_of(argv: list[str], command: str) -> Config:
@@ -60,11 +60,11 @@ def load_recipe(name_or_path: str) -> Config:
             a value of the wrong type or outside its range.
         OSError: a file that can't be read.
     """
-    path = FOLDER / f"{name_or_path}.toml"
+    path = RECIPES_DIR / f"{name_or_path}.toml"
     if name_or_path not in recipe_names():
         path = Path(name_or_path)
         if path.is_dir():
-            path /= CONFIG
+            path /= CONFIG_FILE
         if not path.suffix and not path.exists():
             raise ValueError(
                 f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or give the path of a TOML file"
@@ -122,10 +122,10 @@ def from_table(table: dict[str, Any]) -> Config:
         if not isinstance(given, dict):
             raise ValueError(f"{name} is {_shown(given)}; it must be a section, [{name}]")
         hints = get_type_hints(types[name])
-        if types[name] is ViewSpec:
-            given = {RENAMED.get(key, key): value for key, value in given.items()}
         values = {}
-        for key, value in given.items():
+        for old_key, old_value in given.items():
+            full_name, value = current(f"{name}.{old_key}", old_value)
+            key = full_name.partition(".")[2]
             if key not in hints:
                 raise ValueError(f"unknown key {name}.{_shown(key)}{_nearest(f'{name}.{key}', known)}")
             values[key] = _checked(f"{name}.{key}", value, hints[key])

@@ -181,7 +181,7 @@ def make_model(config: ModelConfig, size: int = 224) -> SimCLR:
     name, kwargs = encoder_spec(config, size)
     encoder = make_encoder(name, **kwargs)
     num_features = cast(int, encoder.num_features)
-    head = projector(num_features, config.head, config.head_layers, config.head_hidden, config.head_out)
+    head = projector(num_features, config.head, config.head_layers, config.proj_hidden_dim, config.proj_dim)
     return SimCLR(encoder, head)
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastclr.config import Config
-from fastclr.evaluate.encoder import Frozen, labelled_samples, need_same_classes
+from fastclr.evaluate.encoder import FrozenEncoder, check_same_classes, labelled_samples
 from fastclr.evaluate.features import extract_features
 from fastclr.evaluate.knn import knn_predict
 from fastclr.train.distributed import Ranks
@@ -46,7 +46,7 @@ class OnlineKnn:
         check_val(train, val, ranks)
         views = config.views
         autocast = torch.bfloat16 if config.train.precision == "bfloat16" else None
-        self._encoder = Frozen(
+        self._encoder = FrozenEncoder(
             encoder, views.size, views.mean, views.std, device, autocast, num_threads=config.data.threads
         )
         self._train, self._val, self._ranks = train, val, ranks
@@ -88,7 +88,7 @@ class OnlineKnn:
 
 def check_val(train: BetonReader, val: BetonReader, ranks: Ranks) -> None:
     """Raise a ValueError if the two files can't give a kNN accuracy."""
-    need_same_classes(train, val)
+    check_same_classes(train, val)
     for reader in (train, val):
         count = int((reader.labels >= 0).sum())
         if count < ranks.world_size:

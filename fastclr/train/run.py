@@ -20,14 +20,14 @@ from typing import Any, BinaryIO
 
 from fastclr import __version__
 from fastclr.config import Config, flatten
-from fastclr.recipes import CONFIG, to_toml
+from fastclr.recipes import CONFIG_FILE, to_toml
+from fastclr.renamed import current
 from fastclr.train.checkpoint import ENCODER, atomic_write, differences, load_checkpoint
 from pipelines import BetonReader
 from pipelines.system.versions import git_commit, package_versions
-from pipelines.views.spec import RENAMED
 
 CHECKPOINT, METRICS = "last.pt", "metrics.jsonl"
-FILES = (CHECKPOINT, ENCODER, CONFIG, METRICS)
+FILES = (CHECKPOINT, ENCODER, CONFIG_FILE, METRICS)
 LOCK_TIMEOUT_S = 5.0
 """How long a run waits for another one in its folder: torchrun may still be ending the previous attempt."""
 DATA_FINGERPRINT = "the data's fingerprint"
@@ -36,8 +36,6 @@ MAY_CHANGE = {
     *("train.log_every", "train.checkpoint_minutes", "train.eval_epochs"),
 }
 """Settings that decide how a run is computed and not what: they may change when it is resumed."""
-RENAMED_SETTINGS = {f"views.{old}": f"views.{new}" for old, new in RENAMED.items()}
-"""Names of settings in checkpoints of fastclr 0.1, and their names today."""
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "simplejpeg", "safetensors")
 
 
@@ -153,7 +151,7 @@ def is_same_run(
     # version 0.1 saved another form of the fingerprint
     if reader.matches_fingerprint(fingerprint):
         now = {**now, DATA_FINGERPRINT: fingerprint}
-    settings = {RENAMED_SETTINGS.get(name, name): value for name, value in saved["identity"].items()}
+    settings = dict(current(name, value) for name, value in saved["identity"].items())
     changed = differences(settings, now, flatten(Config()))
     if changed and never_stepped(folder):
         return False
@@ -207,7 +205,7 @@ def write_config(folder: Path, config: Config, file: Path) -> None:
         **package_versions(*PACKAGES),
     }
     header = "".join(f"# {name}: {value}\n" for name, value in made_by.items())
-    with atomic_write(folder / CONFIG) as out:
+    with atomic_write(folder / CONFIG_FILE) as out:
         out.write(f"{header}\n{to_toml(config)}".encode())
 
 

@@ -7,6 +7,7 @@ the temporary directory, or compiled anew by every process.
 
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -62,9 +63,9 @@ def _kept_in_private(function: Callable[..., Any], options: dict[str, Any]) -> A
         # numba chooses the folder when it decorates; other packages' functions keep the user's setting
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
         try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:
-            pass  # the temporary directory is full, say
+            # RuntimeError: the private folder can't be written after all, for example on a full disk
+            with suppress(RuntimeError):
+                return numba.njit(cache=True, **options)(function)
         finally:
             numba.config.CACHE_DIR = before
     return numba.njit(**options)(function)

@@ -171,18 +171,18 @@ def _why_not_fused(params: list[Tensor]) -> str | None:
 
 
 def _check_group(group: dict[str, Any]) -> None:
-    def need(good: bool, name: str, what: str) -> None:
+    def check(good: bool, name: str, what: str) -> None:
         if not good:
             raise ValueError(f"LARS {name} is {group[name]!r}; it must be {what}")
 
     lr = group["lr"]
     # a tensor's value is not looked at: it may live on a device, and may change under a captured graph
-    need(lr.ndim == 0 if isinstance(lr, Tensor) else lr >= 0, "lr", "0 or more, or a 0-dim tensor")
-    need(0 <= group["momentum"] < 1, "momentum", "at least 0 and less than 1")
-    need(group["trust_coefficient"] > 0, "trust_coefficient", "positive")
-    need(group["form"] in FORMS, "form", f"one of {', '.join(FORMS)}")
+    check(lr.ndim == 0 if isinstance(lr, Tensor) else lr >= 0, "lr", "0 or more, or a 0-dim tensor")
+    check(0 <= group["momentum"] < 1, "momentum", "at least 0 and less than 1")
+    check(group["trust_coefficient"] > 0, "trust_coefficient", "positive")
+    check(group["form"] in FORMS, "form", f"one of {', '.join(FORMS)}")
     for name in ("weight_decay", "vector_weight_decay"):
-        need(group[name] >= 0, name, "0 or more")
+        check(group[name] >= 0, name, "0 or more")
     for p in group["params"]:
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(

@@ -160,7 +160,7 @@ def crop_resize(
     views, batch = box.shape[-3:-1]
     device = images.device
 
-    def need(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    def check(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         good = tensor is not None and tensor.shape == shape and tensor.dtype == dtype
         if tensor is None or not good or tensor.device != device or not tensor.is_contiguous():
             got = "None" if tensor is None else f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
@@ -168,24 +168,24 @@ def crop_resize(
 
     if len(steps) != (step is not None):
         raise ValueError(f"box must be [V, B, 4], or [steps, V, B, 4] with a step, got {list(box.shape)}")
-    need("indices", indices, torch.int64, (*steps, batch))
-    need("box", box, torch.int32, (*steps, views, batch, 4))
-    need("flip", flip, torch.bool, (*steps, views, batch))
+    check("indices", indices, torch.int64, (*steps, batch))
+    check("box", box, torch.int32, (*steps, views, batch, 4))
+    check("flip", flip, torch.bool, (*steps, views, batch))
     if step is not None:
-        need("step", step, torch.int64, (1,))
+        check("step", step, torch.int64, (1,))
     if images.ndim == 4:
-        need("images", images, torch.uint8, (*images.shape[:3], 3))
+        check("images", images, torch.uint8, (*images.shape[:3], 3))
         offsets = widths = None
         uniform_bytes, uniform_width = images[0].numel(), images.shape[2]
     else:
-        need("images", images, torch.uint8, (images.numel(),))
+        check("images", images, torch.uint8, (images.numel(),))
         length = 0 if offsets is None else len(offsets)
-        need("offsets", offsets, torch.int64, (length,))
-        need("widths", widths, torch.int32, (length,))
+        check("offsets", offsets, torch.int64, (length,))
+        check("widths", widths, torch.int32, (length,))
         uniform_bytes = uniform_width = 0
     if out is None:
         out = torch.empty(views, batch, size, size, 3, dtype=torch.uint8, device=device)
-    need("out", out, torch.uint8, (views, batch, size, size, 3))
+    check("out", out, torch.uint8, (views, batch, size, size, 3))
 
     runs, strips = row_strips(size)
     with torch.cuda.device_of(images):
