@@ -7,7 +7,6 @@ All get the same un-normalised z [M, D], view 0 first, and give its gradient; th
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,7 +15,8 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.core.report import check_at_least_1, check_out
+from benchmarks.core.report import check_at_least_1
+from benchmarks.kernels.options import TimedOptions
 from benchmarks.kernels.report import (
     Column,
     KernelGroup,
@@ -42,8 +42,8 @@ COLUMNS: tuple[Column, ...] = (
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(TimedOptions):
     """NT-Xent forward and backward: ours, lightly's and plain torch's, in turns."""
 
     rows: Annotated[
@@ -59,20 +59,12 @@ class Options:
     """Type of z."""
     compile: bool = True
     """Measure plain torch under torch.compile too, which takes a while to compile."""
-    rounds: int = 5
-    """Turns of each variant."""
-    turn_s: float = 0.1
-    """Seconds of a turn, about."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Where to write the result."""
 
     def __post_init__(self) -> None:
-        check_out(self.out)
+        super().__post_init__()
         if any(rows < 4 or rows % 2 for rows in self.rows):
             raise ValueError(f"--rows are both views of n images: even, and 4 or more; got {self.rows}")
-        check_at_least_1(self, "rounds", "width")
+        check_at_least_1(self, "width")
         if not self.temperature > 0:
             raise ValueError(f"--temperature is {self.temperature}; it must be positive")
 

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.core.report import check_at_least_1, check_out
 from benchmarks.kernels.inputs import random_parameters
+from benchmarks.kernels.options import TimedOptions
 from benchmarks.kernels.report import (
     Column,
     KernelGroup,
@@ -32,24 +30,12 @@ COLUMNS: tuple[Column, ...] = (("MiB", "peak_bytes", "bytes"), ("of floor", "flo
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(TimedOptions):
     """One LARS step on a ResNet's parameters: ours, lightly's and timm's, in turns."""
 
     model: str | None = None
     """A torchvision ResNet, whose parameters are taken; None: resnet50 on a GPU, resnet18 on a CPU."""
-    rounds: int = 5
-    """Turns of each variant."""
-    turn_s: float = 0.1
-    """Seconds of a turn, about."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Where to write the result."""
-
-    def __post_init__(self) -> None:
-        check_out(self.out)
-        check_at_least_1(self, "rounds")
 
 
 def main(argv: list[str]) -> None:
