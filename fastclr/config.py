@@ -15,14 +15,14 @@ from pipelines.system.renamed import accept_old_fields
 from pipelines.views import ViewSpec
 
 MAX_WHOLE_NUMBER = 2**64 - 1
-"""Largest value of a setting: what a seed can be."""
+"""Maximum of a whole number among the settings: the largest seed."""
 
 RESNET_SETTINGS = ("depth", "width", "stem", "sk_ratio")
 """Settings of `[model]` that only the encoder `resnet` has."""
 
 
 class IgnoredSetting(UserWarning):
-    """A setting was given that has no effect beside another one."""
+    """A setting was given that another one makes ineffective."""
 
 
 def _check(condition: bool, name: str, value: object, what: str) -> None:
@@ -52,7 +52,7 @@ class ModelConfig:
     """Encoder and projection head."""
 
     encoder: str = "resnet"
-    """resnet, of the depth, width and stem below; or torchvision:NAME or timm:NAME, a model of theirs."""
+    """resnet, with the depth, width and stem below; or torchvision:NAME or timm:NAME, a model of these packages."""
     depth: int = 50
     """Layers of the ResNet: 18, 34, 50, 101 or 152; 10 is a small one for CPUs."""
     width: float = 1.0
@@ -131,7 +131,7 @@ class OptimConfig:
     impl: Literal["auto", "reference", "fused", "apex"] = "auto"
     """Implementation of LARS; auto: fused on a GPU, else the reference."""
     form: Literal["authors", "popular", "port"] = "authors"
-    """LARS as in the authors' code, or as the common PyTorch ports have it."""
+    """Form of LARS: as in the authors' code, the common variant (popular), or as in the PyTorch ports (port)."""
     base_lr: float = 0.3
     """Learning rate before scaling; with linear scaling at a batch of 256."""
     scaling: Literal["linear", "sqrt"] = "linear"
@@ -160,21 +160,21 @@ class TrainConfig:
     epochs: int = 100
     """Passes over the data."""
     batch_size: int = 4096
-    """Images of a step, over all ranks; twice as many views."""
+    """Images of a step, over all ranks; each gives two views."""
     micro_batch: int | None = None
-    """Images of a rank in memory at once (GradCache), for one forward pass more; None: the whole batch."""
+    """Images of a rank in memory at once (GradCache), at the cost of one more forward pass; None: the whole batch."""
     seed: int = 0
-    """Of the initial weights, the order and the views."""
+    """Seed of the initial weights, the order and the views."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of convolutions and matrix products; auto: bfloat16 where the hardware has it."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster to run."""
     graph: bool = False
-    """Capture a step whole in a CUDA graph: for small images, whose kernels are shorter than their launches."""
+    """Capture a whole step in a CUDA graph: for small images, whose kernels are shorter than their launches."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
     threads: int | None = None
-    """Threads that compute on a CPU; None: one per core, but for the loader's."""
+    """Threads that compute on a CPU; None: one per core, except the cores of the loader's threads."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl; the loss is checked for NaN as often."""
     checkpoint_minutes: float = 10.0
@@ -209,7 +209,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A training run, but for the file and the run folder."""
+    """All settings of a training run, except the file and the run folder."""
 
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewSpec = field(default_factory=ViewSpec.simclr)
@@ -240,7 +240,7 @@ class Config:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """All settings by their dotted names, in the order of the dataclasses.
+    """Return all settings by their dotted names, in the order of the dataclasses.
 
     >>> flatten(Config())["optim.momentum"]
     0.9

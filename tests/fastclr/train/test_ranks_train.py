@@ -290,7 +290,7 @@ def test_a_run_that_is_complete_says_so(place, tiny_file, straight):
     process = torchrun(2, *arguments(place, tiny_file, "straight"))
     out, err = finish(process)
     assert process.returncode == 0, err
-    assert out.count("it is done: step 40 of 40") == 1
+    assert out.count("which is complete: step 40 of 40") == 1
     assert (straight / "last.pt").read_bytes() == before
 
 
