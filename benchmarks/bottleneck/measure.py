@@ -1,13 +1,13 @@
 """The measurements behind `bench bottleneck`.
 
-The training step is timed in two ways, in turns, and for developers of the loader in a third:
+The training step is timed in two ways in turns, and in a third way for developers of the loader:
 
-    alone     on a canned batch, the loader waiting
+    alone     on a canned batch, while the loader waits
     together  on the batches of a loader in this process, as in training
-    beside    on a canned batch, while a loader in another process makes a batch per step
+    beside    on a canned batch, while a loader in another process makes one batch per step
 
-`beside` has the same work on the same cores as `together`, but shares neither Python's lock (GIL) nor memory with the
-training thread: the difference is what a loader costs on top of the cores that it takes.
+`beside` does the same work on the same cores as `together`, but the loader shares neither the GIL nor memory with the
+training thread.  The difference is the cost of a loader on top of the cores that it takes.
 """
 
 import time
@@ -31,9 +31,9 @@ from pipelines import Batch, BetonReader, TwoViewLoader
 from pipelines.system.threads import torch_threads
 
 LOADER_SECONDS = 1.0
-"""Time that the loader alone is measured for in each round."""
+"""Duration of the measurement of the loader alone, per round."""
 WORKER_TIMEOUT_S = 300.0
-"""Time for the loader in another process to give a batch, imports and compilation included."""
+"""Time limit for a batch of the loader in another process, imports and compilation included."""
 
 
 def measure_run(
@@ -45,7 +45,7 @@ def measure_run(
         interference: measure the step beside a loader in another process, too.
 
     Raises:
-        ValueError: the file is too small for a batch; train.graph can't be had.
+        ValueError: the file is too small for a batch, or train.graph is not possible here.
         EngineUnavailable: the engine's library is missing.
     """
     check_batch(config.train, reader, Ranks())
@@ -137,7 +137,7 @@ def _timed(step: Callable[[Batch], None], batch: Batch, device: torch.device) ->
 
 
 def _seconds_per_batch(batches: Iterator[Batch]) -> float:
-    """Time the loader alone, after those batches that it had ready."""
+    """Time the loader alone, after the batches that it had prefetched."""
     for _ in range(3):
         next(batches)
     count, start = 0, time.perf_counter()
