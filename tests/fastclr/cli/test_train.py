@@ -1,4 +1,4 @@
-"""`fastclr train` as a user meets it: exact resume after a real kill, and one line for each mistake."""
+"""`fastclr train` as a user runs it: exact resume after a real kill, and one line for each mistake."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def test_killed_and_resumed_is_the_same_run(place):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_though_nobody_reads_the_output(place, number):
-    """As in `fastclr train … 2>&1 | tee log`: Ctrl-C ends tee first."""
+    """In `fastclr train … 2>&1 | tee log`, Ctrl-C ends tee first."""
     out = f"unread-{number.name}"
     process = start(*arguments(place, out, *SLOW))
     assert process.stdout is not None
@@ -212,7 +212,7 @@ def test_help_of_a_recipe_shows_its_settings(capsys):
 
 
 def test_a_run_folder_is_a_recipe(place, monkeypatch, tmp_path):
-    """Of a name that is also a recipe's, the recipe; the command that resumes tells them apart."""
+    """A name of both a recipe and a folder means the recipe; the command for resuming writes the folder as a path."""
     monkeypatch.chdir(tmp_path)
     for folder in ("first", "demo"):
         (tmp_path / folder).mkdir()
