@@ -34,9 +34,9 @@ def loader_caption(report: LoaderReport) -> str:
         f"Median of {report.decode_limit.rounds} interleaved rounds on {settings.threads} threads of an "
         f"{machine.processor}, {file.images} images, views of {settings.size} px; one image is two "
         f"views.  `recompress` is FFCV's convention (longer side ≤ {file.convert.max_side}, quality "
-        f"{file.convert.quality}); `keep` stores those byte for byte that are no longer, and encodes the "
-        f"others anew.  The **decode limit** is the same "
-        f"threads doing nothing but decoding each image once.  `fastclr bench loader`, commit {machine.commit}, "
+        f"{file.convert.quality}); `keep` stores images up to that size byte for byte, and re-encodes larger ones.  "
+        f"The **decode limit** is the rate at which the same threads only decode each image once.  "
+        f"`fastclr bench loader`, commit {machine.commit}, "
         f"torch {machine.versions['torch']}, torchvision {machine.versions['torchvision']}."
     )
 
