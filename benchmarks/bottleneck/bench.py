@@ -16,7 +16,7 @@ from benchmarks.core.report import check_at_least_1, check_out, save
 from fastclr.arguments import parse
 from fastclr.config import Config
 from fastclr.device import pick_device
-from fastclr.recipes import recipe_of
+from fastclr.recipes import recipe_from_arguments
 from fastclr.renamed import current_arguments
 from fastclr.train.build import resolve
 from pipelines import BetonReader
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
 
 def _defaults(argv: list[str]) -> Options:
     """Return the options' defaults: those of the recipe that is named first."""
-    config = recipe_of(argv, "fastclr bench bottleneck")
+    config = recipe_from_arguments(argv, "fastclr bench bottleneck")
     missing = tyro.MISSING_NONPROP
     return Options(missing, missing, config=config)
 

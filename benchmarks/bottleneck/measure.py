@@ -11,7 +11,7 @@ training thread.  The difference is the cost of a loader on top of the cores tha
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -25,9 +25,10 @@ from fastclr.config import Config
 from fastclr.optim import scaled_lr
 from fastclr.train.build import check_batch, check_graph, make_loader, make_model, make_optimizer
 from fastclr.train.distributed import Ranks
+from fastclr.train.loop import endless
 from fastclr.train.pretrain import make_step
 from fastclr.train.step import CapturedStep
-from pipelines import Batch, BetonReader, TwoViewLoader
+from pipelines import Batch, BetonReader
 from pipelines.system.threads import torch_threads
 
 LOADER_SECONDS = 1.0
@@ -57,7 +58,7 @@ def measure_run(
         advance = None
         if interference:
             advance = stack.enter_context(loader_in_process(config, reader.path, device))
-        batches = stack.enter_context(closing(_endless(loader)))
+        batches = stack.enter_context(closing(endless(loader)))
         return _measure_rounds(config, batches, device, rounds, steps, advance)
 
 
@@ -171,16 +172,10 @@ def _batch_service(config: Config, file: Path, device: torch.device) -> Iterator
     with (
         BetonReader(file) as reader,
         make_loader(config, reader, Ranks(), device) as loader,
-        closing(_endless(loader)) as batches,
+        closing(endless(loader)) as batches,
     ):
 
         def answer(_: None) -> None:
             next(batches)
 
         yield answer
-
-
-def _endless(loader: TwoViewLoader) -> Generator[Batch]:
-    """Yield the batches of one epoch after the other."""
-    while True:
-        yield from loader

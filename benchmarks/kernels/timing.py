@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 
 from pipelines.errors import EngineUnavailable
+from pipelines.system.terminal import one_line
 
 FLUSH_BYTES = 256 << 20
 """Bytes read before each call: five times an H100's L2 cache."""
@@ -187,7 +188,7 @@ def _attempt(action: Callable[[], Value]) -> tuple[Value | None, str]:
         torch.cuda.empty_cache()
         return None, "out of memory"
     except (ValueError, OSError, EngineUnavailable) as error:  # options that exclude each other
-        return None, " ".join(str(error).split())
+        return None, one_line(error)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         return None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

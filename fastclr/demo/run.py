@@ -1,4 +1,4 @@
-"""The demo: the whole way from a folder of images to an evaluated encoder, and a report of it.
+"""The demo: all steps from a folder of images to an evaluated encoder, and a report.
 
 OUT/drawn/{train,test}   the drawn pictures, in class folders
 OUT/{train,test}.beton   the converted files, each with its side-car

@@ -20,6 +20,7 @@ from pipelines.beton.layout import MAX_SIDE, page_size
 from pipelines.convert import pillow
 from pipelines.convert.memory_budget import MemoryBudget
 from pipelines.jpeg import Restart, TranscodeError, add_restarts
+from pipelines.system.terminal import one_line
 
 BYTES_PER_PIXEL = 12
 """Memory per pixel while an image is decoded, in bytes: up to 9 in libjpeg, 11 in Pillow."""
@@ -212,7 +213,7 @@ def _jpeg_pixels(data: bytes, check_color: bool) -> tuple[np.ndarray, str]:
 
 
 def _refusal(error: ValueError) -> str:
-    return f"strict decoding refuses it: {' '.join(str(error).split())}"
+    return f"strict decoding refuses it: {one_line(error)}"
 
 
 def _downscale(pixels: np.ndarray, max_side: int) -> np.ndarray:

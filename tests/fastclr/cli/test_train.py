@@ -16,7 +16,7 @@ from support.tiny_run import write_tiny_file, write_tiny_recipe
 
 from fastclr.cli import main as cli
 from fastclr.cli.train import resuming
-from fastclr.recipes import load_recipe, run_folder_of
+from fastclr.recipes import default_run_folder, load_recipe
 from fastclr.train.checkpoint import load_checkpoint, load_encoder
 
 ROOT = Path(__file__).parents[3]
@@ -219,11 +219,11 @@ def test_a_run_folder_is_a_recipe(place, monkeypatch, tmp_path):
         (tmp_path / folder / "config.toml").write_bytes((place / "tiny.toml").read_bytes())
         command = shlex.split(resuming(Path(folder), Path("my images.beton")))
         assert command[:2] + command[3:] == ["fastclr", "train", "my images.beton"]
-        assert run_folder_of(command[2]) == Path(folder)
+        assert default_run_folder(command[2]) == Path(folder)
         assert load_recipe(command[2]) == load_recipe(str(place / "tiny.toml"))
-    assert run_folder_of("demo") == Path("runs/demo")
+    assert default_run_folder("demo") == Path("runs/demo")
     assert load_recipe("demo") != load_recipe("./demo")
-    assert run_folder_of("recipes/tiny.toml") == Path("runs/tiny")
+    assert default_run_folder("recipes/tiny.toml") == Path("runs/tiny")
 
 
 def test_default_run_folder_is_named_for_the_recipe(place, monkeypatch, tmp_path, capsys):
