@@ -126,7 +126,7 @@ def _mask(
 
 
 def _color(rng: np.random.Generator) -> np.ndarray:
-    """float32 [3], 0…255."""
+    """Return a color as float32 [3], 0…255."""
     rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 1), rng.uniform(0.2, 1))
     return np.array(rgb, np.float32) * 255
 
