@@ -67,8 +67,8 @@ def test_stops_where_there_is_no_room(tiny_beton):
         # up to 31 bytes before each image are left free
         for room, count in ((sizes[:3].sum() + 3 * 31, 3), (sizes[:3].sum() - 1, 2), (sizes[0] - 1, 0)):
             assert len(decode(reader, [0, 1, 2, 3], room)[1]) == count
-        images, _ = decode(reader, [0, 1], poison=77)
-        assert (images[sizes[:2].sum() :] == 77).all()
+        images, starts = decode(reader, [0, 1], poison=77)
+        assert (images[starts[1] + sizes[1] :] == 77).all()
 
 
 def test_decoders_are_freed(monkeypatch):
