@@ -27,7 +27,7 @@ from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
 
 SHOWN = 5
-"""Left-out images that are named on the screen; the side-car names all."""
+"""Maximum number of left-out images that are named on the screen; the side-car names all."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Arguments:
     """Where the images are, and last the file to write."""
     encoding: Annotated[Encoding, tyro.conf.arg(name="")] = field(default_factory=Encoding)
     order: Literal["shuffled", "source"] = "shuffled"
-    """Order of the file: mixed by the seed, or as the source has it."""
+    """Order of the file: shuffled by the seed, or that of the source."""
     seed: int = 0
     """Seed of the shuffle."""
     workers: int = field(default_factory=cores)
     """Threads that encode; the file is the same for any number."""
     on_error: Literal["skip", "stop"] = "skip"
-    """An image that cannot be read is left out and named in the report, or ends the conversion; so does, with "stop",
-    one that only a lenient decoder reads."""
+    """What to do with an image that cannot be read: leave it out and name it in the report, or stop the conversion.
+    "stop" also stops at an image that only a lenient decoder reads."""
     split: Literal["train", "test", "unlabeled"] | None = None
     """Which part of cifar10, cifar100 or stl10 (which alone has "unlabeled"); None: train."""
     max_file_mb: int = MAX_FILE_MB
@@ -126,7 +126,7 @@ def _stop_like_ctrl_c() -> None:
 
 
 def _check(arguments: Arguments) -> None:
-    """What would otherwise come out only after the work."""
+    """Check now what would otherwise fail only after the work."""
     if len(arguments.paths) < 2:
         raise ValueError("convert needs two arguments, SOURCE and OUT.beton; --help says more")
     reject_url(arguments.paths[-1], "write the file to a local folder")
@@ -139,7 +139,7 @@ def _check(arguments: Arguments) -> None:
         raise ValueError(f"--max-file-mb must be at least 1, got {arguments.max_file_mb}")
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
-    # a link is replaced itself, so that a side-car beside what it leads to does not matter
+    # a symbolic link is replaced itself: a side-car beside its target does not matter
     for path in (out, out.with_suffix(".json")):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; choose another name for the file to write")

@@ -21,12 +21,12 @@ BAR_WIDTH = 40
 CLASSES_SHOWN = 10
 FIELDS_SHOWN = 10
 MAX_NAME = 60
-"""Letters of a class name that are shown."""
+"""Maximum number of characters of a class name that are shown."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Print what a .beton file holds, and what its side-car says about where that came from."""
+    """Print what a .beton file holds, and what its side-car says about the origin."""
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE.beton")]
     """A file that fastclr or FFCV wrote; it needs no side-car."""
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         sidecar = reader.sidecar
         lines = [*_content(reader), "", *_classes(reader), "", *_image_sizes(reader)]
     lines += ["", *_origin(sidecar)] if sidecar else ["", "no side-car (a .json beside it, written with it)"]
-    # names and texts are those of whoever wrote the file
+    # names and texts are untrusted: they come from whoever wrote the file
     print("\n".join(map(printable, lines)))
     return 0
 
@@ -114,7 +114,7 @@ def _classes(reader: BetonReader) -> list[str]:
 
 
 def _image_sizes(reader: BetonReader) -> list[str]:
-    """Histogram of the longer side in half octaves."""
+    """Return a histogram of the longer side in half octaves."""
     longer = np.maximum(reader.heights, reader.widths)
     k = int((reader.heights.astype(np.int64) * reader.widths).argmax())
     lines = [f"longer side, pixels (largest image {reader.heights[k]}×{reader.widths[k]})"]
@@ -148,7 +148,7 @@ def _block() -> str:
 
 
 def _origin(sidecar: dict[str, Any]) -> list[str]:
-    """What the side-car says; it may have been edited, so every type is checked."""
+    """Return lines about the origin from the side-car; it may have been edited, so every type is checked."""
     lines = ["side-car"]
     for key in ("source", "counts", "options", "versions"):
         value = sidecar.get(key)

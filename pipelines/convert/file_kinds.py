@@ -1,4 +1,4 @@
-"""Names what a file is by its first bytes, for a file that was given as a tar and is none."""
+"""Identifies files that were given as a tar but are none, by their first bytes, for a helpful error."""
 
 import os
 from pathlib import Path
@@ -47,11 +47,11 @@ _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"%PDF", "a PDF file", "write its images to a folder first"),
     (0, b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
 )
-"""Offset, bytes there, what the file is, what to do."""
+"""Signatures: offset, bytes at that offset, what the file is, what to do."""
 
 
 def describe_file(path: Path) -> tuple[str, str]:
-    """Return what a file is, by its first bytes, and what to do with it.
+    """Return what a file is, judged by its first bytes, and what to do with it.
 
     >>> import tempfile; file = tempfile.NamedTemporaryFile(); _ = file.write(b"PAR1...."); file.flush()
     >>> describe_file(Path(file.name))[0]
@@ -74,7 +74,7 @@ def describe_file(path: Path) -> tuple[str, str]:
 
 
 def _by_content(path: Path, start: bytes) -> tuple[str, str]:
-    """Return what a file without a magic number is."""
+    """Return what a file without a known signature is, and what to do with it."""
     suffix, name = path.suffix.lower(), path.name.lower()
     if suffix == ".beton":
         return "a .beton file", "it is converted already: `fastclr info` says what is in it"

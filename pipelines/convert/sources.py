@@ -1,4 +1,4 @@
-"""Where images come from: folders (folder.py), tars (tar.py) and torchvision's data sets, behind one protocol."""
+"""Sources of images behind one protocol: folders (folder.py), tars (tar.py) and torchvision's data sets."""
 
 import re
 from pathlib import Path
@@ -20,18 +20,18 @@ class Source(Protocol):
     """Images by number, read from any thread."""
 
     kind: str
-    """What it is, for the side-car."""
+    """Kind of source, for the side-car."""
     name: str
-    """What the user would call it, for the side-car; no path."""
+    """Name of the source for the side-car, without its path."""
     labels: np.ndarray
     """int64 [N]: −1 where unknown."""
     class_names: list[str] | None
-    """Name of each label, where they are known."""
+    """Name of each label; None where the names are not known."""
     remarks: list[str]
-    """What the user may want to know of it, a printable line each."""
+    """Remarks for the user, one printable line each."""
 
     def item(self, index: int) -> str:
-        """The name of an image, for reports."""
+        """Return the name of an image, for reports."""
         ...
 
     def read(self, index: int) -> bytes | np.ndarray:
@@ -45,7 +45,7 @@ class Source(Protocol):
 
 
 def open_source(sources: list[str], split: str | None = None, max_file_mb: int = MAX_FILE_MB) -> Source:
-    """Open the source that a user means.
+    """Open the source that the user named.
 
     Args:
         sources: a folder with one folder per class, a folder of images, one of `cifar10:DIR`,
@@ -55,7 +55,7 @@ def open_source(sources: list[str], split: str | None = None, max_file_mb: int =
 
     Raises:
         OSError: it does not exist or cannot be read.
-        ValueError: there is no image in it, or what it is cannot be told.
+        ValueError: it holds no image, or its kind cannot be determined.
     """
     names = [_dataset(source) for source in sources]
     if len(sources) == 1 and names[0]:
@@ -105,7 +105,7 @@ def _dataset(source: str) -> str:
 
 
 class DatasetSource:
-    """A torchvision data set, downloaded into its folder where it is not there yet."""
+    """A torchvision data set, downloaded into its folder unless it is there already."""
 
     def __init__(self, name: str, root: Path, split: str) -> None:
         from torchvision import datasets
@@ -122,7 +122,7 @@ class DatasetSource:
                 kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
                 data = kind(str(root), split == "train", download=True)
                 self._pixels, labels = data.data, data.targets
-        except (OSError, RuntimeError) as error:  # no network, or a damaged download
+        except (OSError, RuntimeError) as error:  # no network, or a corrupt download
             raise OSError(
                 f"{name} is not in {root} and cannot be downloaded ({error}); put torchvision's files there"
             ) from error

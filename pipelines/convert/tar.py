@@ -34,19 +34,19 @@ Place = tuple[int, int, int]
 
 @dataclass
 class _Contents:
-    """What several tars hold."""
+    """Contents of all tars together."""
 
     items: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
-    """Of each item."""
+    """Place of each item."""
     labels: dict[tuple[int, str], int] = field(default_factory=dict)
-    """What the `.cls` files say: (number of the tar, key) → label."""
+    """Labels from `.cls` files: (number of the tar, key) → label."""
     links: list[tuple[int, str, str]] = field(default_factory=list)
     """Links with an image's name: number of the tar, name, target."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Files that are no images, by suffix."""
     junk: set[str] = field(default_factory=set)
-    """Names of hidden folders with images, and of those that no person made."""
+    """Names of hidden folders with images, and of those that systems create."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -93,7 +93,7 @@ class TarSource:
         item = unicode_name(self._items[index])
         if len(self._paths) == 1:
             return item
-        # keys repeat from shard to shard
+        # two shards may use the same key
         return f"{unicode_name(self._paths[self._places[index, 0]].name)}/{item}"
 
     def read(self, index: int) -> bytes:
@@ -103,14 +103,14 @@ class TarSource:
                 "the tar stores it as a sparse file, which is not read; pack it without --sparse"
             )
         check_file_size(size, self._max_file_bytes)
-        # opened each time: a set of a thousand shards would take more open files than a process may have
+        # opened for each read, because a thousand shards exceed the number of files that a process may hold open
         data = read_range(self._paths[number], offset, size)
         if len(data) < size:
-            raise OSError(f"{self._paths[number].name} is cut short")
+            raise OSError(f"{self._paths[number].name} is truncated")
         return data
 
     def _follow(self, links: list[tuple[int, str, str]], found: _Contents) -> None:
-        """Add the images that are links to others, behind those; one tar's links stay within it."""
+        """Append the images that are links to other images of the same tar."""
         if not links:
             return
         known = {
@@ -129,7 +129,7 @@ class TarSource:
             self.remarks.append(f"ignored: {lost:,} links to what is no image of the same tar")
 
     def _keep_one_per_key(self, found: _Contents) -> None:
-        """Keep `KEY.jpg` of a WebDataset sample with several images, and not its other fields, `KEY.seg.png`."""
+        """Keep `KEY.jpg` of a WebDataset sample with several images, and drop its other fields (`KEY.seg.png`)."""
         pairs = list(zip(found.places, found.items, strict=True))
         plain = {(place[0], _key(item)) for place, item in pairs if _is_plain(item)}
         kept = [(p, item) for p, item in pairs if _is_plain(item) or (p[0], _key(item)) not in plain]
@@ -168,7 +168,7 @@ class TarSource:
         return self._numbered([name for (name,) in below], names, "folders")
 
     def _from_tar_names(self) -> np.ndarray:
-        """Return labels by the tars' names where each tar is a class, as ImageNet has them; else none."""
+        """Return labels from the tars' names where each tar is a class, as in ImageNet; otherwise no labels."""
         numbers = self._places[:, 0].tolist()
         stems = [path.name[:-4] if path.name.lower().endswith(".tar") else path.name for path in self._paths]
         if len(stems) == 1:
@@ -194,7 +194,7 @@ class TarSource:
 
 
 def _read_index(number: int, path: Path, found: _Contents) -> None:
-    """Add what a tar holds."""
+    """Add the contents of a tar to `found`."""
     try:
         with open(path, "rb") as file:
             _read_members(number, path, file, found)
@@ -228,7 +228,7 @@ def _read_members(number: int, path: Path, file: BinaryIO, found: _Contents) -> 
         found.notes.append(f"{printable(path.name)}: {walk.num_archives} archives in a row, all are read")
     if not walk.has_end_marker:
         found.notes.append(
-            f"{printable(path.name)} has no end marker: it may have been cut short between two members"
+            f"{printable(path.name)} has no end marker: it may have been truncated between two members"
         )
 
 
@@ -244,7 +244,7 @@ def _label(file: BinaryIO, path: Path, member: Member) -> int:
 
 
 def _are_shards(stems: list[str]) -> bool:
-    """Whether names differ in one number only, and the numbers are in a row: `train-0007`, `train-0008`."""
+    """Whether names differ in one number only, and the numbers are consecutive: `train-0007`, `train-0008`."""
     found = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem, re.DOTALL) for stem in stems]
     parts = [match.groups() for match in found if match]
     if len(parts) < len(stems) or len({(before, after) for before, _, after in parts}) > 1:
@@ -256,7 +256,7 @@ def _are_shards(stems: list[str]) -> bool:
 
 
 def _target(member: Member) -> str:
-    """Return the member that a link means: a hard link has its name, a symbolic one the way from its folder."""
+    """Return the target of a link: a hard link holds a member's name, a symbolic link a path from its own folder."""
     base = "" if member.kind == "hard link" else str(PurePosixPath(member.name).parent)
     return _clean(posixpath.join(base, member.target))
 
@@ -267,18 +267,18 @@ def _clean(name: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _junk_folder(folder: str) -> str:
-    """Return the first folder on the way that is ignored; "" where there is none."""
+    """Return the first folder of a path that is ignored; "" if there is none."""
     return next((part for part in _parts(folder) if is_junk(part)), "")
 
 
 @lru_cache(maxsize=4096)
 def _parts(folder: str) -> tuple[str, ...]:
-    """Return the folders of a path, without the way up that a tar of `../photos` begins with."""
+    """Return the folders of a path, without leading "..", with which the paths in a tar of `../photos` begin."""
     return tuple(part for part in PurePosixPath(_clean(folder)).parts if part not in ("..", "/"))
 
 
 def _key(name: str) -> str:
-    """Return what pairs the files of a WebDataset sample: the path up to the first dot of the file's name."""
+    """Return the key that the files of a WebDataset sample share: the path up to the first dot of the file's name."""
     folder, _, file = _clean(name).rpartition("/")
     return f"{folder}/{file.partition('.')[0]}"
 

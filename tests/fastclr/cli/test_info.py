@@ -71,7 +71,7 @@ def test_a_side_car_that_was_edited(tiny_photos, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing.beton", "No such file"), ("text.beton", "no .beton file"), ("cut.beton", "cut short")],
+    [("missing.beton", "No such file"), ("text.beton", "no .beton file"), ("cut.beton", "truncated")],
 )
 def test_what_is_no_file_is_one_line(tiny_photos, tmp_path, capsys, name, message):
     (tmp_path / "text.beton").write_text("words, words, words, and nothing but words")

@@ -55,7 +55,7 @@ def test_raw_samples(tmp_path):
 
 def test_stops_at_a_corrupt_sample(corrupt_beton):
     with BetonReader(corrupt_beton) as reader:
-        assert len(decode(reader, [2, 3, 4, 5])[1]) == 2  # sample 4 is cut short
+        assert len(decode(reader, [2, 3, 4, 5])[1]) == 2  # sample 4 is truncated
         assert len(decode(reader, [4, 5])[1]) == 0
         reader.heights[7] += 1  # a lie of the metadata
         assert len(decode(reader, [6, 7, 8])[1]) == 1
