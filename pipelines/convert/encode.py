@@ -18,6 +18,7 @@ from pipelines.beton.jpeg import (
 )
 from pipelines.beton.layout import MAX_SIDE, page_size
 from pipelines.convert import pillow
+from pipelines.convert.jpeg_encoder import encode_jpeg
 from pipelines.convert.memory_budget import MemoryBudget
 from pipelines.jpeg import Restart, TranscodeError, add_restarts
 from pipelines.system.terminal import one_line
@@ -45,8 +46,8 @@ class Encoding:
     quality: int = 90
     """JPEG quality of images that are encoded anew, 1 to 100; chroma is always 4:2:0."""
     restart: Restart = "auto"
-    """MCUs (blocks of up to 16×16 pixels) between the restart markers of "lossless" and "recompress"; "auto": up to 64
-    pixels; "none": no markers."""
+    """MCUs (blocks of up to 16×16 pixels) between the restart markers of "lossless" and "recompress"; "auto": 1 in
+    "recompress", as many as 64 pixels are wide in "lossless"; "none": no markers."""
     verify: Literal["full", "header"] = "full"
     """"full": decode every JPEG, strictly, before it is stored; "header": read its header only ("keep" alone)."""
 
@@ -148,9 +149,7 @@ def _encode_pixels(
     pixels = _downscale(pixels, encoding.max_side)
     if encoding.mode == "raw":
         return Stored(pixels, False, notes, warning)
-    file = simplejpeg.encode_jpeg(pixels, encoding.quality, colorspace="RGB", colorsubsampling="420")
-    if encoding.restart != "none":
-        file = add_restarts(file, encoding.restart)
+    file = encode_jpeg(pixels, encoding.quality, encoding.restart)
     if encoding.verify == "full":
         simplejpeg.decode_jpeg(file)
     return Stored(file, False, notes, warning)

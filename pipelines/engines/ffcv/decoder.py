@@ -28,7 +28,13 @@ from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE
 from pipelines.engines.ffcv.loader import drive
 from pipelines.engines.ffcv.sample import bytes_at, claim, compile_decode_sample, decode_sample
-from pipelines.engines.native.turbojpeg import ACCURATE_DCT, FAST_DCT, close_decoder, open_decoder
+from pipelines.engines.native.turbojpeg import (
+    ACCURATE_DCT,
+    FAST_DCT,
+    cached_start,
+    close_decoder,
+    open_decoder,
+)
 from pipelines.jpeg.probe import finds_restarts
 from pipelines.ops.crop.cpu import scratch_bytes
 from pipelines.views import ViewParams, ViewSpec, as_specs, draw_views, groups_of
@@ -173,7 +179,8 @@ class TwoViewDecoder(Operation):
             for _ in iterate(get_num_threads()):
                 decoder = open_decoder()
                 # pages that are never touched cost nothing
-                image = np.empty(image_bytes, np.uint8)
+                image = np.empty(image_bytes + 32, np.uint8)
+                image_at = image.ctypes.data + np.uintp(cached_start(image, 0))
                 scratch = np.empty(crop_bytes, np.uint8)
                 cut_jpeg = np.empty(max(cut_bytes, 1), np.uint8)
                 cut_at = cut_jpeg.ctypes.data if cut_bytes else np.uintp(0)
@@ -200,7 +207,7 @@ class TwoViewDecoder(Operation):
                             box_at + 16 * num_views * sample,
                             flip_at + num_views * sample,
                             view_at.ctypes.data,
-                            image.ctypes.data,
+                            image_at,
                             scratch.ctypes.data,
                             crop_bytes,
                             cut_at,

@@ -27,7 +27,13 @@ from pipelines.contracts import BatchPlan, Crops, Planner, Views
 from pipelines.engines.corrupt import CorruptSamples
 from pipelines.engines.native.buffers import BufferPool
 from pipelines.engines.native.pool import Job, WorkerPool
-from pipelines.engines.native.turbojpeg import Decoder, bind_turbojpeg, decode_samples, decode_windows
+from pipelines.engines.native.turbojpeg import (
+    Decoder,
+    bind_turbojpeg,
+    cached_start,
+    decode_samples,
+    decode_windows,
+)
 from pipelines.jpeg.probe import finds_restarts
 from pipelines.jpeg.window import cut_samples
 from pipelines.ops.augment import cpu
@@ -203,7 +209,7 @@ class NativeEngine:
         max_height, max_width = self.reader.heights.max(), self.reader.widths.max()
         crop_bytes = max(scratch_bytes(max_height, max_width, group.size, group.size) for group in groups)
         return Scratch(
-            images=np.empty(3 * max(int(self._areas.max()), CLAIM_PIXELS), np.uint8),
+            images=np.empty(3 * max(int(self._areas.max()), CLAIM_PIXELS) + 32, np.uint8),
             starts=np.empty(rows, np.int64),
             windows=np.empty((rows, 4), np.int32),
             places=np.empty((rows, 3), np.int64),
@@ -280,7 +286,8 @@ class NativeEngine:
         count, end = 0, 0
         with scratch.decode_lock:
             for index in indices.tolist():
-                room = scratch.images[end:]
+                start = cached_start(scratch.images, end)
+                room = scratch.images[start:]
                 try:
                     if places is not None and places[count, 0]:
                         first, size = places[count, 1:].tolist()
@@ -290,8 +297,8 @@ class NativeEngine:
                 # the sample is corrupt, or there is no room for it behind the others
                 except ValueError:
                     break
-                scratch.starts[count] = end
-                count, end = count + 1, end + pixels.size
+                scratch.starts[count] = start
+                count, end = count + 1, start + pixels.size
         return count
 
     @cached_property
