@@ -1,4 +1,4 @@
-# make demo   the whole way on a drawn image set (make demo DATA=folder: on your own images)
+# make demo   all steps on a drawn image set (make demo DATA=folder: on your own images)
 # make quick  the quick tests, for use while working: at most three minutes on two cores
 # make test   lint, types, and all tests that are not slow; .ci/run adds the slow ones and the docs
 # make test-all    what .ci/run does and the heavy tests as well, then notes the day in tests/last-test-all.txt

@@ -1,1 +1,1 @@
-"""Measurements: each prints a table, and writes the JSON from which README's tables and plots are made."""
+"""Measurements: each prints a table and writes JSON, from which the tables and plots of README.md are made."""

@@ -6,10 +6,10 @@ Each kernel's tests run first, and a kernel whose tests are red is not timed.  E
 with a time limit: a crash or hang affects only its own part, and on timeout the tests that have finished count.  The
 folder then holds `loss.json`, `optimizer.json`, `augment.json`, `step.json`, `summary.json` (tests and goals) and
 `gpu-check.log` (everything that was printed).
-Packages that are missing cost the rows that need them, which say so.
+If packages are missing, the rows that need them say so.
 
-Exit code: 0 all tests green and all benchmarks done; 1 something failed or was stopped; 2 there is no GPU here, or
-not even what the benchmarks are written with.
+Exit code: 0 all tests passed and all benchmarks are done; 1 something failed or was stopped; 2 there is no GPU, or a
+package is missing that all benchmarks need.
 """
 
 import argparse
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 ALL_S = 475
-"""Seconds for everything; a part that has not begun by then is left out."""
+"""Time limit for everything, seconds; parts that have not begun by then are left out."""
 SIGINT_GRACE_S = 3
 """Grace period after SIGINT, so that pytest can write its report."""
 NEEDED = ("tyro", "rich", "psutil")
-"""Packages without which nothing is measured."""
+"""Packages that all benchmarks need."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "loss": {"rounds": 3, "turn_s": 0.05},
     "optimizer": {"rounds": 5},
@@ -51,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """Tests, and the benchmark that needs them green."""
+    """Tests, and the benchmark that runs only if they pass."""
 
     name: str
     tests: tuple[str, ...]
@@ -73,7 +73,7 @@ REST = Part("other", ("tests",), 60)
 
 @dataclass
 class TestResults:
-    """How a part's tests ended."""
+    """Results of a part's tests."""
 
     __test__ = False  # not a test class of pytest
 
@@ -84,7 +84,7 @@ class TestResults:
     missing: list[str] = field(default_factory=list)
     """Files that could not be collected for a package that is not installed here."""
     stopped: str = ""
-    """Why not all of them ran."""
+    """Why some tests did not run."""
     seconds: float = 0.0
 
     derived: ClassVar[tuple[str, ...]] = ("green",)
@@ -97,7 +97,7 @@ class TestResults:
 
 @dataclass
 class Summary:
-    """What the folder's summary.json holds; filled part by part."""
+    """Content of summary.json; filled part by part."""
 
     machine: "Machine"
     tests: dict[str, TestResults] = field(default_factory=dict)
@@ -132,7 +132,7 @@ def run_benchmark(name: str, out: Path) -> None:
 
 
 def check(out: Path) -> int:
-    """Run everything, write the summary, and print it; the exit code."""
+    """Run everything, write and print the summary, and return the exit code."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         print(f"gpu-check needs {' and '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
         return 2
@@ -168,7 +168,7 @@ def check(out: Path) -> int:
 
 
 def run_tests(part: Part, log: Any, limit_s: float) -> TestResults:
-    """Run a part's tests that are marked `gpu`, in a process of their own."""
+    """Run a part's tests that are marked `gpu`, in their own process."""
     files = [test for test in part.tests if (ROOT / test).exists()]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--continue-on-collection-errors", *files]
     if part is REST:
@@ -178,7 +178,7 @@ def run_tests(part: Part, log: Any, limit_s: float) -> TestResults:
     begun = time.monotonic()
     with TemporaryDirectory() as folder:
         found = Path(folder) / "tests.xml"
-        # one thread each: the oracles' tensors are small, and threads that wait for each other take minutes
+        # one thread each: the tensors of the reference are small, and threads that wait for each other take minutes
         code = _run([*command, f"--junitxml={found}"], log, limit_s, OMP_NUM_THREADS="1")
         tests = read_junit(found) if found.exists() else TestResults(red=["no result: see gpu-check.log"])
     if code is None:
@@ -191,7 +191,7 @@ def run_tests(part: Part, log: Any, limit_s: float) -> TestResults:
 
 
 def read_junit(path: Path) -> TestResults:
-    """Count pytest's results; a file that needs a package that is not here is missing, not red."""
+    """Count pytest's results; a file that needs a package that is not installed counts as missing, not as failed."""
     tests = TestResults()
     for case in ET.parse(path).getroot().iter("testcase"):
         name = ".".join(filter(None, (case.get("classname"), case.get("name"))))
@@ -209,14 +209,14 @@ def read_junit(path: Path) -> TestResults:
 
 
 def _missing_package(text: str) -> str | None:
-    """The package that an import error names, if it is none of ours."""
+    """Return the package that an import error names, unless it is one of ours."""
     _, found, rest = text.partition("ModuleNotFoundError: No module named '")
     package = rest.partition("'")[0].partition(".")[0]
     return package if found and package not in ("fastclr", "pipelines", "benchmarks") else None
 
 
 def _timed(part: Part, needed: dict[str, TestResults], log: Any, out: Path, limit_s: float) -> str:
-    """Run a part's benchmark if the tests that it needs are green (a step runs every kernel); how that ended."""
+    """Run a part's benchmark if the tests that it needs have passed (a step needs all); return how that ended."""
     for name, tests in needed.items():
         if not tests.green:
             reason = tests.red[0] if tests.red else "none of them ran"
@@ -231,9 +231,9 @@ def _timed(part: Part, needed: dict[str, TestResults], log: Any, out: Path, limi
 
 
 def _run(command: list[str], log: Any, limit_s: float, **variables: str) -> int | None:
-    """Exit code of a command whose output goes to the log; None: it was stopped at the limit.
+    """Run a command whose output goes to the log; return its exit code, or None if it was stopped at the time limit.
 
-    It is stopped as by Ctrl-C first, at which pytest writes the results that it has.
+    SIGINT stops it first, so that pytest writes the results that it has.
     """
     print(f"\n$ {' '.join(command)}", file=log, flush=True)
     if limit_s <= 0:

@@ -25,6 +25,7 @@ from pipelines.engines.native import turbojpeg
 from pipelines.planner import BatchPlanner
 from pipelines.system.cpus import cores
 from pipelines.system.jit import cache_folder
+from pipelines.system.terminal import one_line
 from pipelines.system.triton import why_no_triton
 from pipelines.system.versions import package_version
 
@@ -285,7 +286,7 @@ def _attempt(group: str, name: str, run: Callable[[], str], fix: str) -> Check:
     try:
         return Check(group, name, True, run())
     except Exception as error:  # a broken installation must not hide the other rows
-        reason = " ".join(str(error).split()).removesuffix(f": {fix}") or type(error).__name__
+        reason = one_line(error).removesuffix(f": {fix}") or type(error).__name__
         return Check(group, name, False, reason, fix)
 
 

@@ -107,7 +107,7 @@ class BatchPlanner:
         return len(self.heights) if self.subset is None else len(self.subset)
 
     def num_batches(self) -> int:
-        """Batches of an epoch on this rank."""
+        """Return the number of batches of an epoch on this rank."""
         whole, rest = divmod(self.num_samples, self.batch_size * self.world_size)
         if self.drop_last:
             return whole

@@ -1,4 +1,4 @@
-"""Images for all tests: drawn here, or from archives of photos, where those are present."""
+"""Images for all tests: drawn here, or from archives of photos if those are present."""
 
 import atexit
 import importlib
@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-# numba's cache misses an edit of a callee in another file; before anything imports numba
+# numba's cache does not notice an edit of a callee in another file; set before anything imports numba
 _numba_cache = tempfile.mkdtemp(prefix="numba-cache-")
 os.environ["NUMBA_CACHE_DIR"] = _numba_cache
 atexit.register(shutil.rmtree, _numba_cache, ignore_errors=True)
-# a job in the background is started deaf to Ctrl-C, and so would be what it starts
+# a shell starts background jobs with Ctrl-C ignored, which the processes of tests would inherit
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # tests work on small tensors, some in four processes at once: more threads than cores would only wait
 os.environ.setdefault("OMP_NUM_THREADS", "1")

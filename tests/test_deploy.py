@@ -14,7 +14,7 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from fastclr.cli import train as train_cli
-from fastclr.recipes import recipe_names, run_folder_of
+from fastclr.recipes import default_run_folder, recipe_names
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -32,7 +32,7 @@ def parse(words: list[str], monkeypatch) -> dict:
     seen = {}
 
     def capture(arguments):
-        folder = arguments.out or run_folder_of(arguments.recipe)
+        folder = arguments.out or default_run_folder(arguments.recipe)
         seen.update(config=arguments.config, file=arguments.file, folder=folder, resume=arguments.resume)
         return 0
 

@@ -1,4 +1,4 @@
-"""`import fastclr` and its public names, also beside somebody else's folders."""
+"""`import fastclr` and its public names, also beside folders named like our packages."""
 
 import os
 import subprocess

@@ -16,22 +16,22 @@ from benchmarks.core.report import check_at_least_1, check_out, save
 from fastclr.arguments import parse
 from fastclr.config import Config
 from fastclr.device import pick_device
-from fastclr.recipes import recipe_of
+from fastclr.recipes import recipe_from_arguments
 from fastclr.renamed import current_arguments
 from fastclr.train.build import resolve
 from pipelines import BetonReader
 from pipelines.system.terminal import printable
 
 MAX_UNCERTAINTY = 0.03
-"""Uncertainty of the loader's influence on a step, above which the figure says nothing."""
+"""Uncertainty of the loader's influence on a step above which the figure is meaningless."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Measure the loader alone, the training step alone on a canned batch, and both together.
 
-    On a CPU the loader and the training step get threads of their own: --data.threads of them (1 unless
-    given), and --train.threads (of more than two cores the others, unless given).
+    On a CPU the loader and the training step have separate threads: --data.threads (default: 1) and --train.threads
+    (default: the other cores, if there are more than two).
     """
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
@@ -41,7 +41,7 @@ class Options:
     rounds: int = 5
     """Rounds; everything is measured once in each."""
     steps: int = 5
-    """Training steps that are timed in each round and way."""
+    """Training steps that are timed in each round, alone and together."""
     interference: tyro.conf.FlagCreatePairsOff[bool] = False
     """For developers of the loader: also time the step beside a loader in another process. The difference is what
     the loader costs the training thread on top of the cores that it takes (the GIL, memory)."""
@@ -56,7 +56,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class BottleneckSettings(RunSetup):
-    """The run's setup, and how long it was measured."""
+    """The run's setup, and the length of the measurement."""
 
     rounds: int
     steps: int
@@ -64,7 +64,7 @@ class BottleneckSettings(RunSetup):
 
 @dataclass(frozen=True)
 class BottleneckReport:
-    """What limits a run."""
+    """Result of the benchmark."""
 
     machine: Machine
     recipe: str
@@ -72,7 +72,7 @@ class BottleneckReport:
     settings: BottleneckSettings
     results: Throughputs
     advice: list[str]
-    """What to change, the most promising first."""
+    """Recommended changes, the most promising first."""
     benchmark: str = "bottleneck"
     derived: ClassVar[tuple[str, ...]] = ("limits", "factor", "interference", "uncertainty")
 
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
 
 def _defaults(argv: list[str]) -> Options:
     """Return the options' defaults: those of the recipe that is named first."""
-    config = recipe_of(argv, "fastclr bench bottleneck")
+    config = recipe_from_arguments(argv, "fastclr bench bottleneck")
     missing = tyro.MISSING_NONPROP
     return Options(missing, missing, config=config)
 

@@ -1,17 +1,17 @@
 """The measurements behind `bench bottleneck`.
 
-The training step is timed in two ways, in turns, and for developers of the loader in a third:
+The training step is timed in two ways in turns, and in a third way for developers of the loader:
 
-    alone     on a canned batch, the loader waiting
+    alone     on a canned batch, while the loader waits
     together  on the batches of a loader in this process, as in training
-    beside    on a canned batch, while a loader in another process makes a batch per step
+    beside    on a canned batch, while a loader in another process makes one batch per step
 
-`beside` has the same work on the same cores as `together`, but shares neither Python's lock (GIL) nor memory with the
-training thread: the difference is what a loader costs on top of the cores that it takes.
+`beside` does the same work on the same cores as `together`, but the loader shares neither the GIL nor memory with the
+training thread.  The difference is the cost of a loader on top of the cores that it takes.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from pathlib import Path
@@ -25,15 +25,16 @@ from fastclr.config import Config
 from fastclr.optim import scaled_lr
 from fastclr.train.build import check_batch, check_graph, make_loader, make_model, make_optimizer
 from fastclr.train.distributed import Ranks
+from fastclr.train.loop import endless
 from fastclr.train.pretrain import make_step
 from fastclr.train.step import CapturedStep
-from pipelines import Batch, BetonReader, TwoViewLoader
+from pipelines import Batch, BetonReader
 from pipelines.system.threads import torch_threads
 
 LOADER_SECONDS = 1.0
-"""Time that the loader alone is measured for in each round."""
+"""Duration of the measurement of the loader alone, per round."""
 WORKER_TIMEOUT_S = 300.0
-"""Time for the loader in another process to give a batch, imports and compilation included."""
+"""Time limit for a batch of the loader in another process, imports and compilation included."""
 
 
 def measure_run(
@@ -45,7 +46,7 @@ def measure_run(
         interference: measure the step beside a loader in another process, too.
 
     Raises:
-        ValueError: the file is too small for a batch; train.graph can't be had.
+        ValueError: the file is too small for a batch, or train.graph is not possible here.
         EngineUnavailable: the engine's library is missing.
     """
     check_batch(config.train, reader, Ranks())
@@ -57,7 +58,7 @@ def measure_run(
         advance = None
         if interference:
             advance = stack.enter_context(loader_in_process(config, reader.path, device))
-        batches = stack.enter_context(closing(_endless(loader)))
+        batches = stack.enter_context(closing(endless(loader)))
         return _measure_rounds(config, batches, device, rounds, steps, advance)
 
 
@@ -137,7 +138,7 @@ def _timed(step: Callable[[Batch], None], batch: Batch, device: torch.device) ->
 
 
 def _seconds_per_batch(batches: Iterator[Batch]) -> float:
-    """Time the loader alone, after those batches that it had ready."""
+    """Time the loader alone, after the batches that it had prefetched."""
     for _ in range(3):
         next(batches)
     count, start = 0, time.perf_counter()
@@ -171,16 +172,10 @@ def _batch_service(config: Config, file: Path, device: torch.device) -> Iterator
     with (
         BetonReader(file) as reader,
         make_loader(config, reader, Ranks(), device) as loader,
-        closing(_endless(loader)) as batches,
+        closing(endless(loader)) as batches,
     ):
 
         def answer(_: None) -> None:
             next(batches)
 
         yield answer
-
-
-def _endless(loader: TwoViewLoader) -> Generator[Batch]:
-    """Yield the batches of one epoch after the other."""
-    while True:
-        yield from loader

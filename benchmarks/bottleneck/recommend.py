@@ -1,4 +1,4 @@
-"""What the throughputs of a run say: which part limits it, and what to change."""
+"""Recommends what to change in a run, by the throughputs of its parts."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from pipelines.system.cpus import cores
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What the recommendations depend on."""
+    """The properties of a run that the recommendations depend on."""
 
     device: str
     engine: str
@@ -31,14 +31,14 @@ class RunSetup:
     recompressed: bool
     """Whether the file was made with `--jpeg recompress`."""
     decoded_bytes: int
-    """Size of all images when they are decoded."""
+    """Size of all decoded images."""
     memory_bytes: int
     """Memory of the machine."""
 
 
 @dataclass(frozen=True)
 class Throughputs:
-    """What was measured: medians over the rounds."""
+    """Measured throughputs: medians over the rounds."""
 
     loader: float
     """Source images per second of the loader alone."""
@@ -62,12 +62,12 @@ class Throughputs:
 
     @property
     def factor(self) -> float:
-        """How many times as fast the other one is, which does not limit."""
+        """How many times as fast the part is that does not limit."""
         return max(self.loader, self.model) / min(self.loader, self.model)
 
     @property
     def interference(self) -> float | None:
-        """Share by which a loader in this process prolongs the step, on top of the cores that it takes."""
+        """Relative slowdown of the step by a loader in this process, on top of the cores that it takes."""
         return median(self.slowdowns) - 1 if self.slowdowns else None
 
     @property

@@ -25,7 +25,7 @@ from pipelines.convert import Encoding, FolderSource, convert
 from pipelines.system.cpus import cores
 
 COMPARED = 100
-"""Images whose pixels are compared with the source."""
+"""Number of images whose pixels are compared with the source."""
 
 Writer = Literal["fastclr", "ffcv"]
 
@@ -43,13 +43,13 @@ class Options:
     max_side: int = 500
     """Longer side of a stored image, pixels."""
     quality: int = 90
-    """JPEG quality of what is encoded."""
+    """JPEG quality of encoded images."""
     rounds: int = 3
     """Rounds; every writer runs once in each."""
     workers: int = field(default_factory=cores)
     """Threads of ours, processes of FFCV's."""
     timeout_s: float = 600.0
-    """A conversion that takes longer is given up, seconds."""
+    """Time limit of a conversion, seconds."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Where to write the result."""
 
@@ -81,10 +81,10 @@ VARIANTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertRow(Row):
-    """What was measured of a writer."""
+    """Measurements of a writer."""
 
     bytes_out: int = 0
-    """Size of the file, whose pages are not all full."""
+    """Size of the file, including unused space in its pages."""
     image_bytes: int = 0
     """Size of the images in it."""
     kept: int = 0
@@ -95,7 +95,7 @@ class ConvertRow(Row):
 
 @dataclass(frozen=True)
 class ConvertSettings:
-    """What was converted, and how."""
+    """The images that were converted, and the settings."""
 
     folder: str
     images: int
@@ -198,7 +198,7 @@ def _convert_ffcv(stores: str, options: Options, out: Path) -> tuple[float, int,
 
 
 def pixel_error(file: Path, folder: Path, skipped: set[str]) -> float:
-    """Mean absolute difference to the sources' pixels, gray levels, over the first 100 images of a file.
+    """Return the mean absolute difference to the sources' pixels, gray levels, over the first 100 images of a file.
 
     A source is what PIL decodes; where the stored image is smaller, PIL's bicubic resize of it (antialiased;
     neither writer uses that one: ours has Lanczos, FFCV's averages areas).

@@ -1,8 +1,8 @@
-"""Interleaved measurements: every case in a process of its own, one round of each in turn.
+"""Interleaved measurements: every case has its own process, and the cases take turns round by round.
 
-A machine's speed drifts by tens of per cent within minutes, so two numbers can be compared only if they were
-taken in turns.  A process of its own gives each case its own memory, threads and library settings (importing
-one peer changes torch's thread count for all).
+A machine's speed drifts by tens of per cent within minutes, so two numbers can be compared only if they were measured
+in turns.  Its own process gives each case separate memory, threads and library settings: importing one peer would
+change torch's thread count for all.
 """
 
 import resource
@@ -19,25 +19,25 @@ from benchmarks.core.process import Worker, WorkFailed
 from benchmarks.core.report import Row
 
 WARM_BATCHES = 8
-"""Batches of an epoch that are not counted: until every stage and worker of a loader is at work."""
+"""Batches at an epoch's start that are not counted, until every stage and worker of a loader is busy."""
 LAST_BATCHES = 4
 """Batches at an epoch's end that are not counted: workers run out of work one by one."""
 MIN_SECONDS = 1.0
-"""Counted time of a round; short epochs are repeated."""
+"""Minimum counted time of a round; short epochs are repeated."""
 CASE_TIMEOUT_S = 900
-"""Time for a case to open, or for a round, after which it is given up: some peers wait for ever when their thread
-dies; a slow peer's warm-up, FFCV's compilation included, takes less than a third of it."""
+"""Time limit for opening a case and for a round, because some peers wait for ever when their thread dies.  The warm-up
+of a slow peer, FFCV's compilation included, takes less than a third of it."""
 
 
 class Case(Protocol):
-    """Something that yields images.  Picklable: it is sent to the process that runs it."""
+    """A loader to measure.  It is pickled, because it is sent to the process that runs it."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def lacks(self) -> str:
-        """Operations of the benchmark that it does not do, for its row; "" for none."""
+        """Operations of the benchmark that it lacks, for its row; "" if it has all."""
         ...
 
     def open(self) -> Any:
@@ -51,21 +51,21 @@ class Case(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderRow(Row):
-    """What was measured of a loader."""
+    """Measurements of a loader."""
 
     lacks: str = ""
-    """Operations that it does not do."""
+    """Operations that it lacks."""
     cpu_s_per_1000: list[float] = field(default_factory=list)
     """CPU seconds of all processes per 1000 source images, one value a round."""
     first_batch_s: float = 0.0
-    """From making the loader to its first batch, with imports done and caches warm."""
+    """Time from making the loader to its first batch, with imports done and caches warm."""
     peak_bytes: int = 0
     """Resident memory in mid-epoch, of all its processes together."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one round measured."""
+    """Measurements of one round."""
 
     images: int
     """Counted source images."""
@@ -96,7 +96,7 @@ def measure_in_turn(cases: list[Case], rounds: int) -> Iterator[list[LoaderRow]]
                 rows[place] = replace(rows[place], error=str(error))
                 return None
 
-        for place in range(len(cases)):  # one at a time: the first batch is timed
+        for place in range(len(cases)):  # one case at a time, because the time to the first batch is measured
             if (first_batch_s := ask(place, "open")) is not None:
                 rows[place] = replace(rows[place], first_batch_s=first_batch_s)
         for number in range(rounds):
@@ -138,7 +138,7 @@ def _case_service(case: Case) -> AbstractContextManager[Callable[[str], Any]]:
 
 
 def _warm_up(case: Case) -> None:
-    """Let everything happen that happens once: imports, compilation, caches."""
+    """Run the case once, for imports, compilation and caches."""
     epoch = case.epoch(case.open())
     for number, _ in enumerate(epoch, 1):
         if number == WARM_BATCHES:
@@ -147,11 +147,11 @@ def _warm_up(case: Case) -> None:
 
 
 def _round(case: Case, loader: Any) -> Round:
-    """Count as many epochs as fill MIN_SECONDS."""
+    """Count epochs until they fill MIN_SECONDS."""
     images, seconds, all_images, peaks = 0, 0.0, 0, list[int]()
     cpu_start = _cpu_seconds()
     while seconds < MIN_SECONDS:
-        # memory in the first epoch only: asking takes milliseconds
+        # memory is measured in the first epoch only, because it takes milliseconds
         midway = (lambda: peaks.append(_memory())) if not peaks else None
         counted, counted_s, epoch_images = count_middle(case.epoch(loader), midway=midway)
         images, seconds, all_images = images + counted, seconds + counted_s, all_images + epoch_images
@@ -164,11 +164,11 @@ def count_middle(
     clock: Callable[[], float] = time.perf_counter,
     midway: Callable[[], None] | None = None,
 ) -> tuple[int, float, int]:
-    """Count the images of an epoch's middle: neither its start nor its end.
+    """Count the images in the middle of an epoch, without its start and its end.
 
     Args:
         epoch: images of each batch, as it arrives.
-        clock: seconds.
+        clock: returns seconds.
         midway: called once, before the counting begins.
 
     Returns:
@@ -207,7 +207,7 @@ def _cpu_seconds() -> float:
 
 
 def _memory() -> int:
-    """Return the resident bytes of this process and its children; shared pages count once, where the system tells."""
+    """Return the resident bytes of this process and its children; shared pages count once, if the system tells them."""
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     infos = [process.memory_full_info() for process in processes]
     return sum(getattr(info, "pss", info.rss) for info in infos)

@@ -33,9 +33,9 @@ class Machine:
     date: str = ""
     """Day of the measurement (UTC), e.g. "2026-11-21"."""
     commit: str | None = None
-    """Short hash of the checkout that ran, with a + where it had changes; None for an installed package."""
+    """Short hash of the checkout, with a "+" if it had changes; None for an installed package."""
     processor: str = ""
-    """Model name, and the widest vectors that it has: they decide how fast the kernels run."""
+    """Model name and widest vector extension, which decides the speed of the kernels."""
     cores: int = 0
     """CPUs that this process may use."""
     memory_gib: int = 0
@@ -46,7 +46,7 @@ class Machine:
 
 
 def describe_machine() -> Machine:
-    """Return what this process runs on."""
+    """Return the machine and the software of this process."""
     import torch
 
     commit = git_commit(Path(__file__))

@@ -1,7 +1,7 @@
-"""Work in another process: a service that answers requests one by one, or a single call.
+"""Runs work in another process: a service that answers requests one by one, or a single call.
 
-A process of its own gives the work its own memory, threads, library settings and interpreter lock; one that fails,
-dies or hangs costs one error message.
+The process gives the work separate memory, threads, library settings and GIL; if it fails, dies or hangs, the result is
+one error message.
 """
 
 import multiprocessing
@@ -17,11 +17,11 @@ import psutil
 from pipelines.errors import EngineUnavailable
 
 EXIT_GRACE_S = 10
-"""Time that a process has to leave by itself, after which it is killed with its children."""
+"""Time limit for a process to exit by itself; then it is killed with its children."""
 
 Value = TypeVar("Value")
 Service = Callable[..., AbstractContextManager[Callable[[Any], Any]]]
-"""Gives a context manager around a function, request → answer."""
+"""Returns a context manager that yields a function, request → answer."""
 
 
 class WorkFailed(RuntimeError):
@@ -33,8 +33,8 @@ class Worker:
 
     Args:
         service: picklable, as are its arguments, the requests and the answers.
-        arguments: of the service, which is opened in the other process.
-        name: of the process.
+        arguments: arguments of the service, which is opened in the other process.
+        name: name of the process.
     """
 
     def __init__(self, service: Service, *arguments: Any, name: str | None = None) -> None:
@@ -51,8 +51,8 @@ class Worker:
         """Return the answer to a request.
 
         Raises:
-            WorkFailed: the service could not be opened or raised an error; its process died, or gave no answer in
-                time (and is killed).
+            WorkFailed: the service could not be opened or raised an error, or its process died or exceeded the time
+                limit (then it is killed).
         """
         try:
             self._pipe.send(request)
@@ -85,14 +85,14 @@ def call_in_process(function: Callable[..., Value], *arguments: Any, timeout_s: 
     """Return `function(*arguments)`, both picklable, computed in a new interpreter.
 
     Raises:
-        WorkFailed: as `Worker.ask`.
+        WorkFailed: see `Worker.ask`.
     """
     with closing(Worker(_single_call, function, arguments)) as worker:
         return worker.ask(None, timeout_s)
 
 
 def error_line(error: Exception) -> str:
-    """Return an error as one line: its last one, if it carries the traceback of another process (as a DataLoader's)."""
+    """Return an error as one line: the last one, if it contains another process's traceback (as with a DataLoader)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1:
         return lines[-1]
@@ -108,7 +108,7 @@ def _single_call(
 
 def _serve(pipe: Connection, start_method: str, service: Service, arguments: tuple[Any, ...]) -> None:
     """Answer every request with (answer, "") or (None, error) until the other end of the pipe is closed."""
-    # the service's own workers start as they would in a user's script, not as this process did
+    # workers that the service starts use the start method of a user's script, not that of this process
     multiprocessing.set_start_method(start_method, force=True)
     requests = _requests(pipe)
     try:

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/, made from the results: `python -m benchmarks.core.readme`."""
+"""Writes the tables of README.md and docs/ from the results: `python -m benchmarks.core.readme`."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks.loaders.report import WORKLOADS, AgreementReport, LoaderReport
 
 
 def loader_table(reports: list[LoaderReport]) -> str:
-    """Markdown: a row per loader, a column pair per file; medians, and ratios to the decode limit."""
+    """Return Markdown with a row per loader and two columns per file: medians, and ratios to the decode limit."""
     heads = [_file_label(report) for report in reports]
     lines = [
         "| source images/s (share of the decode limit) | " + " | ".join(heads) + " |",
@@ -28,15 +28,15 @@ def loader_table(reports: list[LoaderReport]) -> str:
 
 
 def loader_caption(report: LoaderReport) -> str:
-    """Markdown: on what, and with which command, the table was measured."""
+    """Return Markdown that says with which machine, file and command the table was measured."""
     machine, settings, file = report.machine, report.settings, report.file
     return (
         f"Median of {report.decode_limit.rounds} interleaved rounds on {settings.threads} threads of an "
         f"{machine.processor}, {file.images} images, views of {settings.size} px; one image is two "
         f"views.  `recompress` is FFCV's convention (longer side ≤ {file.convert.max_side}, quality "
-        f"{file.convert.quality}); `keep` stores those byte for byte that are no longer, and encodes the "
-        f"others anew.  The **decode limit** is the same "
-        f"threads doing nothing but decoding each image once.  `fastclr bench loader`, commit {machine.commit}, "
+        f"{file.convert.quality}); `keep` stores images up to that size byte for byte, and re-encodes larger ones.  "
+        f"The **decode limit** is the rate at which the same threads only decode each image once.  "
+        f"`fastclr bench loader`, commit {machine.commit}, "
         f"torch {machine.versions['torch']}, torchvision {machine.versions['torchvision']}."
     )
 
@@ -56,7 +56,7 @@ def _cell(report: LoaderReport, what: str, name: str) -> str:
 
 
 def fill(text: str, tables: dict[str, str]) -> str:
-    """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
+    """Replace the text between `<!-- NAME -->` and `<!-- /NAME -->`.
 
     Raises:
         ValueError: a marker is missing.
@@ -72,7 +72,7 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 
 def readme_tables() -> dict[str, str]:
-    """The tables of README.md, by marker."""
+    """Return the tables of README.md, by marker."""
     reports = [load(RESULTS / f"loader-{name}.json", LoaderReport) for name in ("recompress", "keep")]
     return {
         "loader-table": loader_table(reports),
@@ -82,7 +82,7 @@ def readme_tables() -> dict[str, str]:
 
 
 def engines_tables() -> dict[str, str]:
-    """The tables of docs/engines.md, by marker."""
+    """Return the tables of docs/engines.md, by marker."""
     on_gpu = RESULTS / "gpu" / "agreement.json"
     reports = [
         load(RESULTS / "agreement.json", AgreementReport),
@@ -92,7 +92,7 @@ def engines_tables() -> dict[str, str]:
 
 
 def main(check: bool) -> None:
-    """Write the pages' tables anew, or with `check` only say whether they are old."""
+    """Rewrite the tables of the pages, or with `check` only report whether they are outdated."""
     for name, tables in {"README.md": readme_tables(), "docs/engines.md": engines_tables()}.items():
         page = Path(__file__).parents[2] / name
         old = page.read_text(encoding="utf-8")

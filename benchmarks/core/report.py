@@ -1,8 +1,8 @@
-"""Results as files: frozen dataclasses that go to JSON and back.
+"""Results as files: frozen dataclasses that are written to JSON and read back.
 
-A report is a dataclass of numbers, strings, lists, dicts and other such dataclasses.  What a class names in `derived`
-(a median, say) is computed from the rest: it is written into the file for people and scripts, and passed over when
-the file is read.
+A report is a dataclass of numbers, strings, lists, dicts and other such dataclasses.  The properties that a class names
+in `derived` (a median, for example) are computed from the fields: they are written into the file for people and
+scripts, and ignored when the file is read.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 Report = TypeVar("Report")
 Settings = dict[str, Any]
-"""What a command was called with: another set for each command, of JSON's own types."""
+"""The settings of a command, in JSON's types; each command has its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Something that was measured in rounds, in images per second; an error stands where it could not be."""
+    """A variant that was measured in rounds, in images per second, or the error that prevented it."""
 
     name: str
     images_per_s: list[float] = field(default_factory=list)
@@ -53,13 +53,13 @@ class Row:
 
 
 def check_out(out: Path | None) -> None:
-    """Raise a ValueError, before anything is measured, if `out` does not name a result."""
+    """Raise a ValueError, before anything is measured, unless `out` ends in .json."""
     if out is not None and out.suffix != ".json":
         raise ValueError(f"--out must end in .json, got {out}")
 
 
 def check_at_least_1(options: object, *names: str) -> None:
-    """Raise a ValueError that names the option, if one of these fields is below 1; None is left to its default."""
+    """Raise a ValueError that names the option if one of these fields is below 1; None stands for a default."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -67,7 +67,7 @@ def check_at_least_1(options: object, *names: str) -> None:
 
 
 def save(path: Path, report: Any) -> None:
-    """Write a report as JSON; its folder is made where it is missing."""
+    """Write a report as JSON; its folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(to_json(report), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -85,7 +85,7 @@ def load(path: Path, kind: type[Report]) -> Report:
 
 
 def to_json(value: Any) -> Any:
-    """Return a report in JSON's own types, with what is derived.
+    """Return a report in JSON's types, including the derived properties.
 
     >>> to_json(Row(name="native", images_per_s=[2.0, 4.0]))["median"]
     3.0
@@ -105,7 +105,7 @@ def from_json(kind: Any, data: Any, where: str = "") -> Any:
 
     Args:
         kind: a dataclass; list[…], tuple[…, ...], dict[str, …], a union, or a type of JSON.
-        data: what JSON gives.
+        data: the parsed JSON.
         where: name of the field, for the message.
 
     Raises:
@@ -120,21 +120,21 @@ def from_json(kind: Any, data: Any, where: str = "") -> Any:
         (kind,) = [argument for argument in arguments if argument is not type(None)][:1]
         return from_json(kind, data, where)
     if origin in (list, tuple):
-        _need(isinstance(data, list), where, data, "a list")
+        _check(isinstance(data, list), where, data, "a list")
         return origin(from_json(arguments[0], item, f"{where}[{number}]") for number, item in enumerate(data))
     if origin is dict:
-        _need(isinstance(data, dict), where, data, "an object")
+        _check(isinstance(data, dict), where, data, "an object")
         return {key: from_json(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
     if kind is float:
-        _need(isinstance(data, int | float) and not isinstance(data, bool), where, data, "a number")
+        _check(isinstance(data, int | float) and not isinstance(data, bool), where, data, "a number")
         return float(data)
     if kind in (int, str, bool):
-        _need(type(data) is kind, where, data, f"of type {kind.__name__}")
+        _check(type(data) is kind, where, data, f"of type {kind.__name__}")
     return data
 
 
 def _dataclass_from_json(kind: Any, data: Any, where: str) -> Any:
-    _need(isinstance(data, dict), where, data, "an object")
+    _check(isinstance(data, dict), where, data, "an object")
     hints = typing.get_type_hints(kind)
     fields = {item.name: item for item in dataclasses.fields(kind)}
     unknown = data.keys() - fields - set(getattr(kind, "derived", ()))
@@ -154,6 +154,6 @@ def _dataclass_from_json(kind: Any, data: Any, where: str) -> Any:
     )
 
 
-def _need(condition: bool, where: str, data: Any, what: str) -> None:
+def _check(condition: bool, where: str, data: Any, what: str) -> None:
     if not condition:
         raise ValueError(f"{where or 'the report'} is {data!r:.60}; it must be {what}")

@@ -1,7 +1,7 @@
 """`fastclr bench augment`: color jitter, grayscale, blur and normalisation of uint8 crops that lie on the device.
 
-Everybody gets the same crops [N, S, S, 3] and gives normalised views.  Ours and kornia draw for every view; ours
-has its numbers drawn beforehand, kornia draws within the call, torchvision draws once per batch.
+All variants turn the same crops [N, S, S, 3] into normalised views.  Ours and kornia have other numbers for every view,
+ours drawn beforehand, kornia's within the call; torchvision draws once per batch.
 """
 
 from collections.abc import Callable
@@ -156,7 +156,7 @@ def _variants(crops: DrawnCrops, spec: ViewSpec, dtype: torch.dtype, device: tor
 
 
 def kornia_simclr(spec: ViewSpec) -> Callable[[Tensor], Tensor]:
-    """kornia's batched transforms, drawn for every view, of uint8 [N, 3, S, S]."""
+    """Return kornia's batched transforms, drawn for every view, on uint8 [N, 3, S, S]."""
     require("kornia")
     from kornia import augmentation as K
 
@@ -173,7 +173,7 @@ def kornia_simclr(spec: ViewSpec) -> Callable[[Tensor], Tensor]:
 
 
 def torchvision_simclr(spec: ViewSpec) -> Callable[[Tensor], Tensor]:
-    """torchvision's transforms v2 on a batch, uint8 [N, 3, S, S]: one draw for all of its views."""
+    """Return torchvision's transforms v2 on a batch, uint8 [N, 3, S, S], with one draw for all of its views."""
     from torchvision.transforms import v2
 
     s = spec.jitter_strength

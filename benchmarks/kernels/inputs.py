@@ -1,4 +1,4 @@
-"""What is measured on: pictures and parameters that are drawn anew, the same every time."""
+"""Inputs of the benchmarks: random pictures and parameters, the same every time."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class DrawnCrops(NamedTuple):
 
 
 def drawn_crops(spec: ViewSpec, batch_size: int, device: torch.device, seed: int = 0) -> DrawnCrops:
-    """Smooth pictures with some noise, uint8 [V, B, S, S, 3] on the device, and their drawn numbers."""
+    """Return smooth pictures with some noise, uint8 [V, B, S, S, 3] on the device, and their drawn numbers."""
     generator = torch.Generator(device).manual_seed(seed)
     shape = (spec.num_views, batch_size, 3)
     coarse = torch.rand(spec.num_views * batch_size, 3, 7, 7, generator=generator, device=device)
@@ -34,7 +34,7 @@ def drawn_crops(spec: ViewSpec, batch_size: int, device: torch.device, seed: int
 
 
 def random_parameters(shapes: list[torch.Size], device: torch.device) -> list[Tensor]:
-    """Weights of the size that initialisation gives, each with a gradient."""
+    """Return weights of the size of initial ones, each with a gradient."""
     generator = torch.Generator(device).manual_seed(0)
     params = []
     for shape in shapes:

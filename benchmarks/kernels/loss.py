@@ -1,7 +1,7 @@
 """`fastclr bench loss`: NT-Xent forward and backward, ours beside lightly's and plain torch's.
 
-All get the same un-normalised z [M, D], view 0 first, and give its gradient; the error is that of the gradient,
-‖g − g₆₄‖ / ‖g₆₄‖, against our reference form in float64.
+All variants get the same un-normalised z [M, D], view 0 first, and compute its gradient.  The error of a gradient is
+‖g − g₆₄‖ / ‖g₆₄‖, where g₆₄ is that of our reference form in float64.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class Options(TimedOptions):
     ] = ()
     """Rows M of z, both views."""
     width: int = 128
-    """Width D of z."""
+    """Dimension D of z."""
     temperature: float = 0.1
     """τ, which divides the similarities."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -80,7 +80,7 @@ def run(options: Options) -> KernelReport:
         ValueError, OSError: an option that does not fit; the message says which.
     """
     device, console = pick_device(options.device), Console()
-    # the sizes with a goal first: a run that is cut short has them
+    # the sizes with a goal come first, so that a run that is interrupted has them
     sizes = options.rows or ((*LOSS, 1024, 4096, 32768) if device.type == "cuda" else (256, 512, 1024))
     report = new_report("loss", {**asdict(options), "rows": sizes, "out": None, "device": str(device)})
     for num_rows in sizes:
@@ -160,7 +160,7 @@ def plain_nt_xent(z: Tensor, temperature: float, product_dtype: torch.dtype | No
     Args:
         z: [M, D], view 0 first.
         temperature: τ.
-        product_dtype: of the matrix product; None: that of z.
+        product_dtype: type of the matrix product; None: that of z.
     """
     z = F.normalize(z, dim=1)
     z = z if product_dtype is None else z.to(product_dtype)

@@ -1,7 +1,6 @@
 """Reports of the in-process benchmarks: groups of rows, as typed data and as tables on the screen.
 
-Every row carries the device it was measured on; a row that could not be measured carries the reason instead of a
-number.
+Every row names the device that it was measured on; a row that could not be measured has the reason instead of a number.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ Column = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class KernelGroup:
-    """Rows that compute one thing, and how large it is."""
+    """Variants of one computation, and its size."""
 
     title: str
     rows: list[KernelRow]
@@ -36,14 +35,14 @@ class KernelGroup:
     batch_size: int | None = None
     """Source images."""
     shape: Settings | None = None
-    """What a step trains; see `step_parts.Shape`."""
+    """Model and batch of a step; see `step_parts.Shape`."""
     shares: dict[str, float | None] | None = None
     """Parts of a step's time."""
 
 
 @dataclass(frozen=True)
 class KernelReport:
-    """What an in-process benchmark found."""
+    """Result of an in-process benchmark."""
 
     benchmark: str
     machine: Machine
@@ -58,7 +57,7 @@ def new_report(benchmark: str, settings: Settings) -> KernelReport:
 
 
 def with_group(report: KernelReport, out: Path | None, group: KernelGroup) -> KernelReport:
-    """Return the report with one more group and its targets judged; write it: a run that is cut short keeps it."""
+    """Return the report with one more group and its targets judged; write it, so that an interrupted run keeps it."""
     groups = [*report.groups, group]
     rows = [row for each in groups for row in each.rows]
     report = replace(report, groups=groups, targets=judge(report.benchmark, rows))

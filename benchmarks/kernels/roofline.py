@@ -2,10 +2,10 @@
 
 A floor is the largest of three times: operations over the rate of the matrix units, bytes (each input read once,
 each output written once) over the memory's bandwidth, and exponentials over the rate of their units.  No version
-runs much faster; time over floor is the most that can still be gained.  On another GPU the floor is still an H100's,
-and the row says which GPU was measured.
+runs much faster; time over floor is the maximum speed-up that is still possible.  On another GPU the floor is still an
+H100's, and the row says which GPU was measured.
 
-Legend: M rows of both views, D width, S pixels of a view's side.
+Legend: M rows of both views, D dimension of z, S side of a view in pixels.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU's rates as they are reached in practice, not those of the data sheet."""
+    """Rates of a GPU that are reached in practice, not those of the data sheet."""
 
     name: str
     half_flops: float
     """Dense half-precision operations per second."""
     bytes_per_s: float
-    """Device memory, read plus written."""
+    """Bandwidth of the device memory, read plus written."""
     num_multiprocessors: int
     clock_hz: float
     exp_per_clock: int

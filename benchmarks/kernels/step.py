@@ -2,11 +2,10 @@
 
     data wait ─▶ augment ─▶ encoder and head, forward + backward ─▶ loss, forward + backward ─▶ optimizer
 
-The step on canned views and the step that a loader feeds take turns, then the pieces do.  Data wait is the time
-that the device stands still until its views are there; what a loader costs beyond that (it shares processors and
-memory with the step) shows in how much slower the fed step is.  Under `torchrun` every rank runs the step on its
-share of the batch: the step with global batch norm against the same with local batch norm is the time of the norms'
-synchronisation.
+The step on canned views and the step fed by a loader take turns; afterwards the pieces do.  Data wait is the time that
+the device idles until its views are ready.  Further costs of a loader, which shares processors and memory with the
+step, show in how much slower the fed step is.  Under `torchrun` every rank runs the step on its share of the batch,
+and the difference between global and local batch norm is the time of the norms' synchronisation.
 """
 
 from collections.abc import Iterator
@@ -50,7 +49,7 @@ COLUMNS: tuple[Column, ...] = (
 CANNED, GRAPH, LOCAL, LOADED = "step", "step, graph", "step, local norms", "step with loader"
 GPU_SHAPES = (Shape("resnet50-224", 50, 1.0, 224, 256), Shape("resnet18-32", 18, 1.0, 32, 512))
 CPU_SHAPES = (Shape("resnet50-224", 50, 0.25, 64, 2), Shape("resnet18-32", 18, 0.25, 32, 8))
-"""The same encoders, narrower, on smaller batches and views."""
+"""Shapes for CPUs: the encoders of GPU_SHAPES with fewer channels, on smaller batches and views."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ class Options(CommonOptions):
     size: int | None = None
     """Height and width of a view, pixels; None: 224 and 32, on a CPU 64 and 32."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of convolutions and matrix products; auto: bfloat16 on a GPU."""
+    """Type of convolutions and matrix products; auto: bfloat16 on a GPU."""
     compile: tyro.conf.FlagCreatePairsOff[bool] = False
     """Compile encoder and head with torch.compile."""
     channels_last: bool = True
@@ -134,7 +133,7 @@ def run(options: Options) -> KernelReport:
 
 @contextmanager
 def _cudnn_search() -> Iterator[None]:
-    """cuDNN looks for the fastest convolutions, as it does in training."""
+    """Let cuDNN search for the fastest convolutions, as in training."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield
@@ -159,7 +158,7 @@ def _measure_shape(
     fed = FedStep(step, batches)
 
     def with_loader() -> Function:
-        next(batches)  # raises what is missing
+        next(batches)  # raises if something is missing
         return fed
 
     def graph() -> Function:
@@ -168,7 +167,8 @@ def _measure_shape(
 
     source = f"{engine} engine on {options.file.name if options.file else 'drawn images'}"
     calls = options.calls or (20 if device.type == "cuda" else 3)
-    graphs = device.type == "cuda" and ranks.world_size == 1  # of short pieces: in a step, launches run ahead
+    # graphs of the short pieces, because within a step launches run ahead
+    graphs = device.type == "cuda" and ranks.world_size == 1
     beside = "runs beside the step, on the loader's stream or threads"
     pieces = [
         Variant("encoder and head", lambda: step.encoder, note="forward + backward"),
@@ -185,7 +185,7 @@ def _measure_shape(
     else:
         steps.append(Variant(GRAPH, graph, graph=True, note="on canned views, one CUDA graph"))
     with closing(batches):
-        # ranks wait for each other in a call, so they must agree on the number of calls
+        # ranks wait for each other in each call, so they must make the same number of calls
         timed = partial(measure, device=device, rounds=options.rounds, mean_of_turn=True)
         rows = timed(steps, calls=calls)
         whole_s, loaded = rows[0].median_s, rows[1]
@@ -205,7 +205,7 @@ def _with_figures(rows: list[KernelRow], shape: Shape, step: Step, ranks: Ranks)
     views = 2 * shape.batch_size
     floors = {
         "encoder and head": flops_floor_s(flops_per_image(shape) * shape.batch_size),
-        # a rank computes its own rows of the similarities with all
+        # a rank computes the similarities of its own rows with all rows
         "loss": nt_xent_floor_s(views * ranks.world_size, PROJ_DIM) / ranks.world_size,
         "optimizer": lars_floor_s(sum(p.numel() for p in step.params)),
     }

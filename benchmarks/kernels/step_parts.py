@@ -26,12 +26,12 @@ from pipelines.views import ViewSpec
 TEMPERATURE = 0.1
 PROJ_DIM = 128
 GRAPH_SIZE = 96
-"""Views up to this size, pixels, are worth a captured step: launches take a share of the time."""
+"""Maximum size of views, pixels, for which capturing a step pays: their launches take a noticeable part of the time."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained, on how much."""
+    """Model and batch of a training step."""
 
     name: str
     depth: int
@@ -59,7 +59,7 @@ def make_model(shape: Shape) -> SimCLR:
 
 
 def flops_per_image(shape: Shape) -> int:
-    """Operations of both views of an image, forward and backward; counted without computing anything."""
+    """Return the operations for both views of an image, forward and backward, counted without computing anything."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
@@ -74,8 +74,8 @@ class Step:
     """A model with its optimizer, canned inputs, and the pieces of a step on them.
 
     Args:
-        shape: what is trained.
-        device: where.
+        shape: model and batch.
+        device: device of the step.
         dtype: bfloat16 for autocast, or float32.
         channels_last: memory format of weights and views.
         compiled: compile encoder and head.
@@ -105,26 +105,26 @@ class Step:
         self._dz = 1e-3 * torch.randn(2 * shape.batch_size, PROJ_DIM, device=device)
 
     def encoder(self) -> None:
-        """Encoder and head, forward and backward; with ranks, the gradients' all-reduce too."""
+        """Run encoder and head, forward and backward; with several ranks, including the gradients' all-reduce."""
         z = self._embed(self._views)
         self._optimizer.zero_grad(set_to_none=True)
         z.backward(self._dz.to(z.dtype))
 
     def loss(self) -> Tensor:
-        """NT-Xent, forward and backward."""
+        """Run NT-Xent, forward and backward."""
         return torch.autograd.grad(nt_xent(self._z, TEMPERATURE, self.ranks.group), self._z)[0]
 
     def make_optimizer(self) -> Callable[[], Any]:
-        """A LARS step on tensors of the model's shapes that nobody else moves."""
+        """Return a LARS step on separate tensors of the model's shapes."""
         shapes = [p.shape for p in self.params]
         return LARS(random_parameters(shapes, self.device), lr=1e-3, weight_decay=1e-6).step
 
     def whole(self) -> None:
-        """A step on canned views."""
+        """Take a step on canned views."""
         self.on(self._views)
 
     def on(self, views: Tensor) -> None:
-        """A step on views [2B, 3, S, S]."""
+        """Take a step on views [2B, 3, S, S]."""
         loss = nt_xent(self._embed(views), TEMPERATURE, self.ranks.group)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -133,11 +133,11 @@ class Step:
     def batches(
         self, file: Path | None, engine: EngineName, threads: int | None, rank: int, world_size: int
     ) -> Generator[Tensor]:
-        """Views [2B, 3, S, S] from a loader, epoch after epoch; closing it frees loader and drawn file.
+        """Yield views [2B, 3, S, S] from a loader, epoch after epoch; closing it frees loader and drawn file.
 
         Raises:
-            NotMeasured: what the loader needs is not installed.
-            ValueError, OSError: no such file, or one with too few images.
+            NotMeasured: a package that the loader needs is not installed.
+            ValueError, OSError: there is no such file, or it has too few images.
         """
         require("simplejpeg", "simplejpeg")
         from pipelines.loader import TwoViewLoader
@@ -181,14 +181,14 @@ class Step:
 
 
 class FedStep:
-    """A step that takes its views from a loader, and knows how long the device stood still for them.
+    """A step that takes its views from a loader, and measures how long the device idles for them.
 
-    On a GPU two events lie around the request: the time from the end of the step before to where the views are
-    ready and the host has said so.  On a CPU it is the time that the request takes.
+    On a GPU that is the time between two events: the end of the previous step, and the moment when the views are ready
+    and the host has been told.  On a CPU it is the duration of the request.
     """
 
     WARM = 4
-    """First requests, which aren't counted: until the loader is at work."""
+    """Number of first requests that are not counted, until the loader is busy."""
 
     def __init__(
         self, step: Step, batches: Iterator[Tensor], clock: Callable[[], float] = time.perf_counter
@@ -203,7 +203,7 @@ class FedStep:
         self._step.on(views)
 
     def wait_s(self) -> float:
-        """Mean time of a step that was spent waiting for its views."""
+        """Return the mean time per step that was spent waiting for views."""
         marks = self._marks[self.WARM :]
         if self._step.device.type == "cpu":
             return sum(after - before for before, after in marks) / len(marks)
@@ -219,7 +219,7 @@ class FedStep:
 
 
 def write_drawn_file(path: Path, shape: Shape, world_size: int) -> Path:
-    """A .beton of raw square images of random pixels, as large as the views, for some batches."""
+    """Write a .beton of raw square images of random pixels, as large as the views, for some batches."""
     from pipelines.beton import BetonWriter
 
     rng = np.random.default_rng(0)
@@ -231,7 +231,7 @@ def write_drawn_file(path: Path, shape: Shape, world_size: int) -> Path:
 
 
 def check_capture(step: Step) -> None:
-    """Raise `NotMeasured` where a step can't be captured as a CUDA graph."""
+    """Raise `NotMeasured` if a step can't be captured as a CUDA graph."""
     if step.device.type != "cuda":
         raise NotMeasured("needs a CUDA device")
     if step.ranks.world_size > 1:

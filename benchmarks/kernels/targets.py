@@ -1,6 +1,6 @@
-"""The goals on one H100, and whether a measurement reaches them: the table of the GPU figures in README.md.
+"""The goals on one H100, and whether measurements reach them: the table of GPU figures in README.md.
 
-`targets_table(folder)` reads the JSON files of `make gpu-check`; what is not there reads "not measured".
+`targets_table(folder)` reads the JSON files of `make gpu-check`; missing ones read "not measured".
 """
 
 import json
@@ -16,17 +16,17 @@ NOT_MEASURED, MET, MISSED = "not measured", "met", "missed"
 
 @dataclass(frozen=True)
 class Target:
-    """A figure to reach, in a row of a benchmark's report."""
+    """A goal for a figure in a row of a benchmark's report."""
 
     benchmark: str
     what: str
     key: str
-    """The row that is judged carries it as `target`."""
+    """The field `target` of the row that is judged."""
     figure: str
     """Field of the row that is judged."""
     limit: float
     at_least: bool = False
-    """Whether the figure must be the limit or more, rather than the limit or less."""
+    """Whether the figure must be at least the limit, instead of at most."""
 
     def text(self, value: float) -> str:
         if self.figure.endswith("_per_s"):
@@ -68,7 +68,7 @@ TARGETS = (
 
 
 def time_text(seconds: float) -> str:
-    """Three digits and a unit.
+    """Return a time with three digits and a unit.
 
     >>> time_text(0.000239), time_text(0.0066)
     ('239 µs', '6.60 ms')

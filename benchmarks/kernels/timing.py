@@ -1,13 +1,13 @@
 """Timing of functions within this process, in turns: on a GPU by its own clock, on a CPU by the wall clock.
 
-Several variants of one computation take turns, round after round, and each starts another round: a machine's
-speed drifts, so only numbers taken side by side can be compared.  A value is the median over a turn's calls; a
-result is the median of its turns, with the lowest and highest beside it.
+Several variants of one computation take turns, and each round starts with another one: a machine's speed drifts, so
+only numbers measured side by side can be compared.  A value is the median over a turn's calls; a result is the median
+of its turns, with the lowest and highest beside it.
 
-On a GPU a call lies between two events, and before each the L2 cache is filled with other data: repeated calls
-would otherwise find their inputs there.  It is filled by reading, so that no write-back runs into the call.
-`Variant.graph` replays the function as a CUDA graph, which leaves out the gaps between its launches: that is
-the kernels' own time, while the plain form is what a script sees that does nothing else.
+On a GPU a call is timed by two events, and the L2 cache is filled with other data before each call, which would
+otherwise find its inputs there.  It is filled by reading, so that no write-back overlaps the call.  `Variant.graph`
+replays the function as a CUDA graph, without the gaps between its launches: this is the time of the kernels alone,
+while the plain form is the time that a script sees that does nothing else.
 """
 
 import ctypes
@@ -27,42 +27,43 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 
 from pipelines.errors import EngineUnavailable
+from pipelines.system.terminal import one_line
 
 FLUSH_BYTES = 256 << 20
-"""Read before each call: five times an H100's L2 cache."""
+"""Bytes read before each call: five times an H100's L2 cache."""
 MAX_CALLS = 50
-"""Calls of a turn, at most."""
+"""Maximum number of calls per turn."""
 
 Function = Callable[[], Any]
 Value = TypeVar("Value")
 
 
 class NotMeasured(Exception):
-    """A variant can't run here; the message says what is missing, and the command that installs it."""
+    """A variant can't run here; the message names what is missing, and the command that installs it."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute what all variants of a group compute."""
+    """One implementation of the computation of a group."""
 
     name: str
     make: Callable[[], Function]
-    """Imports and prepares whatever it needs, and returns the function to time.  May raise `NotMeasured`."""
+    """Imports and prepares what the function needs, and returns it.  May raise `NotMeasured`."""
     graph: bool = False
     """Replay the function as a captured CUDA graph; it must not wait for the device."""
     check: Callable[[Any], dict[str, Any]] | None = None
-    """Gives fields of the row from a call's result: its error, say."""
+    """Computes fields of the row from a call's result, for example its error."""
     note: str = ""
-    """What sets it apart, where the name doesn't say."""
+    """Distinguishing property, if the name does not tell it."""
 
 
 @dataclass(frozen=True)
 class KernelRow:
-    """What was measured of a variant."""
+    """Measurements of a variant."""
 
     name: str
     device: str
-    """What it was measured on: "cpu", or the GPU's name."""
+    """Device of the measurement: "cpu", or the GPU's name."""
     method: str = ""
     """perf_counter, CUDA events, or CUDA graph."""
     note: str = ""
@@ -71,21 +72,21 @@ class KernelRow:
     calls: int = 0
     """Timed calls in all."""
     peak_bytes: int | None = None
-    """Memory that a call takes beside its inputs, its result included: on a GPU what torch allocates, on a CPU
-    resident memory, which the allocator gives back when it likes; None: this platform doesn't tell."""
+    """Memory that a call takes besides its inputs, including its result: on a GPU what torch allocates, on a CPU
+    resident memory, which the allocator may keep; None: this platform does not report it."""
     error: str = ""
-    """Why there is no number."""
+    """Why it could not be measured."""
     gradient_error: float | None = None
     """‖g − g₆₄‖ / ‖g₆₄‖ of a loss."""
     images_per_s: float | None = None
     """Source images per second."""
     views_per_s: float | None = None
     step_share: float | None = None
-    """Time over that of a whole step."""
+    """Time as a fraction of a whole step."""
     data_wait_share: float | None = None
-    """Share of a step spent waiting for its views."""
+    """Fraction of a step spent waiting for its views."""
     slower_share: float | None = None
-    """Share of a step that it takes longer for the loader beside it."""
+    """Fraction of a step's time that is due to the loader running beside it."""
     floor_s: float | None = None
     """The shortest time that the hardware allows; None on a CPU."""
     floor_share: float | None = None
@@ -143,11 +144,11 @@ def measure(
         variants: what to compare; all of them are prepared before the first is timed.
         device: what they run on.
         rounds: turns of each variant.
-        turn_s: seconds that a turn takes, about; at least three calls.
-        calls: calls of a turn, instead of `turn_s`: ranks that wait for each other must agree on them.
+        turn_s: approximate duration of a turn, seconds; it has at least three calls.
+        calls: number of calls per turn, instead of `turn_s`: ranks that wait for each other must use the same number.
         mean_of_turn: time all calls of a turn with one clock (mean) instead of each (median), so that rare stalls,
-            as in waiting for data, count.  Otherwise a GPU's L2 cache is emptied of a call's inputs before it.
-        clock: seconds, for a CPU; a GPU is timed by its own events.
+            such as waiting for data, count.  Otherwise a GPU's L2 cache is emptied of a call's inputs before it.
+        clock: returns seconds, for a CPU; a GPU is timed by its own events.
     """
     rows = [KernelRow(v.name, device_name(device), _method(v, device), v.note) for v in variants]
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -187,7 +188,7 @@ def _attempt(action: Callable[[], Value]) -> tuple[Value | None, str]:
         torch.cuda.empty_cache()
         return None, "out of memory"
     except (ValueError, OSError, EngineUnavailable) as error:  # options that exclude each other
-        return None, " ".join(str(error).split())
+        return None, one_line(error)
     except Exception as error:
         traceback.print_exc(file=sys.stderr)
         return None, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -207,7 +208,7 @@ class _Prepared:
 def _prepare(
     variant: Variant, device: torch.device, timer: "_Timer", turn_s: float, calls: int | None
 ) -> _Prepared:
-    """Warm the function up, and choose how often a turn calls it."""
+    """Warm the function up, and choose the number of calls per turn."""
     if variant.graph:
         check_cuda(device)
     function = variant.make()
@@ -223,7 +224,7 @@ def _prepare(
 
 
 def _turn(function: Function, calls: int, timer: "_Timer", mean_of_turn: bool = False) -> float:
-    """Return the seconds of a call, after one that isn't counted: the median, or the mean, of so many calls."""
+    """Return the seconds of a call: the median, or the mean, of `calls` calls, after one that is not counted."""
     function()
     if mean_of_turn:
         return timer.seconds(function, 1, calls, flush=False)[0] / calls
@@ -256,7 +257,7 @@ class _CpuTimer:
 
 
 class _GpuTimer:
-    """CUDA events, between which the L2 cache has been filled with data that no variant reads."""
+    """Times by CUDA events, after filling the L2 cache with data that no variant reads."""
 
     def __init__(self, device: torch.device) -> None:
         self._other_data = torch.ones(FLUSH_BYTES // 4, device=device)

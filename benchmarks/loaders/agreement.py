@@ -1,4 +1,4 @@
-"""How far the engines' crops are from torchvision's.
+"""Measures how far the engines' crops are from torchvision's.
 
     python -m benchmarks.loaders.agreement FILE.beton --out FILE.json
 

@@ -143,12 +143,12 @@ def _scaling(options: Options, file: FileFacts, settings: LoaderSettings, consol
 
 
 def _batch_size(num_samples: int) -> int:
-    """At most 64, and small enough that an epoch has 30 batches to count from."""
+    """Return a batch size of at most 64, so small that an epoch has 30 batches to count from."""
     batch_size = min(64, num_samples // (WARM_BATCHES + LAST_BATCHES + 30))
     if batch_size < 1:
-        need = WARM_BATCHES + LAST_BATCHES + 30
+        minimum = WARM_BATCHES + LAST_BATCHES + 30
         raise ValueError(
-            f"{num_samples} images are too few to measure a loader; the file must hold at least {need}"
+            f"{num_samples} images are too few to measure a loader; the file must hold at least {minimum}"
         )
     return batch_size
 
@@ -184,7 +184,7 @@ def _cases(
 
 
 def _read_through(file: Path) -> None:
-    """Fill the page cache, so that no case reads from the disk what the next ones find in memory."""
+    """Fill the page cache, so that the first case does not read from the disk what later ones find in memory."""
     with file.open("rb") as stream:
         while stream.read(1 << 24):
             pass

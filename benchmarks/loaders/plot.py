@@ -8,7 +8,7 @@ OURS, THEIRS, LIMIT = "#1f6feb", "#9aa4b2", "#d1242f"
 
 
 def plot_loader(report: LoaderReport, path: Path) -> None:
-    """Bars of images/s with their spread over the rounds; the decode limit as a line."""
+    """Plot bars of images/s with their spread over the rounds, and the decode limit as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -49,7 +49,7 @@ def plot_loader(report: LoaderReport, path: Path) -> None:
 
 
 def plot_scaling(report: ScalingReport, path: Path) -> None:
-    """Lines of images/s over the number of threads, with the spread over the rounds."""
+    """Plot lines of images/s over the number of threads, with the spread over the rounds."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What the loader benchmarks find, as typed reports."""
+"""Typed reports of the loader benchmarks."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ WORKLOADS = {"crops": "two crops", "full": "full augmentation", "center": "one c
 
 @dataclass(frozen=True)
 class StoredAs:
-    """Options that the file was converted with; None where no side-car tells."""
+    """Options that the file was converted with; None if there is no side-car."""
 
     mode: str | None = None
     jpeg: str | None = None
@@ -22,7 +22,7 @@ class StoredAs:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What the figures depend on: how large the images are, and how they were stored."""
+    """Properties of a file that the figures depend on: size of the images, and how they are stored."""
 
     name: str
     images: int
@@ -35,7 +35,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """What all cases have in common."""
+    """Settings that all cases share."""
 
     size: int
     """Height and width of a view, pixels."""
@@ -80,7 +80,7 @@ class ScalingReport:
 
 @dataclass(frozen=True)
 class AgreementSettings:
-    """What was compared."""
+    """Settings of the comparison."""
 
     device: str
     size: int = 0
@@ -91,7 +91,7 @@ class AgreementSettings:
 
 @dataclass(frozen=True)
 class AgreementRow:
-    """How far an engine's crops are from torchvision's, in gray levels."""
+    """Differences between an engine's crops and torchvision's, in gray levels."""
 
     name: str
     error: str = ""

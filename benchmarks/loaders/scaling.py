@@ -60,7 +60,7 @@ def relative_scaling(rows: dict[str, list[ScalingRow]]) -> dict[str, float]:
 
 
 def scaling_table(report: ScalingReport) -> Table:
-    """Images per second by thread count, and what is lost relative to the decode limit."""
+    """Return a table of images per second by thread count, and of the loss relative to the decode limit."""
     rows = report.rows
     table = Table(
         title=f"{report.file.name}: source images/s by threads, views of {report.settings.size} px",

@@ -1,4 +1,4 @@
-"""`fastclr demo`: the whole way in about three minutes, with a report."""
+"""`fastclr demo`: all steps from images to an evaluated encoder in about three minutes, with a report."""
 
 import tyro
 
@@ -6,7 +6,7 @@ from fastclr.arguments import parse
 from pipelines.system.terminal import printable
 
 DESCRIPTION = (
-    "The whole way in about three minutes: draws pictures of ten shapes (or takes your images), converts, "
+    "All steps in about three minutes: draws pictures of ten shapes (or takes your images), converts, "
     "previews, trains with SimCLR, evaluates before and after, and writes OUT/report.html."
 )
 

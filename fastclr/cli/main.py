@@ -12,7 +12,7 @@ from typing import TextIO
 from pipelines.system.jit import announce_compiling
 from pipelines.system.output import lenient_output
 from pipelines.system.private_folder import private_folder
-from pipelines.system.terminal import printable
+from pipelines.system.terminal import one_line, printable
 
 COMMANDS = {
     "convert": "a folder of images, or a data set, into one .beton file",
@@ -22,7 +22,7 @@ COMMANDS = {
     "evaluate": "weighted kNN and linear probe of a trained encoder",
     "doctor": "what can run here, how fast, and what would make the rest run",
     "bench": "measure the parts, in images per second",
-    "demo": "the whole way in a few minutes, with a report",
+    "demo": "all steps in a few minutes, with a report",
 }
 LONG_COMMANDS = {"convert", "train", "evaluate", "bench", "demo"}
 """Commands that go on working when their output can't be written any more."""
@@ -126,7 +126,7 @@ def _reason(error: Exception) -> str:
             else ""
         )
         return f"{error.strerror}{where}{makes}"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _format_warning(

@@ -10,7 +10,7 @@ import tyro
 
 from fastclr.arguments import parse
 from fastclr.config import Config
-from fastclr.recipes import RECIPES_DIR, recipe_names, recipe_of, run_folder_of
+from fastclr.recipes import RECIPES_DIR, default_run_folder, recipe_from_arguments, recipe_names
 from fastclr.renamed import current_arguments
 from pipelines.system.terminal import printable
 
@@ -37,7 +37,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Train, and return the exit code: 0 if the run is complete, 128 + n if signal n stopped it (Ctrl-C: 130)."""
     argv = current_arguments(_with_file(argv))
-    default = Arguments(tyro.MISSING, tyro.MISSING, config=recipe_of(argv, "fastclr train"))
+    default = Arguments(tyro.MISSING, tyro.MISSING, config=recipe_from_arguments(argv, "fastclr train"))
     arguments = parse(Arguments, argv, "fastclr train", default=default, description=_description())
     if arguments.resume:
         _say("--resume is not needed any more: a run is continued by the command that started it")
@@ -65,7 +65,7 @@ def _train(arguments: Arguments) -> int:
     from fastclr.train.distributed import ranks_from_env
     from fastclr.train.pretrain import train
 
-    file, folder = arguments.file, arguments.out or run_folder_of(arguments.recipe)
+    file, folder = arguments.file, arguments.out or default_run_folder(arguments.recipe)
     ranks = ranks_from_env()
     # `record` lets torchrun show the error of the rank that failed first
     run = record(train) if ranks.world_size > 1 else train

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 INK, ACCENT, BEFORE, RULE = "#010101", "#020202", "#030303", "#040404"
-"""Stand-ins: matplotlib accepts colors only, the page replaces them by its own."""
+"""Placeholder colors, which the page replaces by its CSS variables: matplotlib accepts only colors."""
 PAGE_COLORS = {INK: "currentColor", ACCENT: "var(--accent)", BEFORE: "var(--before)", RULE: "var(--rule)"}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -29,7 +29,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
 }
 MAX_CLASSES = 20
-"""Classes in the chart by class."""
+"""Maximum number of classes in the chart by class."""
 
 
 def training_curve(points: Sequence[tuple[float, float]], name: str, percent: bool = False) -> str:
@@ -37,8 +37,8 @@ def training_curve(points: Sequence[tuple[float, float]], name: str, percent: bo
 
     Args:
         points: step and value; sorted by step.
-        name: of the value, for the axis.
-        percent: the value is a share, shown in percent from 0.
+        name: name of the value, for the axis.
+        percent: the value is a fraction, shown in percent from 0.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(5.2, 2.5), layout="constrained")
@@ -73,7 +73,7 @@ def bars_by_class(names: Sequence[str], before: Sequence[float], after: Sequence
 
 
 def _svg(figure: Figure) -> str:
-    """Return the figure as an element to stand in a page: without prolog and metadata, in the page's colors."""
+    """Return the figure as an SVG element for a page: without prolog and metadata, in the page's colors."""
     out = io.StringIO()
     figure.savefig(
         out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))

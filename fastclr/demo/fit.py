@@ -1,4 +1,4 @@
-"""How many epochs fit into the demo's time on this machine."""
+"""Finds the number of epochs that fit into the demo's time on this machine."""
 
 import dataclasses
 import time
@@ -17,15 +17,15 @@ from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.threads import torch_threads
 
 WARM_UP_STEPS = 3
-"""First steps, which are not timed: they compile kernels and allocate memory."""
+"""Number of first steps that are not timed: they compile kernels and allocate memory."""
 MIN_STEPS, MIN_SECONDS = 4, 4.0
-"""Timed steps, at least, and how long they take together, at least."""
+"""Minimum number of timed steps, and their minimum duration together."""
 RESERVE = 0.1
-"""Share of the time that is kept for checkpoints, log lines, and a machine that slows down."""
+"""Fraction of the time that is reserved for checkpoints, log lines, and a machine that slows down."""
 
 
 def step_seconds(config: Config, reader: BetonReader, device: torch.device) -> float:
-    """Train for a few seconds on weights that are thrown away, and return the seconds of a step.
+    """Train for a few seconds, drop the weights, and return the seconds of a step.
 
     Args:
         config: resolved.
@@ -53,12 +53,12 @@ def _endless_views(loader: TwoViewLoader) -> Generator[Tensor]:
 def mean_seconds(
     take: Callable[[Tensor], None], views: Iterable[Tensor], clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Return the mean time of a step, waiting for its views included.
+    """Return the mean time of a step, including the wait for its views.
 
     Args:
-        take: does a step and waits until it is done.
-        views: endless.
-        clock: seconds.
+        take: takes a step and waits until it is done.
+        views: endless views.
+        clock: returns seconds.
     """
     start, count = 0.0, 0
     for number, batch in enumerate(views, 1):
@@ -72,9 +72,9 @@ def mean_seconds(
 
 
 def fit_epochs(config: Config, num_images: int, seconds_per_step: float, seconds: float) -> Config:
-    """Return the config with as many epochs as fit into the time, but no more than it has, and at least one.
+    """Return the config with as many epochs as fit into the time: at least one, and at most as many as it has.
 
-    The warm-up keeps its share of the epochs.
+    The warm-up keeps its fraction of the epochs.
 
     >>> config = Config()  # 100 epochs of which 10 warm up, in batches of 4096
     >>> fitted = fit_epochs(config, num_images=40_960, seconds_per_step=1.0, seconds=200.0)
@@ -87,7 +87,7 @@ def fit_epochs(config: Config, num_images: int, seconds_per_step: float, seconds
 
 
 def with_epochs(config: Config, epochs: int) -> Config:
-    """Return the config with another number of epochs, of which the warm-up has the same share."""
+    """Return the config with another number of epochs; the warm-up keeps its fraction of them."""
     warmup = config.optim.warmup_epochs * epochs / config.train.epochs
     return dataclasses.replace(
         config,

@@ -1,4 +1,4 @@
-"""Where the demo's images come from: its own drawings, or a folder of the user's."""
+"""Images for the demo from a folder of the user: splits it into training and test images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,18 +8,18 @@ import numpy as np
 from pipelines.convert import Source, open_source
 
 TEST_SHARE = 0.2
-"""Share of the user's images that is held out."""
+"""Fraction of the user's images that is held out."""
 MAX_IMAGES = 20_000
-"""Images taken from a larger folder, at random: a demo is no training."""
+"""Maximum number of images; of a larger folder so many are taken at random, to keep the demo short."""
 MIN_IMAGES = 20
-"""A smaller folder is refused."""
+"""Minimum number of images in a folder."""
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 @dataclass(eq=False)
 class Subset:
-    """Some images of a source, as a source."""
+    """A source with some of the images of another source."""
 
     whole: Source
     numbers: np.ndarray
@@ -44,8 +44,8 @@ class Subset:
 def split_folder(folder: Path, seed: int = 0) -> tuple[Source, Source]:
     """Split the user's folder into training and test images.
 
-    A folder that holds a folder `train` and one `test` (or `val`) is taken as it is split; of any other, a
-    fifth of the images, drawn at random, is held out.
+    If the folder holds folders `train` and `test` (or `val`), this split is used.  Otherwise a fifth of the images,
+    drawn at random, is held out.
 
     Args:
         folder: class folders, a flat folder, or train and test folders of either kind.

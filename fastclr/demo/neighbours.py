@@ -1,4 +1,4 @@
-"""Which training pictures an encoder finds most alike to some test pictures, before and after training."""
+"""Finds the training pictures nearest to some test pictures by an encoder's features, before and after training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ class Neighbours:
 
     query: tuple[Image.Image, str]
     before: Sequence[tuple[Image.Image, str]]
-    """By the features of random weights."""
+    """Nearest pictures by the features of random weights."""
     after: Sequence[tuple[Image.Image, str]]
-    """By the features of the trained encoder."""
+    """Nearest pictures by the features of the trained encoder."""
 
 
 def num_neighbours(labels: Tensor) -> int:
@@ -51,7 +51,7 @@ def num_neighbours(labels: Tensor) -> int:
 
 
 def extract(model: FrozenEncoder, train: BetonReader, test: BetonReader) -> Features:
-    """Return the features of every picture, from its centre."""
+    """Return the features of the centre of every picture."""
     with at_most_threads(cores()):
         found = [
             model.features(reader, model.center(), title=title)[0]
@@ -73,7 +73,7 @@ def accuracy_per_class(features: Features, train: BetonReader, test: BetonReader
 def gallery(
     train: BetonReader, test: BetonReader, before: Features, after: Features, queries: int = 6, k: int = 6
 ) -> list[Neighbours]:
-    """Return test pictures, of different classes as far as there are, with their k nearest training pictures."""
+    """Return test pictures, of different classes if there are enough, with their k nearest training pictures."""
     labels = test.labels.tolist()
     firsts = sorted({label: number for number, label in reversed(list(enumerate(labels)))}.values())
     chosen = (firsts + [number for number in range(len(test)) if number not in firsts])[:queries]

@@ -1,4 +1,4 @@
-"""The demo's report: one HTML page with everything in it, light and dark, that needs nothing from elsewhere."""
+"""Renders the demo's report: one self-contained HTML page, light and dark."""
 
 import base64
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from fastclr.demo.charts import bars_by_class, training_curve
 from fastclr.demo.neighbours import Neighbours
 
 THUMBNAIL = 192
-"""Longer side of a picture in the gallery, pixels: twice what is shown, for screens with many pixels."""
+"""Longer side of a picture in the gallery, pixels: twice the displayed size, for high-resolution screens."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How well an encoder does on the test pictures; top-1 accuracies, 0 to 1."""
+    """Accuracies of an encoder on the test pictures; top-1, 0 to 1."""
 
     knn: float
     """Weighted kNN."""
     linear: float
     """Linear probe."""
     per_class: Sequence[float]
-    """kNN, in each class."""
+    """Weighted kNN, for each class."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Everything that the page shows."""
+    """Content of the page."""
 
     images: str
-    """What was trained on, e.g. "4,000 drawn pictures of 10 shapes"."""
+    """The training images, e.g. "4,000 drawn pictures of 10 shapes"."""
     training: str
-    """How, e.g. "30 epochs of SimCLR on 2 CPU threads"."""
+    """The training, e.g. "30 epochs of SimCLR on 2 CPU threads"."""
     fitted: str
     """How the number of epochs was chosen."""
     train_seconds: float
@@ -53,7 +53,7 @@ class Report:
     """Records of metrics.jsonl: step, loss, accuracy, …"""
     images_per_s: float
     data_wait: float
-    """Share of the training time spent waiting for data."""
+    """Fraction of the training time spent waiting for data."""
     class_names: Sequence[str]
     scores: tuple[Scores, Scores] | None
     """Before and after; None without labels."""
@@ -62,7 +62,7 @@ class Report:
     """The contact sheet of views."""
     stages: Sequence[Stage]
     commands: Sequence[tuple[str, str]]
-    """What was run, as comment and command line."""
+    """The commands that repeat the demo, as comment and command line."""
     environment: Sequence[tuple[str, str]]
     recipe: str
     """The resolved recipe, TOML."""
@@ -82,7 +82,7 @@ def render(report: Report) -> str:
 
 
 def _charts(report: Report) -> dict[str, Markup]:
-    """Return the charts by name; a curve is left out where there are too few points for a line."""
+    """Return the charts by name; a curve with too few points for a line is left out."""
     charts: dict[str, Any] = {}
     for key, percent in (("loss", False), ("accuracy", True)):
         points = [(record["step"], record[key]) for record in report.metrics if key in record]
@@ -95,7 +95,7 @@ def _charts(report: Report) -> dict[str, Markup]:
 
 
 def _duration(seconds: float) -> str:
-    """Return a time as people say it: "1 min 23 s"."""
+    """Return a duration for readers: "1 min 23 s"."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
 

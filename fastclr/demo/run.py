@@ -1,4 +1,4 @@
-"""The demo: the whole way from a folder of images to an evaluated encoder, and a report of it.
+"""The demo: all steps from a folder of images to an evaluated encoder, and a report.
 
 OUT/drawn/{train,test}   the drawn pictures, in class folders
 OUT/{train,test}.beton   the converted files, each with its side-car
@@ -44,7 +44,7 @@ from pipelines.system.terminal import printable
 from pipelines.system.versions import package_versions, processor_name
 
 DRAWN = 4000
-"""Training pictures that are drawn, and that the recipe's epochs are meant for."""
+"""Number of training pictures that are drawn, for which the recipe's epochs are meant."""
 MINUTES = 2.0
 PROBE_EPOCHS, PROBE_PASSES = 40, 2
 """Epochs of the linear probe, and augmented passes that it trains on in turn: a third of the time of `evaluate`."""
@@ -52,18 +52,18 @@ PROBE_EPOCHS, PROBE_PASSES = 40, 2
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user chooses."""
+    """The user's settings."""
 
     data: Path | None = None
     """Your images: one folder per class, or all in one folder; None draws some."""
     out: Path = Path("demo")
-    """Folder for everything that is made; what an earlier demo left there is replaced."""
+    """Folder for all output; files of an earlier demo there are replaced."""
     minutes: float = MINUTES
-    """About how long to train at most; the number of epochs is fitted to it by timing a few steps first."""
+    """Approximate maximum training time, minutes; a few steps are timed first to find the number of epochs that fit."""
     images: int = DRAWN
     """Training pictures to draw; a quarter as many are drawn for testing."""
     recipe: str = "demo"
-    """Recipe, or path of a TOML file; its epochs are meant for 4000 images and 2 minutes, and are scaled."""
+    """Recipe, or path of a TOML file; its epochs are for 4000 images and 2 minutes, and are scaled to yours."""
     seed: int = 0
     """Seed of the pictures, the split, the initial weights and the views."""
 
@@ -91,13 +91,13 @@ class StageTimer:
         yield notes
         self.stages.append(Stage(name, time.perf_counter() - start, ", ".join(notes)))
         line = printable(f"  {self.stages[-1].seconds:.1f} s: {self.stages[-1].note}")
-        # a path that is broken over two lines can't be copied
+        # not wrapped, because a path that is broken over two lines can't be copied
         self.console.print(line, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """How the demo ended."""
+    """Result of the demo."""
 
     page: Path | None
     """The report; None if a signal ended the training."""
@@ -108,7 +108,7 @@ class DemoResult:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What an encoder makes of the demo's two files."""
+    """Features and scores of an encoder on the demo's two files."""
 
     features: Features
     scores: Scores | None
@@ -169,7 +169,9 @@ def run_demo(settings: Settings, console: Console) -> DemoResult:
 
 
 def for_images(config: Config, num_images: int, minutes: float, seed: int) -> Config:
-    """Return the recipe for another number of images and another time: as many images pass by, scaled by the time.
+    """Return the recipe for another number of images and another time.
+
+    The total number of images stays the same, times the ratio of the times.
 
     >>> recipe = Config()  # 100 epochs of 4000 images in 2 minutes, batches of 4096
     >>> fitted = for_images(recipe, num_images=1000, minutes=1.0, seed=0)
@@ -185,7 +187,7 @@ def for_images(config: Config, num_images: int, minutes: float, seed: int) -> Co
 
 
 def _sources(settings: Settings, timer: StageTimer) -> tuple[str, Source, Source]:
-    """Return what to call the training images, the training images, and the test images."""
+    """Return a title for the training images, the training images, and the test images."""
     if settings.data is not None:
         train_source, test_source = split_folder(settings.data, settings.seed)
         name = settings.data.resolve().name
@@ -226,7 +228,7 @@ def _preview(reader: BetonReader, config: Config, out: Path, timer: StageTimer) 
 def _fit(
     config: Config, reader: BetonReader, device: torch.device, minutes: float, timer: StageTimer
 ) -> tuple[Config, str]:
-    """Return the config with as many epochs as the time allows, and a sentence that says how many those are."""
+    """Return the config with as many epochs as fit into the time, and a sentence about their number."""
     with timer.stage("time a few training steps") as notes:
         seconds = step_seconds(config, reader, device)
         images_per_s = config.train.batch_size / seconds

@@ -1,9 +1,9 @@
 """The demo's own images: ten shapes, everything else about a picture being random.
 
-Class is carried by the outline alone.  Number, place, size, rotation, color and texture of the shapes, the
-background, and the size of the picture are drawn from the same distributions for every class, so neighbours in
-pixel space share a background, not a class.  Several copies of a shape lie in a picture, each in a color of its
-own: what two crops of it have in common, which is what contrastive learning keeps, is above all the shape.
+Only the outline depends on the class.  Number, place, size, rotation, color and texture of the shapes, the background,
+and the size of the picture are drawn from the same distributions for every class, so neighbours in pixel space share a
+background, not a class.  A picture has several copies of a shape in different colors: two crops of it have mainly the
+shape in common, which is what contrastive learning keeps.
 """
 
 import colorsys
@@ -25,11 +25,11 @@ Outline = list[np.ndarray]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 SUPERSAMPLE = 4
-"""Shapes are filled at this multiple of the resolution and averaged down: smooth edges."""
+"""Shapes are filled at this multiple of the resolution and averaged, for smooth edges."""
 
 
 def _regular(corners: int, inner: float | None = None, turn: float = 0.0) -> np.ndarray:
-    """A regular polygon; with `inner`, every second corner is at that radius (a star)."""
+    """Return a regular polygon; with `inner`, every second corner is at that radius (a star)."""
     number = corners if inner is None else 2 * corners
     angle = 2 * np.pi * (np.arange(number) / number + turn)
     radius = np.ones(number)
@@ -45,7 +45,7 @@ def _heart() -> np.ndarray:
 
 
 def _crescent() -> np.ndarray:
-    """A disc of radius 1 less a disc of radius 0.8 that is moved by 0.55: both arcs between the two tips."""
+    """Return a disc of radius 1 without a disc of radius 0.8 moved by 0.55: both arcs between the two tips."""
     tip = np.arccos((1 - 0.8**2 + 0.55**2) / (2 * 0.55))
     tip_inner = np.arctan2(np.sin(tip), np.cos(tip) - 0.55)
     outer = np.linspace(tip, 2 * np.pi - tip, 48)
@@ -82,7 +82,7 @@ SHAPES: dict[str, Outline] = {
 
 
 def draw_image(outline: Outline, rng: np.random.Generator) -> Image.Image:
-    """One picture, 56–112 pixels on a side, with up to seven copies of the shape."""
+    """Draw one picture, 56–112 pixels on a side, with up to seven copies of the shape."""
     height, width = (int(side) for side in rng.integers(56, 113, 2))
     colors = _background_colors(rng)
     picture = _clouds(*colors, height, width, rng)
@@ -97,7 +97,7 @@ def draw_image(outline: Outline, rng: np.random.Generator) -> Image.Image:
 
 
 def _places(height: int, width: int, rng: np.random.Generator) -> list[tuple[np.ndarray, float]]:
-    """Centers (x, y) and radii, pixels, of copies that do not overlap."""
+    """Draw centers (x, y) and radii, pixels, of copies that do not overlap."""
     placed: list[tuple[float, float, float]] = []
     wanted = rng.integers(4, 8)
     radii = rng.uniform(0.16, 0.25, 40) * min(height, width)
@@ -114,7 +114,7 @@ def _places(height: int, width: int, rng: np.random.Generator) -> list[tuple[np.
 def _mask(
     outline: Outline, center: np.ndarray, radius: float, size: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """The share of each pixel that a randomly rotated copy covers, float32 [height, width]; `size` is (x, y)."""
+    """Return each pixel's fraction under a randomly rotated copy, float32 [height, width]; `size` is (x, y)."""
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     canvas = Image.new("L", tuple((size * SUPERSAMPLE).tolist()))
@@ -126,13 +126,13 @@ def _mask(
 
 
 def _color(rng: np.random.Generator) -> np.ndarray:
-    """float32 [3], 0…255."""
+    """Return a color as float32 [3], 0…255."""
     rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 1), rng.uniform(0.2, 1))
     return np.array(rgb, np.float32) * 255
 
 
 def _background_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Two colors of similar brightness."""
+    """Draw two colors of similar brightness."""
     while True:
         first, second = _color(rng), _color(rng)
         if abs(float((first - second) @ LUMA)) < 60:
@@ -140,7 +140,7 @@ def _background_colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
 
 
 def _ink(background: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """A color apart from the background in brightness too, so that a grayscale view still shows the shape."""
+    """Draw a color that differs from the background in brightness, so that grayscale views still show the shape."""
     while True:
         color = _color(rng)
         if min(abs(float((color - other) @ LUMA)) for other in background) > 50:
@@ -150,14 +150,14 @@ def _ink(background: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) ->
 def _clouds(
     first: np.ndarray, second: np.ndarray, height: int, width: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Two colors that flow into each other, float32 [height, width, 3]."""
+    """Blend two colors smoothly, float32 [height, width, 3]."""
     coarse = Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8))
     share = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
     return first + share[..., None] * (second - first)
 
 
 def _texture(color: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """A color and a shade of it as a gradient, stripes or checks, float32 [*shape, 3]."""
+    """Draw a gradient, stripes or checks of a color and a shade of it, float32 [*shape, 3]."""
     shade = color + rng.uniform(-45, 45, 3).astype(np.float32)
     y, x = np.ogrid[-0.5 : 0.5 : shape[0] * 1j, -0.5 : 0.5 : shape[1] * 1j]
     angle, pitch = rng.uniform(0, 2 * np.pi), rng.uniform(12, 30)
@@ -204,7 +204,7 @@ def draw_folder(folder: Path, count: int, seed: int, workers: int = 1) -> None:
 
 @contextmanager
 def _ignore_sigint_in_children() -> Iterator[None]:
-    """Let processes that are started meanwhile ignore Ctrl-C, which a terminal sends to all: their parent ends them."""
+    """Let child processes started in the block ignore Ctrl-C, which a terminal sends to all; their parent ends them."""
     # only the main thread may change signal handlers
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fastclr.model.resnet import resnet
+from pipelines.system.terminal import one_line
 
 PLACEHOLDER_CLASSES = 4093
 """Number of classes of a classifier that is about to be removed: no other layer has as many outputs."""
@@ -128,7 +129,7 @@ def _with_num_features(encoder: nn.Module, name: str, size: int) -> nn.Module:
 
 
 def _no_such_size(name: str, size: int, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)[:200]
     return ValueError(f"encoder {name} takes no images of {size} px ({reason}); set another views.size")
 
 

@@ -31,7 +31,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
 
 
-def recipe_of(argv: list[str], command: str) -> Config:
+def recipe_from_arguments(argv: list[str], command: str) -> Config:
     """Return the recipe that the first argument names: its settings are the defaults of the other arguments.
 
     If only help is asked for, return the defaults of `Config`.
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"not valid TOML: {printable(error, 300)}") from None
 
 
-def run_folder_of(name_or_path: str) -> Path:
+def default_run_folder(name_or_path: str) -> Path:
     """Return the default run folder of a recipe: the recipe itself if it is a run folder, else runs/RECIPE."""
     path = Path(name_or_path)
     if name_or_path not in recipe_names() and path.is_dir():

@@ -19,7 +19,7 @@ from fastclr.train.encoder_file import export_encoder as export_encoder
 from fastclr.train.encoder_file import load_encoder as load_encoder
 from pipelines import TwoViewLoader
 from pipelines.system.atomic_file import replacing
-from pipelines.system.terminal import printable
+from pipelines.system.terminal import one_line, printable
 
 FORMAT = "fastclr checkpoint 1"
 STATE_KEYS = {"step", "identity", "model", "optimizer", "loader", "random"}
@@ -130,7 +130,7 @@ def restore(
             torch.cuda.set_rng_state(state["random"]["cuda"])
         return state["step"]
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ValueError(
             f"the checkpoint does not fit this model: {reason}; start a new run in another --out"
         ) from error

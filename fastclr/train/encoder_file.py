@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fastclr.model import make_encoder
 from pipelines.system.atomic_file import replacing, write_at
-from pipelines.system.terminal import printable
+from pipelines.system.terminal import one_line, printable
 
 ENCODER = "encoder.safetensors"
 """Name of the file in a run folder."""
@@ -92,7 +92,7 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         _check_views(meta)
         encoder = _rebuild(meta["encoder"], meta["kwargs"], weights)
     except (ValueError, TypeError, RuntimeError) as error:
-        reason = printable(" ".join(str(error).split()), 200)
+        reason = printable(one_line(error), 200)
         raise ValueError(f"{path}: the weights don't fit the metadata: {reason}") from None
     return encoder.eval(), meta
 

@@ -7,7 +7,7 @@ knows what a step computes, what is logged of it, how the model is evaluated, an
 import importlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,7 @@ def run_steps(run: Run, first_step: int, sinks: Sequence[Sink] = ()) -> Outcome:
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         record_to, show_to = _open_sinks(run, first_step, sinks, stack)
-        batches = stack.enter_context(closing(meter.timed(_endless(run.loader))))
+        batches = stack.enter_context(closing(meter.timed(endless(run.loader))))
         for step, batch in zip(range(first_step, total), batches, strict=False):
             lr = run.learning_rate(step)
             loss, output = task.take_step(batch, lr)
@@ -167,7 +167,7 @@ def _open_sinks(
     return [metrics], [events, line, *sinks]
 
 
-def _endless(batches: Iterable[Item]) -> Iterator[Item]:
+def endless(batches: Iterable[Item]) -> Generator[Item]:
     """Yield the batches of one epoch after the other."""
     while True:
         yield from batches

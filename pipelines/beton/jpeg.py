@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
+from pipelines.system.terminal import one_line
+
 MAX_SCANS = 100
 """Maximum number of scans of a JPEG that is decoded; encoders write at most about ten."""
 MAX_PIXELS_PER_BYTE = 1024
@@ -154,4 +156,4 @@ def decode_by_pillow(data: bytes) -> np.ndarray:
         raise
     # Pillow raises SyntaxError and others for corrupt files
     except Exception as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(one_line(error)) from error

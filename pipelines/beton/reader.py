@@ -235,7 +235,7 @@ class BetonReader:
         return bool(self.modes[index] == JPEG_MODE)
 
     def image_bytes(self, index: int) -> np.ndarray:
-        """The stored bytes of a sample's image: uint8 [size], read-only, a view of the file."""
+        """Return the stored bytes of a sample's image: uint8 [size], read-only, a view of the file."""
         offset = self.offsets[index]
         return self.data[offset : offset + self.sizes[index]]
 

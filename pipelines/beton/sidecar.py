@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.system.atomic_file import replacing, write_at
+from pipelines.system.terminal import one_line
 
 FORMAT = "fastclr side-car 1"
 """Value of the key "format"; a JSON file without it is not a side-car."""
@@ -58,7 +59,7 @@ def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
         if not _OUR_START.match(data):
             return None
         raise ValueError(
-            f"{path}: no valid JSON ({' '.join(str(error).split())}); delete it, the images can be read without"
+            f"{path}: no valid JSON ({one_line(error)}); delete it, the images can be read without"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         return None

@@ -84,7 +84,7 @@ def _decoding_of_crops(index: int, image: bytes) -> Callable[[], object]:
 
 
 def _rate(tasks: Sequence[Callable[[], object]], seconds: float = 0.05) -> float:
-    """Calls per second, over at least one pass and `seconds`."""
+    """Return the calls per second, over at least one pass and `seconds`."""
     count, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds or not count:
         for task in tasks:

@@ -21,6 +21,7 @@ from pipelines.convert import pillow
 from pipelines.convert.jpeg_encoder import encode_jpeg
 from pipelines.convert.memory_budget import MemoryBudget
 from pipelines.jpeg import Restart, TranscodeError, add_restarts
+from pipelines.system.terminal import one_line
 
 BYTES_PER_PIXEL = 12
 """Memory per pixel while an image is decoded, in bytes: up to 9 in libjpeg, 11 in Pillow."""
@@ -211,7 +212,7 @@ def _jpeg_pixels(data: bytes, check_color: bool) -> tuple[np.ndarray, str]:
 
 
 def _refusal(error: ValueError) -> str:
-    return f"strict decoding refuses it: {' '.join(str(error).split())}"
+    return f"strict decoding refuses it: {one_line(error)}"
 
 
 def _downscale(pixels: np.ndarray, max_side: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from pipelines.convert.pillow import without_warnings
 from pipelines.convert.sources import Source
 from pipelines.convert.workers import map_in_order
 from pipelines.system.memory import available_memory
+from pipelines.system.terminal import one_line
 from pipelines.system.versions import package_version
 from pipelines.views.philox import philox4x32, split_seed
 
@@ -157,7 +158,7 @@ def _leave_out(report: Report, item: str, error: Exception, on_error: str) -> No
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return text if isinstance(error, (ValueError, OSError)) and text else f"{type(error).__name__}: {text}"
 
 

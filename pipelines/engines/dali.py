@@ -19,6 +19,7 @@ from pipelines.contracts import BatchPlan, Crops, Pixels, Planner
 from pipelines.errors import EngineUnavailable
 from pipelines.jpeg.probe import finds_restarts
 from pipelines.jpeg.window import cut_window
+from pipelines.system.terminal import one_line
 from pipelines.views import Group
 
 INSTALL = "pip install 'fastclr[dali]' (CUDA 12) or 'fastclr[dali-cuda13]' (CUDA 13)"
@@ -195,4 +196,4 @@ class DaliEngine:
                     self.reader.decode(index)
                 except ValueError as found:
                     return ValueError(f"{found}; {REPLACES_NONE}")
-        return ValueError(f"{self.reader.path}: DALI failed: {' '.join(str(error).split())}")
+        return ValueError(f"{self.reader.path}: DALI failed: {one_line(error)}")

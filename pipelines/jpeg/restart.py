@@ -47,7 +47,7 @@ class _Huffman(NamedTuple):
     """The symbols, shortest codes first."""
 
     def segment(self, table: int) -> bytes:
-        """The DHT segment that defines it as DC table `table`."""
+        """Return the DHT segment that defines it as DC table `table`."""
         body = bytes([table]) + self.lengths + self.symbols
         return bytes([0xFF, _DHT]) + (2 + len(body)).to_bytes(2, "big") + body
 

@@ -1,4 +1,4 @@
-"""Makes untrusted text (file names, labels, metadata) safe to print on a terminal."""
+"""Makes texts ready to print: untrusted ones (file names, labels, metadata), and errors of several lines."""
 
 
 def printable(text: object, max_length: int = 500) -> str:
@@ -12,3 +12,12 @@ def printable(text: object, max_length: int = 500) -> str:
     """
     safe = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))
     return safe if len(safe) <= max_length else f"{safe[: max_length - 1]}…"
+
+
+def one_line(error: BaseException) -> str:
+    r"""Return the text of an error on one line, or the name of its type if it has no text.
+
+    >>> one_line(ValueError("two\nlines")), one_line(MemoryError())
+    ('two lines', 'MemoryError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__

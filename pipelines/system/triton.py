@@ -5,6 +5,8 @@ from functools import cache
 
 import torch
 
+from pipelines.system.terminal import one_line
+
 
 def why_no_triton() -> str | None:
     """Return why Triton's kernels can't run here and what to do, or None if they can."""
@@ -25,7 +27,7 @@ def _start() -> str | None:
     except ImportError:
         return "Triton is not installed: pip install triton"
     except Exception as error:  # errors of a compiler, a linker, or the GPU's driver
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)[:200]
         return (
             f"Triton cannot start ({reason}); it needs a C compiler and Python's headers: "
             "apt-get install gcc python3-dev"

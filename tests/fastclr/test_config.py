@@ -95,7 +95,7 @@ def test_recipe_errors_name_the_file(tmp_path):
         load_recipe(str(tmp_path / "other.toml"))
 
 
-def test_every_setting_says_what_it_means():
+def test_every_setting_has_a_docstring():
     """A string under each field: `fastclr train --help` shows it."""
     import inspect
 
@@ -109,7 +109,7 @@ def test_every_setting_says_what_it_means():
             assert '"""' in source.splitlines()[line + 1], f"{section.name}.{key.name} has no explanation"
 
 
-def test_names_that_stand_for_things_elsewhere():
+def test_names_spelled_out_elsewhere_agree():
     """They are types, for `--help` to list them at once."""
     from benchmarks.loaders.bench import Options
     from fastclr.optim.lars.optimizer import IMPLS

@@ -127,7 +127,7 @@ def test_extreme_images_have_a_sheet(tmp_path, height, width):
     assert sheet.height < 500
 
 
-def test_an_image_that_the_file_lacks(reader):
+def test_an_index_beyond_the_file(reader):
     with pytest.raises(ValueError, match=r"has no image 9; its images are 0 to 8"):
         draw_samples(reader, ViewSpec.simclr(32), indices=[0, 9])
 

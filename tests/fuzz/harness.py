@@ -1,4 +1,4 @@
-"""Opens mutated files one after the other and checks that each is taken, or refused by name, within a time."""
+"""Opens mutated files and checks that each is accepted, or refused by name, within a time limit."""
 
 import argparse
 import os
@@ -43,14 +43,14 @@ def fuzz(
         attempt: opens (and uses) the file; it succeeds or raises one of `refusals`, in one line with the
             file's name.
         file: where each case is written, one over the other; after a failure it is there.
-        seconds: that an attempt may take.
+        seconds: time limit of an attempt.
         extra_bytes: address space that an attempt may add to the process.
 
     Returns:
         How many were "accepted" and how many "refused".
 
     Raises:
-        AssertionError: a case ended otherwise; it tells the seed and the number of the case.
+        AssertionError: a case ended otherwise; the message has the seed and the number of the case.
     """
     outcomes: Counter[str] = Counter()
     for number in range(count):
@@ -112,7 +112,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _memory_limit(extra_bytes: int) -> Iterator[None]:
-    """Bound the address space, so that a size that lies ends in a MemoryError and not in swapping."""
+    """Limit the address space, so that a false size ends in a MemoryError instead of swapping."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         yield

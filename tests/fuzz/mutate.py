@@ -34,7 +34,7 @@ def _flip_bit(rng: random.Random, data: bytearray, start: int, length: int) -> N
 
 
 def _overwrite(rng: random.Random, data: bytearray, start: int, length: int) -> None:
-    """Put a value there that parsers stumble over; the file keeps its length."""
+    """Overwrite a field with a value that is hard for parsers; the file keeps its length."""
     value = _awkward_value(rng, length)
     room = max(0, min(length, len(data) - start))
     data[start : start + room] = value[:room]
@@ -54,7 +54,7 @@ def _truncate(rng: random.Random, data: bytearray, start: int, length: int) -> N
 
 
 def _copy_within(rng: random.Random, data: bytearray, start: int, length: int) -> None:
-    """Put other bytes of the file there: right in form and wrong in place."""
+    """Overwrite a field with other bytes of the file, of the right form in the wrong place."""
     origin = rng.randrange(max(1, len(data) - length))
     data[start : start + length] = data[origin : origin + length]
 
@@ -73,7 +73,7 @@ _MUTATIONS = (
 
 
 def _awkward_value(rng: random.Random, length: int) -> bytes:
-    """Numbers at the ends of their ranges in binary and in digits, characters that are none, nesting."""
+    """Return extreme numbers, in binary and in digits, invalid characters, and nesting."""
     integer = rng.choice((0, 1, -1, 1 << 15, 1 << 31, (1 << 31) - 1, 1 << 40, 1 << 62, (1 << 63) - 1, -512))
     wrapped = integer % (1 << 8 * length)
     return rng.choice(

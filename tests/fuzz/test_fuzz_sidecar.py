@@ -1,4 +1,4 @@
-"""Mutated side-cars: each is read, passed over, or refused in one line that names it."""
+"""Mutated side-cars: each is read, ignored, or refused in one line that names it."""
 
 import json
 from collections import Counter

@@ -39,7 +39,7 @@ def make_tar(names: list[str], tar_format: int, links: bool = False) -> Original
 
 
 def with_checksums(data: bytes) -> bytes:
-    """Correct the checksums of the headers, so that what else is in them gets looked at."""
+    """Correct the checksums of the headers, so that mutations of other fields are reached."""
     mended = bytearray(data)
     for at in range(0, len(data) - 511, 512):
         if data[at + 257 : at + 262] == b"ustar":

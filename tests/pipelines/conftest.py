@@ -1,4 +1,4 @@
-"""Small `.beton` files of drawn images, sound and damaged, that need no data set."""
+"""Small `.beton` files of drawn images, intact and corrupt, that need no data set."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ NUM_SAMPLES = 40
 
 
 def draw_jpeg(rng: np.random.Generator, height: int, width: int) -> bytes:
-    """A smooth color picture with some noise: what JPEG was made for."""
+    """Return a smooth color picture with some noise, as JPEG encodes well."""
     y, x = np.mgrid[0:height, 0:width] / max(height, width, 2)
     waves = [np.sin(rng.uniform(3, 20) * x + rng.uniform(3, 20) * y + rng.uniform(0, 6)) for _ in range(3)]
     pixels = 127 + 100 * np.stack(waves, -1) + rng.normal(0, 8, (height, width, 3))
@@ -33,7 +33,7 @@ def write_beton(
 
 
 def cut(data: bytes) -> bytes:
-    """Half a JPEG: its header is whole, its picture is not."""
+    """Return half of a JPEG: an intact header and a truncated picture."""
     return data[: len(data) // 2]
 
 
@@ -45,7 +45,7 @@ def tiny_beton(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def other_beton(tmp_path_factory) -> Path:
-    """As many other images."""
+    """40 color JPEGs that differ from those of `tiny_beton`."""
     return write_beton(tmp_path_factory.mktemp("beton") / "other.beton", seed=1)
 
 
@@ -57,9 +57,9 @@ def corrupt_beton(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hopeless_beton(tmp_path_factory) -> Path:
+def all_corrupt_beton(tmp_path_factory) -> Path:
     """`tiny_beton` with every sample truncated."""
-    path = tmp_path_factory.mktemp("beton") / "hopeless.beton"
+    path = tmp_path_factory.mktemp("beton") / "all_corrupt.beton"
     return write_beton(path, 0, lambda index, data: cut(data))
 
 

@@ -77,7 +77,7 @@ def test_a_system_that_does_not_say_where_a_process_may_run(tiny_beton, monkeypa
         assert ours._engine.num_threads == os.cpu_count()
 
 
-def test_epochs_that_have_no_numbers(tiny_beton):
+def test_epochs_out_of_range(tiny_beton):
     with loader(tiny_beton) as ours:
         for epoch in (-1, 1 << 32, 1.5):
             with pytest.raises(ValueError, match="epoch must be in"):
@@ -190,12 +190,12 @@ def test_replacements_do_not_depend_on_threads(corrupt_beton, engine):
 
 
 @pytest.mark.parametrize("engine", [*HOST_ENGINES, "torchvision"])
-def test_a_file_of_corrupt_samples_raises(hopeless_beton, engine):
+def test_a_file_of_corrupt_samples_raises(all_corrupt_beton, engine):
     with (
         pytest.warns(RuntimeWarning),
         pytest.raises(ValueError, match="40 corrupt samples, the last") as error,
     ):
-        list(loader(hopeless_beton, engine=engine, batch_size=1, num_threads=1))
+        list(loader(all_corrupt_beton, engine=engine, batch_size=1, num_threads=1))
     assert "\n" not in str(error.value)
 
 

@@ -12,7 +12,7 @@ from pipelines import TwoViewLoader, ViewSpec
 
 
 def test_ranks_save_the_same_state(tiny_beton):
-    """Of 40 samples in batches of 2 × 13, one rank has 7 of the last 14, and in 3 × 13 two have none of the last."""
+    """With 40 samples, 2 ranks of 13 each share the last 14; with 3 ranks, two have no sample of the last batch."""
     for world_size in (2, 3):
         ranks = [
             loader(tiny_beton, batch_size=13, rank=rank, world_size=world_size, drop_last=False)
@@ -57,7 +57,7 @@ def test_an_epoch_that_was_set_is_in_the_state(tiny_beton):
 
 
 @pytest.mark.parametrize("state", [None, {}, {"epoch": 0, "consumed": 0}])
-def test_states_that_are_none(tiny_beton, state):
+def test_invalid_states(tiny_beton, state):
     with loader(tiny_beton) as ours, pytest.raises(ValueError, match="this is not what state_dict"):
         ours.load_state_dict(state)
 

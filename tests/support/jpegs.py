@@ -32,7 +32,7 @@ def save(pixels: np.ndarray, **options: object) -> bytes:
 
 
 def resized_header(jpeg: bytes, height: int, width: int) -> bytes:
-    """The same file, whose header claims another size."""
+    """Return a JPEG with another size in its header."""
     at = 2
     while not 0xC0 <= jpeg[at + 1] <= 0xC2:
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")

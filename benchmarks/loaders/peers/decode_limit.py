@@ -67,7 +67,7 @@ class DecodeLimit:
 
 
 def _decoder(reader: Any, largest: int, rows: int) -> Callable[[Any, int, int], None]:
-    """What decodes samples order[low:high] in this thread.  ValueError: one of them is corrupt."""
+    """Return a function that decodes samples order[low:high] in this thread.  ValueError: one of them is corrupt."""
     import numpy as np
     import simplejpeg
 

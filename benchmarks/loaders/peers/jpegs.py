@@ -7,7 +7,7 @@ from pipelines.beton.layout import JPEG_MODE
 
 
 def open_jpegs(file: Path) -> BetonReader:
-    """ValueError: the file holds raw pixels."""
+    """Open the file.  ValueError: it holds raw pixels."""
     reader = BetonReader(file)
     if (reader.modes != JPEG_MODE).any():
         raise ValueError(f"{file} holds raw pixels, and this peer reads JPEGs only")

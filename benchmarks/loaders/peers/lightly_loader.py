@@ -12,7 +12,7 @@ from pipelines.errors import EngineUnavailable
 
 @dataclass
 class LightlyLoader:
-    """As lightly's documentation has it; the full augmentation only, since that is what the transform is."""
+    """The loader of lightly's documentation; it always augments fully, because its transform does."""
 
     name: str
     file: Path

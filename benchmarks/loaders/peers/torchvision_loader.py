@@ -1,4 +1,4 @@
-"""What people use: torchvision's SimCLR transforms in a torch DataLoader, over the folder or the same file."""
+"""The common loader: torchvision's SimCLR transforms in a torch DataLoader, over the folder or the same file."""
 
 import io
 from collections.abc import Callable, Generator
@@ -12,7 +12,7 @@ from benchmarks.loaders.peers.jpegs import open_jpegs
 
 
 def simclr_transform(size: int, augment: bool) -> Callable[[Any], Any]:
-    """The transforms of every torchvision SimCLR: PIL images to tensors, parameters of the paper."""
+    """Return the usual transforms of SimCLR in torchvision, from PIL images to tensors, with the paper's parameters."""
     from torchvision import transforms as T
 
     crop = [T.RandomResizedCrop(size), T.RandomHorizontalFlip()]
@@ -61,7 +61,7 @@ class BetonImages(Dataset):
 
 
 def loader_of(images: Dataset, batch_size: int, num_workers: int) -> DataLoader:
-    """The DataLoader of those who know it: its worker processes outlive an epoch."""
+    """Return a well-configured DataLoader, whose worker processes outlive an epoch."""
     return DataLoader(
         images, batch_size, shuffle=True, drop_last=True, num_workers=num_workers, persistent_workers=True
     )
@@ -79,7 +79,7 @@ class TorchvisionLoader:
     batch_size: int
     num_workers: int
     repeat_to: int = 0
-    """Images that an epoch must have: a small folder is gone through as often as that takes."""
+    """Minimum number of images of an epoch; a small folder is repeated."""
     lacks: str = ""
 
     def open(self) -> DataLoader:

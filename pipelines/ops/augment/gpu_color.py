@@ -135,7 +135,7 @@ def color_kernel(
 
 @triton.jit
 def _gray(r, g, b):
-    """torchvision's rgb_to_grayscale."""
+    """Return the gray value, like torchvision's rgb_to_grayscale."""
     return 0.2989 * r + 0.587 * g + 0.114 * b
 
 

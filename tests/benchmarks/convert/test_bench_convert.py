@@ -56,7 +56,7 @@ def test_ffcv_writer(tiny_photos, tmp_path, require_package):
 
 
 def test_pixel_error_by_hand(tmp_path):
-    """Gray images of one value: the error is the difference of the values; the skipped one is passed over."""
+    """For gray images of one value the error is the difference of the values; the skipped image is left out."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, value in enumerate((100, 200, 50)):

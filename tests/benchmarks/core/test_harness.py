@@ -1,4 +1,4 @@
-"""The harness: what counts of an epoch, by a clock in the test's hand, and cases that fail in their processes."""
+"""The harness: the counted part of an epoch, by an injected clock, and cases that fail in their processes."""
 
 import os
 import time

@@ -77,7 +77,7 @@ def test_onto_a_link(tiny_photos, tmp_path, capsys):
         (here / "set.json").unlink()
 
 
-def test_damaged_images_are_named(tiny_photos, tmp_path, capsys):
+def test_corrupt_images_are_named(tiny_photos, tmp_path, capsys):
     folder = tmp_path / "images"
     shutil.copytree(tiny_photos, folder)
     (folder / "class-0" / "new\nline [bold].jpg").write_bytes(b"no image")

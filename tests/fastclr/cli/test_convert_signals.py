@@ -1,4 +1,4 @@
-"""What a signal leaves of `fastclr convert`, whatever it is doing at that moment."""
+"""`fastclr convert` ends cleanly at a signal, whatever it is doing at that moment."""
 
 import os
 import resource
@@ -22,7 +22,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 MOST_S = 2.0
 """Seconds from a signal to the end; of processor time where other programs leave the command little of it."""
 BOMB = many_scans(4000, 5000)
-"""Some minutes in one call of the decoder, which hears no signal."""
+"""A JPEG that keeps one call of the decoder busy for minutes, in which no signal is handled."""
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def out(tmp_path):
 
 @pytest.fixture
 def convert(out):
-    """Starts the command, which hears all signals unless `ignored`."""
+    """Start the command; it handles all signals unless `ignored`."""
     started = []
 
     def start(source, *options, ignored=()):
@@ -107,7 +107,7 @@ def test_while_it_writes(images, out, convert, number):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_while_the_comparison_decodes_a_bomb(tmp_path, out, convert, number):
-    """All threads are in the decoder, none of them hears anything."""
+    """All threads are in the decoder, where no signal is handled."""
     folder = tmp_path / "bombs"
     folder.mkdir()
     for k in range(2):

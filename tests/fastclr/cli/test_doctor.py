@@ -88,7 +88,7 @@ def test_only_intact_jpegs_are_decoded(tmp_path, num_intact, says):
     assert int(rate.replace(",", "")) > 20
 
 
-def test_a_file_that_is_not_there(capsys):
+def test_a_missing_file(capsys):
     assert main(["doctor", "--file", "/no/such.beton"]) == 2
     assert "/no/such.beton" in capsys.readouterr().err
 

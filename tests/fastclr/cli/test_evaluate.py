@@ -279,7 +279,7 @@ def test_settings_out_of_range(run, train_file, held_out_file, capsys, more, mes
     assert message in capsys.readouterr().err
 
 
-def test_missing_and_damaged_runs(run, train_file, held_out_file, tmp_path, capsys):
+def test_missing_and_corrupt_runs(run, train_file, held_out_file, tmp_path, capsys):
     assert evaluate(tmp_path / "nowhere", train_file, held_out_file) == 2
     assert "nowhere" in capsys.readouterr().err
     assert evaluate(run, train_file, tmp_path / "no.beton") == 2

@@ -119,7 +119,7 @@ def test_a_file_is_read_without_the_compiler(tiny_file):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_command_that_is_not_there(capsys):
+def test_an_unknown_command(capsys):
     assert main(["unknown"]) == 2
     assert "unknown" in capsys.readouterr().err
     assert main([]) == 2

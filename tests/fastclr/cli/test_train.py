@@ -1,4 +1,4 @@
-"""`fastclr train` as a user meets it: exact resume after a real kill, and one line for each mistake."""
+"""`fastclr train` as a user runs it: exact resume after a real kill, and one line for each mistake."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from support.tiny_run import write_tiny_file, write_tiny_recipe
 
 from fastclr.cli import main as cli
 from fastclr.cli.train import resuming
-from fastclr.recipes import load_recipe, run_folder_of
+from fastclr.recipes import default_run_folder, load_recipe
 from fastclr.train.checkpoint import load_checkpoint, load_encoder
 
 ROOT = Path(__file__).parents[3]
@@ -111,7 +111,7 @@ def test_killed_and_resumed_is_the_same_run(place):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_though_nobody_reads_the_output(place, number):
-    """As in `fastclr train … 2>&1 | tee log`: Ctrl-C ends tee first."""
+    """In `fastclr train … 2>&1 | tee log`, Ctrl-C ends tee first."""
     out = f"unread-{number.name}"
     process = start(*arguments(place, out, *SLOW))
     assert process.stdout is not None
@@ -212,18 +212,18 @@ def test_help_of_a_recipe_shows_its_settings(capsys):
 
 
 def test_a_run_folder_is_a_recipe(place, monkeypatch, tmp_path):
-    """Of a name that is also a recipe's, the recipe; the command that resumes tells them apart."""
+    """A name of both a recipe and a folder means the recipe; the command for resuming writes the folder as a path."""
     monkeypatch.chdir(tmp_path)
     for folder in ("first", "demo"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.toml").write_bytes((place / "tiny.toml").read_bytes())
         command = shlex.split(resuming(Path(folder), Path("my images.beton")))
         assert command[:2] + command[3:] == ["fastclr", "train", "my images.beton"]
-        assert run_folder_of(command[2]) == Path(folder)
+        assert default_run_folder(command[2]) == Path(folder)
         assert load_recipe(command[2]) == load_recipe(str(place / "tiny.toml"))
-    assert run_folder_of("demo") == Path("runs/demo")
+    assert default_run_folder("demo") == Path("runs/demo")
     assert load_recipe("demo") != load_recipe("./demo")
-    assert run_folder_of("recipes/tiny.toml") == Path("runs/tiny")
+    assert default_run_folder("recipes/tiny.toml") == Path("runs/tiny")
 
 
 def test_default_run_folder_is_named_for_the_recipe(place, monkeypatch, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Epochs are fitted to a time that is measured by a clock in the test's hand."""
+"""The number of epochs is fitted to a time, which an injected clock measures."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -22,7 +22,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def area(ring: np.ndarray) -> float:
-    """Of a polygon, by the shoelace formula."""
+    """Return the area of a polygon, by the shoelace formula."""
     x, y = ring.T
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 

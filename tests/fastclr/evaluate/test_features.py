@@ -1,4 +1,4 @@
-"""extract_features: frozen means frozen, and the order is the loader's."""
+"""extract_features leaves the encoder unchanged, and keeps the order of the loader."""
 
 import pytest
 import torch
@@ -89,6 +89,6 @@ def test_two_views_and_empty_loaders_are_refused():
 
 
 def test_features_that_are_not_finite_are_refused():
-    """Of NaN every neighbour is as near, and an accuracy would come out."""
+    """With NaN all neighbours are equally near, and kNN would report some accuracy."""
     with pytest.raises(ValueError, match="features that are not finite"):
         extract_features(nn.Flatten(), [batch_of(torch.full((1, 2, 3, 4, 4), float("nan")))])

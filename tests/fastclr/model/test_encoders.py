@@ -69,7 +69,7 @@ def test_unknown_families_list_the_known(name):
         ("timm:hf-hub:somebody/model", 32, "timm has no model 'hf-hub:somebody/model'"),
     ],
 )
-def test_models_that_there_are_not(name, size, reason):
+def test_unknown_models(name, size, reason):
     with pytest.raises(ValueError, match=reason):
         make_encoder(name, size=size)
 

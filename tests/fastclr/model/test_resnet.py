@@ -109,7 +109,7 @@ def test_stems_of_small_images(stem, size) -> None:
     assert small.conv1.weight.shape == (64, 3, 3, 3)
 
 
-def test_which_stem_auto_is() -> None:
+def test_the_stem_of_auto() -> None:
     assert resnet(18, image_size=32).stem == "cifar"
     assert resnet(18, image_size=33).stem == "imagenet"
     assert resnet(18, image_size=96, stem="cifar").stem == "cifar"

@@ -14,7 +14,7 @@ def model(mode: str = "nonlinear") -> SimCLR:
     return SimCLR(encoder, projector(encoder.num_features, mode, out_dim=16))
 
 
-def test_h_is_what_the_encoder_says_and_z_what_the_head_makes_of_it() -> None:
+def test_h_comes_from_the_encoder_and_z_from_the_head() -> None:
     simclr = model().eval()
     x = torch.randn(4, 3, 32, 32)
     h, z = simclr(x)

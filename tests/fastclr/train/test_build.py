@@ -19,7 +19,7 @@ def test_what_is_kept_counts_once_and_weights_not():
     assert activation_bytes(model, size=4) == 4 * (48 + 5)
 
 
-def test_is_what_training_takes():
+def test_the_estimate_is_what_training_takes():
     """Against torch's own account of a forward pass of 16 views."""
     encoder = resnet(18, stem="imagenet")
     model = SimCLR(encoder, projector(encoder.num_features))

@@ -85,7 +85,7 @@ def test_batch_norm_in_training_sees_micro_batches():
 
 
 def test_dropout_drops_the_same_twice():
-    """With another mask in the second pass this would be nobody's gradient.  Batch norm is frozen."""
+    """Both passes must use the same dropout mask, or the gradient would be wrong.  Batch norm is frozen."""
     model, views = model_and_views(dropout=0.5)
     model.eval()
     model.projector[0].train()
@@ -119,7 +119,7 @@ def test_bfloat16_keeps_the_gradient():
 
 
 def test_the_encoder_sees_channels_last():
-    """As in one pass over the whole batch, whose views are flattened without a copy."""
+    """The pieces are channels last, like the views of one pass over the whole batch, and are not copied."""
 
     class Seen(nn.Module):
         def forward(self, views):

@@ -1,4 +1,4 @@
-"""The loop: it does the steps that the equations say, and leaves a run folder that tells the story."""
+"""A training run: its steps follow the equations, and its folder can be continued."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def finished(tmp_path_factory, tiny_file):
 
 
 def test_twenty_steps_are_those_of_the_equations(finished, tiny_file, tiny_config):
-    """The same run written out by hand, bit for bit."""
+    """A run written out by hand gives the same losses and weights, bit for bit."""
     folder, outcome = finished
     assert (outcome.step, outcome.total_steps, outcome.stopped_by) == (20, 20, None)
     c = tiny_config
@@ -161,7 +161,7 @@ def test_another_run_is_not_continued(tmp_path, finished, tiny_file, tiny_config
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_run_that_is_complete_is_left_alone(finished, tiny_file, tiny_config, resume):
-    """How it is computed may be another."""
+    """Settings that decide only how a run is computed may change."""
     folder, _ = finished
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     again = change(tiny_config, "train", threads=2, log_every=3)
@@ -171,7 +171,7 @@ def test_a_run_that_is_complete_is_left_alone(finished, tiny_file, tiny_config, 
 
 
 def test_a_setting_that_an_older_version_did_not_have(tmp_path, finished, tiny_file, tiny_config):
-    """At its default it is no difference; otherwise it is one."""
+    """A setting that the checkpoint lacks is a difference only if its value is not the default."""
     state = load_checkpoint(finished[0] / "last.pt")
     del state["identity"]["model.encoder"]
     for old, new in (("views", "num_views"), ("center_share", "center_crop_fraction")):
@@ -183,8 +183,8 @@ def test_a_setting_that_an_older_version_did_not_have(tmp_path, finished, tiny_f
         train(change(tiny_config, "model", encoder="timm:vit_tiny_patch16_224"), tiny_file, tmp_path)
 
 
-def test_a_run_that_never_stepped_is_in_nobodys_way(finished, tmp_path, tiny_file, tiny_config, monkeypatch):
-    """Killed before its first record, as by a system without memory: the same command, mended, starts anew."""
+def test_a_run_without_a_step_is_replaced(finished, tmp_path, tiny_file, tiny_config, monkeypatch):
+    """A run that was killed before its first record, for example for lack of memory, may be replaced by another one."""
     folder = tmp_path / "run"
 
     def killed(*arguments):
@@ -262,7 +262,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tiny_file, tiny_confi
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, tiny_file, tiny_config):
-    """The loss of the last step was fine; what the step made of the weights is not."""
+    """The loss of the last step was finite, but the weights after it are not."""
     config = change(tiny_config, "optim", name="sgd", base_lr=1e38, warmup_epochs=0.25, momentum=0.0)
     config = change(config, "train", epochs=1, checkpoint_minutes=1e-9)
     with pytest.raises(ValueError, match=r"step \d: the (weights|loss) became"):
@@ -313,7 +313,7 @@ def test_threads_are_given_back(tmp_path, tiny_file, tiny_config):
     assert torch.get_num_threads() == 2
 
 
-def test_metrics_are_json_even_so(finished):
+def test_metrics_are_valid_json(finished):
     for line in (finished[0] / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["loss"] > 0
 

@@ -5,7 +5,7 @@ from fastclr.train.meter import Meter, NotFinite
 
 
 class Clock:
-    """Seconds that pass only where the test says so."""
+    """A clock that advances only when the test tells it to."""
 
     def __init__(self) -> None:
         self.now = 100.0

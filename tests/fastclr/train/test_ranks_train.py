@@ -1,4 +1,4 @@
-"""Training on ranks: W of them compute what one does, and a job survives what happens to its processes.
+"""Training on ranks: W ranks compute the same as one, and a job survives signals and dying processes.
 
 The first part compares one step in float64; the rest are real jobs of torchrun, over gloo.
 """
@@ -204,7 +204,7 @@ def numbers(folder: Path) -> list[list[float]]:
 
 @pytest.fixture(scope="module")
 def straight(place, tiny_file) -> Path:
-    """40 steps on two ranks, nothing happens."""
+    """A run of 40 steps on two ranks without interruption."""
     process = torchrun(2, *arguments(place, tiny_file, "straight"))
     out, err = finish(process)
     assert process.returncode == 0, err
@@ -215,7 +215,7 @@ def straight(place, tiny_file) -> Path:
 
 
 def test_a_killed_rank_is_restarted(place, tiny_file, straight):
-    """SIGKILL in mid-epoch; torchrun starts the job again, and it goes on by itself: bit for bit the same run."""
+    """After SIGKILL in mid-epoch torchrun restarts the job, which continues by itself: bit for bit the same run."""
     process = torchrun(2, *arguments(place, tiny_file, "killed"), restarts=1)
     wait_for_step(process, place / "killed", 5)  # an epoch is 3 steps
     (victim,) = [
@@ -262,7 +262,7 @@ def test_held_out_images_on_ranks(place, tiny_file, straight):
 
 
 def test_a_signal_to_all_processes(place, tiny_file):
-    """As clusters send it: to torchrun, which sends it on, and to the ranks.  They save all the same."""
+    """Clusters send SIGTERM to the ranks and to torchrun, which forwards it: the ranks save nevertheless."""
     rarely = [word.replace("1e-9", "100") for word in arguments(place, tiny_file, "swept")]
     process = torchrun(2, *rarely)
     wait_for_step(process, place / "swept", 5)

@@ -26,7 +26,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_run_that_is_alive_is_nobody_elses(folder):
+def test_a_running_run_is_locked(folder):
     with RunLock() as ours:
         assert saved_run(folder, ours)["step"] == 3
         with RunLock() as theirs, pytest.raises(FileExistsError, match="another process is training there"):
@@ -46,7 +46,7 @@ def test_a_run_that_is_just_ending_is_waited_for(folder, monkeypatch):
         assert 0.2 < time.monotonic() - start < 10
 
 
-def test_two_that_begin_together(tmp_path):
+def test_two_runs_that_begin_together(tmp_path):
     """The second one finds out when it makes its folder, and leaves the first one's files alone."""
     folder = tmp_path / "run"
     with RunLock() as ours, RunLock() as theirs:

@@ -74,7 +74,7 @@ def test_a_resumed_run_writes_no_record_twice(tmp_path):
 @pytest.mark.parametrize(
     "damage", [b"\xff\xfe\x00\n", b"[1]\n", b'{"step": 6}']
 )  # the last: its line end was lost
-def test_damaged_records_are_dropped_in_place(tmp_path, damage):
+def test_corrupt_records_are_dropped_in_place(tmp_path, damage):
     """In place: a lock is on the file, and a kill meanwhile must not cost the records before."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 2}\n{"step": 4}\n' + damage)

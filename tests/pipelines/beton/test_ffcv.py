@@ -43,7 +43,7 @@ def drawn(run_ffcv):
 
 @pytest.mark.parametrize("mode", ["jpg", "raw", "smart", "proportion"])
 def test_we_read_ffcvs_files(ffcv_files, drawn, mode):
-    """Its other fields are passed over; of its two int fields the one called "label" is the label."""
+    """The file's other fields are ignored; of its two int fields the one named "label" is the label."""
     import cv2  # comes with ffcv
 
     with BetonReader(ffcv_files / f"{mode}.beton") as reader:

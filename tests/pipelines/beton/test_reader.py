@@ -42,7 +42,7 @@ def small_file(tmp_path_factory):
 
 @pytest.fixture
 def tampered(small_file, tmp_path):
-    """Writes a copy with other bytes at some places: [(position, bytes)], or cut to a length."""
+    """Writes a copy with some bytes replaced, [(position, bytes)], or truncated to a length."""
 
     def tamper(*changes: tuple[int, bytes], length: int | None = None):
         data = bytearray(small_file.read_bytes())
@@ -240,7 +240,7 @@ def test_every_cut_is_refused(tampered, small_file):
 
 
 def test_a_jpeg_that_is_not_what_the_metadata_say(tampered):
-    """Found before a buffer is sized by either: at 65535×4096 pixels that would be 0.8 GB."""
+    """The mismatch is found before a buffer is allocated: 65535×4096 pixels would take 0.8 GB."""
     with pytest.raises(ValueError, match=r"bad\.beton: sample 1: a JPEG of \d+ bytes cannot hold 65535×4096"):
         BetonReader(tampered((in_row(1, "width"), u16(4096)), (in_row(1, "height"), u16(65535))))
     with BetonReader(tampered((in_row(1, "width"), u16(409)))) as reader:
@@ -252,7 +252,7 @@ def test_a_jpeg_that_is_not_what_the_metadata_say(tampered):
                 reader.decode(1, out)
 
 
-def test_a_damaged_jpeg(tampered, small_file):
+def test_a_corrupt_jpeg(tampered, small_file):
     offset, size = (int(a[3]) for a in (BetonReader(small_file).offsets, BetonReader(small_file).sizes))
     for change in ((offset, bytes(size)), (offset + size // 2, bytes(size - size // 2))):
         with pytest.raises(ValueError, match=r"bad\.beton: sample 3: "):
@@ -306,16 +306,16 @@ def test_random_damage_is_an_error_or_harmless(small_file, tmp_path, seed):
         if trial % 5 == 0:
             bad = bad[: rng.integers(0, 3000) if trial % 2 else len(bad) - rng.integers(1, 130)]
         bad.tofile(tmp_path / "fuzz.beton")
-        complaint, sound = _complaint(lambda: BetonReader(tmp_path / "fuzz.beton"))
+        complaint, intact = _complaint(lambda: BetonReader(tmp_path / "fuzz.beton"))
         if complaint is not None:
             assert "fuzz.beton: " in complaint
             refused += 1
             continue
         opened += 1
-        for index in range(len(sound)):
-            complaint, sample = _complaint(lambda: sound[index])  # noqa: B023 - called at once
+        for index in range(len(intact)):
+            complaint, sample = _complaint(lambda: intact[index])  # noqa: B023 - called at once
             if complaint is None:
-                assert sample[0].shape == (sound.heights[index], sound.widths[index], 3)
+                assert sample[0].shape == (intact.heights[index], intact.widths[index], 3)
             else:
                 assert f"fuzz.beton: sample {index}: " in complaint
     assert opened > 5
@@ -362,7 +362,7 @@ def write_raw(path, value: int):
 
 
 def test_raw_files_of_equal_shapes_have_different_fingerprints(tmp_path):
-    """They differ in nothing but payload; version 0.1 told them not apart, and what it saved is still accepted."""
+    """The files differ only in payload.  Version 0.1 gave them one fingerprint, which is still accepted."""
     black, of_writer = write_raw(tmp_path / "black.beton", 0)
     white, _ = write_raw(tmp_path / "white.beton", 255)
     ours, other = BetonReader(black), BetonReader(white)

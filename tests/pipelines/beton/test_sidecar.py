@@ -27,14 +27,14 @@ def test_it_comes_back(beton):
     assert BetonReader(beton).class_names == ["cat", "dög\n"]
 
 
-def test_somebody_elses_json_is_passed_over(beton):
+def test_json_without_our_format_is_ignored(beton):
     for other in ({"class_names": ["x"]}, ["x"], content(beton) | {"format": "other"}, "x"):
         sidecar_path(beton).write_text(json.dumps(other))
         assert read_sidecar(beton) is None
 
 
-def test_that_of_an_older_file_is_passed_over(beton):
-    """A file that was written anew over the old one, with other classes."""
+def test_a_side_car_of_an_older_file_is_ignored(beton):
+    """The file was overwritten by one with other classes."""
     write_sidecar(beton, content(beton))
     with BetonWriter(beton, 2) as writer:
         for label in (0, 1):
@@ -43,7 +43,7 @@ def test_that_of_an_older_file_is_passed_over(beton):
     assert BetonReader(beton).class_names is None
 
 
-def test_that_of_another_file_of_the_same_length_is_passed_over(tmp_path, beton):
+def test_a_side_car_of_another_file_of_equal_length_is_ignored(tmp_path, beton):
     """Pages are filled up to 8 MiB, so lengths are easily the same."""
     ours = BetonReader(beton).fingerprint
     write_sidecar(beton, content(beton, fingerprint=ours))
@@ -56,7 +56,7 @@ def test_that_of_another_file_of_the_same_length_is_passed_over(tmp_path, beton)
     assert writer.fingerprint == BetonReader(beton).fingerprint != ours
 
 
-def test_broken_json_is_named(beton):
+def test_invalid_json_is_named(beton):
     sidecar_path(beton).write_bytes(b'{"format": "fastclr side-car 1", \xff')
     with pytest.raises(ValueError, match=r"set\.one\.json: no valid JSON .*delete it"):
         read_sidecar(beton)
@@ -74,7 +74,7 @@ def test_it_is_found_through_links(tmp_path, beton):
 
 
 def test_it_is_written_beside_a_link(tmp_path, beton):
-    """As BetonWriter does, which replaces the link: what the link leads to keeps its own."""
+    """BetonWriter replaces a link, so the side-car goes beside the link; the link's target keeps its own."""
     write_sidecar(beton, content(beton))
     (tmp_path / "elsewhere").mkdir()
     link = tmp_path / "elsewhere" / "train.beton"
@@ -104,7 +104,7 @@ def test_a_file_that_is_no_side_car_is_neither_read_nor_overwritten(beton, kind)
     assert path.read_bytes() == FOREIGN[kind]
 
 
-def test_a_damaged_or_sorted_side_car_is_ours(beton):
+def test_a_corrupt_or_sorted_side_car_is_ours(beton):
     for text in ('{"format": "fastclr side-car 1", ', json.dumps({"a": 1, "format": FORMAT})):
         sidecar_path(beton).write_text(text)
         write_sidecar(beton, content(beton))

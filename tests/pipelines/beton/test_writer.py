@@ -50,7 +50,7 @@ def test_no_sample_straddles_a_page(tmp_path):
 
 
 def test_a_payload_that_fills_its_page(tmp_path):
-    whole = JPEG + bytes(page_size(500) - len(JPEG))  # what follows the end of a JPEG is nobody's business
+    whole = JPEG + bytes(page_size(500) - len(JPEG))  # bytes after the end of a JPEG are ignored
     with BetonWriter(tmp_path / "full.beton", 3) as writer:
         with pytest.raises(ValueError, match="8388609 bytes does not fit into a page of 8388608"):
             writer.add_jpeg(whole + b"\0")
@@ -82,7 +82,7 @@ def test_metadata_larger_than_a_page(tmp_path):
 
 
 def test_memory_per_sample(tmp_path):
-    """At most 64 bytes; the difference of two sizes takes the buffers out."""
+    """A sample takes at most 64 bytes; buffers cancel in the difference of two sizes."""
 
     def peak(count: int) -> int:
         tracemalloc.start()
@@ -192,7 +192,7 @@ def test_what_cannot_be_written(tmp_path):
 
 
 def test_samples_are_added_inside_the_block_only(tmp_path):
-    """After the end they would be written over the table that says where the others are."""
+    """Samples added after the end would overwrite the table that locates the others."""
     pixels = np.zeros((2, 2, 3), np.uint8)
     writer = BetonWriter(tmp_path / "a.beton", 3)
     with pytest.raises(ValueError, match="inside the `with` block"):

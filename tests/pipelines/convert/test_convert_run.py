@@ -129,7 +129,7 @@ def mixed() -> Listed:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_damaged_images_are_left_out_and_named(tmp_path, workers):
+def test_corrupt_images_are_left_out_and_named(tmp_path, workers):
     """Each with its reason, without paths; the others close up, with their labels."""
     report = convert(mixed(), tmp_path / "out.beton", order="source", workers=workers)
     assert list(report.skipped) == [f"item {k}" for k in BAD]
@@ -151,7 +151,7 @@ def test_on_error_stop(tmp_path):
 def test_on_error_stop_at_a_progressive_jpeg_that_only_a_lenient_decoder_reads(tmp_path):
     """Encoded anew for its coding alone, it must not hide that some of its pixels may be wrong."""
     whole = save(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), progressive=True)
-    damaged = whole[: len(whole) // 2] + b"\xff\xd9"
+    corrupt = whole[: len(whole) // 2] + b"\xff\xd9"
     for encoding in (
         Encoding(),
         Encoding(jpeg="lossless"),
@@ -163,9 +163,9 @@ def test_on_error_stop_at_a_progressive_jpeg_that_only_a_lenient_decoder_reads(t
         (tmp_path / "out.beton").unlink()
         (tmp_path / "out.json").unlink()
         with pytest.raises(ValueError, match="'item 1': strict decoding refuses it"):
-            convert(Listed([jpeg(0), damaged, whole]), on_error="stop", **out)
+            convert(Listed([jpeg(0), corrupt, whole]), on_error="stop", **out)
         assert list(tmp_path.iterdir()) == []
-        report = convert(Listed([jpeg(0), damaged, whole]), **out)
+        report = convert(Listed([jpeg(0), corrupt, whole]), **out)
         (note,) = [note for note, items in report.re_encoded.items() if "item 1" in items]
         assert "strict decoding refuses it" in note
         (tmp_path / "out.beton").unlink()
@@ -253,5 +253,5 @@ def test_compare(tiny_photos):
     assert rows["recompress"].mean_bytes < 0.6 * rows["keep"].mean_bytes
     assert min(row.images_per_s for row in rows.values()) > 100
     assert compare(Listed([b""]), Encoding()) == []
-    damaged = Listed([jpeg(0)[:300], jpeg(1), b""])
-    assert compare(damaged, Encoding(verify="header"))[0].mean_bytes == len(jpeg(1))
+    corrupt = Listed([jpeg(0)[:300], jpeg(1), b""])
+    assert compare(corrupt, Encoding(verify="header"))[0].mean_bytes == len(jpeg(1))

@@ -289,17 +289,17 @@ def test_twelve_bits_in_sixteen():
     np.testing.assert_array_equal(said.image[0, :, 0], np.arange(0, 256, 4))
 
 
-def with_damaged_scan() -> bytes:
-    """Sound headers, and a picture that ends early: with an end marker, so that it is not taken for a cut."""
+def with_truncated_scan() -> bytes:
+    """Return a JPEG with intact headers whose picture ends early, but with an end marker, so that it looks complete."""
     jpeg = saved(PIXELS, "JPEG", quality=95)
     return jpeg[: len(jpeg) // 2] + b"\xff\xd9"
 
 
 def test_verify():
     """ "header" looks no further than the header; "full" finds the damage, which Pillow then finds too."""
-    damaged = with_damaged_scan()
-    assert encode(damaged, Encoding(verify="header")).kept
-    stored = encode(damaged, Encoding(verify="full"))
+    corrupt = with_truncated_scan()
+    assert encode(corrupt, Encoding(verify="header")).kept
+    stored = encode(corrupt, Encoding(verify="full"))
     assert not stored.kept
     assert stored.note.startswith("strict decoding refuses it: ")
 
@@ -315,7 +315,7 @@ def test_a_jpeg_larger_than_a_page_is_encoded():
 
 FLOAT = Image.fromarray(np.zeros((4, 4), np.float32))
 INT32 = Image.fromarray(np.zeros((4, 4), np.int32))
-DAMAGED = {
+CORRUPT = {
     "empty": b"",
     "no image of a known format": b"<html>404 not found</html>",
     "truncated": saved(PIXELS, "JPEG")[:1200],
@@ -326,11 +326,11 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("reason", DAMAGED)
+@pytest.mark.parametrize("reason", CORRUPT)
 @pytest.mark.parametrize("encoding", [KEEP, RECOMPRESS, Encoding(mode="raw")])
 def test_what_is_no_image_says_so(reason, encoding):
     with pytest.raises((ValueError, OSError, SyntaxError), match=reason):
-        encode(DAMAGED[reason], encoding)
+        encode(CORRUPT[reason], encoding)
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded():

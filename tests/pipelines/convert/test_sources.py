@@ -31,7 +31,7 @@ def listed(source) -> list[tuple[str, int]]:
 
 
 def test_class_folders(tmp_path):
-    """Sorted, at any depth, in any case; what is hidden or no image is passed over."""
+    """Images are sorted and found at any depth, in any case; hidden files and other files are ignored."""
     root = tree(
         tmp_path / "birds",
         *("owl/b.JPG", "owl/a.png", "owl/deep/er/c.jpeg", "owl/notes.txt", "owl/.hidden.jpg"),
@@ -59,7 +59,7 @@ def test_remarks(tmp_path):
 
 
 def test_a_link_to_a_pipe_is_no_image(tmp_path):
-    """Reading it would wait for ever; a link to nothing is an image that can't be read."""
+    """A pipe is ignored, because reading it would wait for ever; a dangling link is an image that can't be read."""
     root = tree(tmp_path / "birds", "owl/a.jpg")
     os.mkfifo(tmp_path / "pipe")
     (root / "owl" / "b.jpg").symlink_to(tmp_path / "pipe")
@@ -99,7 +99,7 @@ def test_flat_folder(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
 def test_any_name(tmp_path):
-    """What is not UTF-8 is read, and is escaped in all that is reported, so that it can be printed and saved."""
+    """Files whose names are not UTF-8 are read; reports escape the names, so that they can be printed and saved."""
     names = ["wörter/ü.jpg", "wörter/new\nline.jpg", os.fsdecode(b"caf\xe9/\xff.jpg")]
     source = FolderSource(tree(tmp_path, *names, os.fsdecode(b"caf\xe9/junk.\xe9\x1b[31m")))
     assert source.class_names == ["caf\\udce9", "wörter"]
@@ -113,7 +113,7 @@ def test_any_name(tmp_path):
 
 
 def test_links(tmp_path):
-    """A link to a folder is followed, one that leads back up is not walked for ever, a broken one is listed."""
+    """Links to folders are followed, those to a folder above only once; dangling links are listed."""
     root = tree(tmp_path / "root", "a/1.jpg")
     tree(tmp_path / "elsewhere", "2.jpg")
     (root / "b").symlink_to(tmp_path / "elsewhere")
@@ -148,7 +148,7 @@ def test_a_named_pipe_is_no_image(tmp_path):
         (("Test/a/1.jpg", "train/a/1.jpg", "other/1.jpg"), "Test and train look like splits"),
     ],
 )
-def test_a_folder_that_says_nothing_clear(tmp_path, names, message):
+def test_ambiguous_folders_are_refused(tmp_path, names, message):
     with pytest.raises(ValueError, match=message):
         open_source([str(tree(tmp_path, *names))])
 
@@ -157,7 +157,7 @@ def test_a_class_may_be_called_test(tmp_path):
     assert FolderSource(tree(tmp_path, "test/1.jpg", "exam/1.jpg")).class_names == ["exam", "test"]
 
 
-def test_what_is_no_source(tmp_path):
+def test_paths_that_are_no_source(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder or file; a source is"):
         open_source([str(tmp_path / "missing")])
     tree(tmp_path, "a/1.jpg")
@@ -201,7 +201,7 @@ def test_a_folder_with_other_files_only_is_no_class(tmp_path):
     ],
 )
 def test_a_folder_some_levels_above_the_classes(tmp_path, names, meant):
-    """As Kaggle's ImageNet has it: its one folder with images is no class."""
+    """In Kaggle's ImageNet the only folder with images is not a class."""
     with pytest.raises(ValueError, match=f"lie deeper .*: {tmp_path}/{meant}$"):
         FolderSource(tree(tmp_path, *names))
 
@@ -228,7 +228,7 @@ def test_links_that_lead_nowhere_or_to_themselves(tmp_path):
 
 
 def test_a_path_that_is_too_long(tmp_path):
-    """The folders that the system cannot name are an item that fails; the images before them are read."""
+    """A path that is too long is an item that fails; the images above it are read."""
     root = tree(tmp_path / "root", "cat/1.jpg", "dog/1.jpg")
     here = os.open(root / "cat", os.O_RDONLY)
     for _ in range(30):
@@ -246,7 +246,7 @@ def test_a_path_that_is_too_long(tmp_path):
 
 @pytest.mark.parametrize("folder", ["cat/secret", "secret"])
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch, folder):
-    """It is an item that fails, so that the report names it, and `--on-error stop` stops."""
+    """The folder is an item that fails, so that the report names it and `--on-error stop` stops."""
     root, scan = tree(tmp_path, "cat/1.jpg", "dog/1.jpg", f"{folder}/1.jpg"), os.scandir
 
     def scandir(path):  # root may read all, so the system's refusal is played
@@ -262,7 +262,7 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch, folder):
 
 
 def test_a_file_that_is_too_large(tmp_path):
-    """A sparse file of 6 GB is refused by its size, not read; the others go on."""
+    """A sparse file of 6 GB is refused by its size without reading it; the other files are read."""
     root = tree(tmp_path, "cat/1.jpg", "cat/2.jpg")
     os.truncate(root / "cat" / "1.jpg", 6 << 30)
     source = open_source([str(root)])
@@ -279,7 +279,7 @@ def test_a_file_that_is_too_large(tmp_path):
 
 
 def test_reading_in_pieces(tmp_path, monkeypatch):
-    """A file system may give fewer bytes than were asked for, and no size."""
+    """A file system may return fewer bytes than requested, and report no sizes."""
     root, content = tmp_path / "set", bytes(range(256)) * 40
     (root / "cat").mkdir(parents=True)
     (root / "cat" / "1.jpg").write_bytes(content)
@@ -317,7 +317,7 @@ def test_a_pipe_is_no_source(tmp_path):
 
 
 def cifar_files(root, per_batch: int = 3) -> dict[str, str]:
-    """CIFAR-10's files as torchvision wants them, small; and their MD5 sums."""
+    """Small files in the format of CIFAR-10, as torchvision expects them; and their MD5 sums."""
     folder = root / datasets.CIFAR10.base_folder
     folder.mkdir(parents=True)
     rng, sums = np.random.default_rng(0), {}

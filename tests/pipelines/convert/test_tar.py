@@ -59,7 +59,7 @@ def test_a_tar_of_tars(tmp_path):
 
 
 def test_links(tmp_path):
-    """To what is in the same tar: hard ones by its name, symbolic ones by the way to it; also to another link."""
+    """Links to members of the same tar: hard links by name, symbolic links by relative path; also links to links."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("./a/0.jpg", "b/1.jpg"):
             info = tarfile.TarInfo(name)
@@ -194,7 +194,7 @@ def test_folders_of_systems_are_no_classes(tmp_path, junk):
         (("x/train/a/1.jpg", "x/val/a/1.jpg"), "train and val look like splits"),
     ],
 )
-def test_a_tar_that_says_nothing_clear(tmp_path, members, message):
+def test_ambiguous_tars_are_refused(tmp_path, members, message):
     with pytest.raises(ValueError, match=message):
         open_source([make_tar(tmp_path / "a.tar", *members)])
 

@@ -88,7 +88,7 @@ def write(path: Path, *pieces: bytes) -> str:
         "junk": ((b"junk" * 128,), "at byte 1,024, after 'a/x.jpg', there is no header"),
     }.values(),
 )
-def test_headers_that_lie(tmp_path, pieces, message):
+def test_false_headers_are_refused(tmp_path, pieces, message):
     path = write(tmp_path / "bad.tar", GOOD, *pieces) if "the file ends before" in message else None
     path = path or write(tmp_path / "bad.tar", GOOD, *pieces, END)
     with pytest.raises(ValueError, match=rf"bad\.tar: corrupt tar: .*{message}") as caught:

@@ -126,7 +126,7 @@ def test_other_epochs_and_resume(mixed):
 
 
 def test_two_runs_at_a_time(mixed):
-    """As when a loader is iterated again before its last iterator was dropped: neither gets the other's crops."""
+    """A loader may be iterated again while its last iterator exists: neither gets the other's crops."""
     expected = [native_crops(mixed.reader, mixed.sampler, epoch) for epoch in (0, 1)]
     runs = [mixed.run(mixed.sampler.plans(epoch)) for epoch in (0, 1)]
     crops = list(zip(*runs, strict=True))
@@ -156,7 +156,7 @@ def test_dropped_iterators_leave_nothing_behind(mixed):
 
 
 def test_ctrl_c_while_an_epoch_begins_leaves_no_thread(mixed, monkeypatch):
-    """FFCV starts its thread in the iterator's constructor: nobody has the iterator then."""
+    """FFCV starts its thread in the iterator's constructor; if that is interrupted, nothing refers to the iterator."""
     from ffcv.loader.epoch_iterator import EpochIterator
 
     def start(self) -> None:
@@ -243,7 +243,7 @@ def test_a_corrupt_sample_is_named_and_its_batch_held_back(lying_beton):
 
 
 def test_decoder_in_a_stock_loader(corrupt_beton, tiny_beton):
-    """Sequential order and a drawn epoch; the corrupt sample is black, and named as soon as anyone asks."""
+    """In sequential order and in a random epoch the corrupt sample is black, and `check` names it."""
     from ffcv.loader import Loader
     from ffcv.pipeline import PipelineSpec
     from numba.core import event
@@ -317,9 +317,9 @@ def test_batches_of_the_loader_are_those_of_the_native_engine(mixed_beton):
 
 def test_the_readers_file_is_read_whatever_its_name_leads_to(tmp_path, monkeypatch):
     """Another file of the same shapes is renamed over it, and the process goes elsewhere."""
-    sound, other = np.full((16, 16, 3), 10, np.uint8), np.full((16, 16, 3), 200, np.uint8)
+    intact, other = np.full((16, 16, 3), 10, np.uint8), np.full((16, 16, 3), 200, np.uint8)
     monkeypatch.chdir(tmp_path)
-    for name, pixels in (("ours.beton", sound), ("other.beton", other)):
+    for name, pixels in (("ours.beton", intact), ("other.beton", other)):
         with BetonWriter(Path(name), 8) as writer:
             for _ in range(8):
                 writer.add_raw(pixels)

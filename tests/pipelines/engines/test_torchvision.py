@@ -6,8 +6,8 @@ from pipelines.planner import BatchPlanner
 
 
 def test_no_more_samples_are_tried_than_are_replaced(tiny_beton, tmp_path):
-    with BetonReader(tiny_beton) as sound, BetonWriter(tmp_path / "bad.beton", 160) as writer:
-        jpeg = sound.image_bytes(0).tobytes()
+    with BetonReader(tiny_beton) as intact, BetonWriter(tmp_path / "bad.beton", 160) as writer:
+        jpeg = intact.image_bytes(0).tobytes()
         for _ in range(160):
             writer.add_jpeg(jpeg[: len(jpeg) // 2])
     with BetonReader(tmp_path / "bad.beton") as reader:

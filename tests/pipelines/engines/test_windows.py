@@ -21,7 +21,7 @@ SPECS = {
 
 @pytest.fixture(scope="module")
 def both(tiny_photos, tmp_path_factory):
-    """The same images without and with restart markers, in a file of both kinds."""
+    """Two files of the same images, one without restart markers and one with markers in some of them."""
     folder = tmp_path_factory.mktemp("windows")
     convert(open_source([str(tiny_photos)]), folder / "whole.beton", Encoding(jpeg="keep"))
     with (
@@ -85,7 +85,7 @@ def test_photos(photo_beton, imagenet_photos, tmp_path):
             assert all(np.array_equal(one, other) for one, other in zip(whole, windows, strict=True))
 
 
-def damaged(both, tmp_path, at_end: bool):
+def corrupt(both, tmp_path, at_end: bool):
     """A copy of the file with markers, one image of which is overwritten, at its end or in its middle; its number."""
     path = tmp_path / "damaged.beton"
     data = bytearray(both[1].read_bytes())
@@ -99,7 +99,7 @@ def damaged(both, tmp_path, at_end: bool):
 
 
 def test_damage_inside_of_the_window_is_found(both, tmp_path):
-    path, index = damaged(both, tmp_path, at_end=False)
+    path, index = corrupt(both, tmp_path, at_end=False)
     with pytest.warns(CorruptSample, match=f"sample {index}"):
         found = np.concatenate(
             [indices for indices, _ in crops(path, "native", ViewSpec(32, scale=(0.9, 1.0)), 1)]
@@ -108,23 +108,23 @@ def test_damage_inside_of_the_window_is_found(both, tmp_path):
 
 
 def test_damage_inside_of_the_window_ends_ffcv(both, tmp_path, require_package):
-    """Engine ffcv replaces no sample: it names it."""
+    """Engine ffcv does not replace a corrupt sample; its error names it."""
     require_package("ffcv")
-    path, index = damaged(both, tmp_path, at_end=False)
+    path, index = corrupt(both, tmp_path, at_end=False)
     with pytest.raises(ValueError, match=f"sample {index}: .*engine ffcv replaces no sample"):
         list(crops(path, "ffcv", ViewSpec(32, scale=(0.9, 1.0)), 1))
 
 
 def test_damage_outside_of_the_window_may_go_unseen(both, tmp_path):
-    """The image's last rows are damaged; a crop of its first ones does not decode them."""
-    path, index = damaged(both, tmp_path, at_end=True)
+    """The image's last rows are corrupt; a crop of its first rows does not decode them."""
+    path, index = corrupt(both, tmp_path, at_end=True)
     from pipelines.jpeg.window import cut_window
 
-    with BetonReader(path) as reader, BetonReader(both[1]) as sound:
+    with BetonReader(path) as reader, BetonReader(both[1]) as intact:
         import simplejpeg
 
         pixels = [
-            simplejpeg.decode_jpeg(cut_window(r.image_bytes(index), 0, 0, 8, 8)[0]) for r in (reader, sound)
+            simplejpeg.decode_jpeg(cut_window(r.image_bytes(index), 0, 0, 8, 8)[0]) for r in (reader, intact)
         ]
         assert np.array_equal(*pixels)
         with pytest.raises(ValueError, match=f"sample {index}"):

@@ -100,7 +100,7 @@ def test_photos(imagenet_photos):
     ],
     ids=["empty", "no frame", "progressive", "truncated", "truncated with markers"],
 )
-def test_what_can_not_be_done_says_why(jpeg, reason):
+def test_unsupported_jpegs_are_refused_with_a_reason(jpeg, reason):
     with pytest.raises(TranscodeError, match=reason):
         add_restarts(jpeg)
 

@@ -52,7 +52,7 @@ def test_a_container(machine):
 
 
 def test_a_limit_of_a_group_above(machine):
-    """As Slurm sets it: for the job, while the process is in a step of it."""
+    """Slurm sets the limit for the job, while the process is in a group below it."""
     machine("own", "0::/job_7/step_0\n")
     machine("cgroup/job_7/step_0/memory.max", "max\n")
     machine("cgroup/job_7/step_0/memory.current", "5\n")

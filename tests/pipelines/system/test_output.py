@@ -10,7 +10,7 @@ import pytest
 from pipelines.system.output import LenientOutput, lenient_output, say
 
 
-def test_what_can_be_written_is(capsys):
+def test_output_is_passed_on(capsys):
     with lenient_output():
         print("out")
         print("err", file=sys.stderr)
@@ -41,7 +41,7 @@ def test_a_full_disk():
         assert stream.failed
 
 
-def test_text_that_does_not_fit_the_encoding_is_no_lost_reader():
+def test_text_that_does_not_fit_the_encoding_is_an_error():
     stream = LenientOutput(io.TextIOWrapper(io.BytesIO(), "ascii"))
     with pytest.raises(UnicodeEncodeError):
         stream.write("ü")

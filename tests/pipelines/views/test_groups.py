@@ -58,7 +58,7 @@ def test_jitter_as_four_ranges():
 
 
 @pytest.mark.parametrize("wrong", [[], [1], 224, "simclr", [ViewSpec(), None]])
-def test_what_is_no_set_of_views(wrong):
+def test_invalid_sets_of_views(wrong):
     with pytest.raises((TypeError, ValueError), match="views must"):
         as_specs(wrong)
 

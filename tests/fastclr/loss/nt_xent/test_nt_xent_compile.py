@@ -1,4 +1,4 @@
-"""The NT-Xent kernels as a GPU would get them: matrix instructions, no spills, shared memory, wide loads."""
+"""The NT-Xent kernels compiled for GPUs: matrix instructions, no spills, shared memory, wide loads."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,9 +15,9 @@ from fastclr.loss.nt_xent import fused
 from fastclr.loss.nt_xent.tiles import choose_tiles
 
 SMALLEST_SHARED = 99 * 1024
-"""Of compute capability 8.6, 8.9 and 12.0, which share the tiles of 8.0."""
+"""Shared memory per multiprocessor of compute capability 8.6, 8.9 and 12.0, which use the tiles of 8.0."""
 REGISTERS = 64 * 1024
-"""Of a multiprocessor."""
+"""Registers of a multiprocessor."""
 
 WIDTHS = [
     20,  # padded, to 32

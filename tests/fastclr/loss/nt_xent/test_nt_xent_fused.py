@@ -272,7 +272,7 @@ def rank_worker(rank: int, world_size: int, z: list[Tensor]) -> tuple[Tensor, Te
         (torch.ones(4, 8), 0.1, "CUDA"),
     ],
 )
-def test_what_it_refuses(z: Tensor, temperature: float, needed: str) -> None:
+def test_unsupported_parameters_are_refused(z: Tensor, temperature: float, needed: str) -> None:
     from fastclr.loss.nt_xent.fused import nt_xent_fused
 
     with pytest.raises(ValueError, match=needed):

@@ -373,7 +373,7 @@ def test_half_precision_weights_are_refused() -> None:
         LARS([nn.Parameter(torch.ones(2, 2, dtype=torch.float16))], lr=1.0)
 
 
-def test_fused_names_what_it_lacks() -> None:
+def test_fused_names_the_missing_requirement() -> None:
     w = nn.Parameter(torch.ones(2, 2))
     w.grad = torch.ones(2, 2)
     with pytest.raises(

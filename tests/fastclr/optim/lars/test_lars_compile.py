@@ -10,7 +10,7 @@ from support.triton_launches import launches_for
 from fastclr.optim.lars import fused
 
 REGISTERS = 64 * 1024
-"""Of a multiprocessor."""
+"""Registers of a multiprocessor."""
 
 
 def step(form: str, lr: float | torch.Tensor) -> None:

@@ -177,7 +177,7 @@ def test_strides_that_are_never_used() -> None:
 
 
 def check_strides() -> None:
-    """Of a 1×1 convolution that saw channels-last images: its gradient has the weight's order in memory."""
+    """The gradient of a 1×1 convolution on channels-last images has the weight's order in memory."""
     from fastclr.optim.lars import fused
 
     shape = (6, 4, 1, 1)
@@ -200,7 +200,7 @@ def check_strides() -> None:
         (torch.zeros(3, 8)[:, ::2], "dense"),
     ],
 )
-def test_what_it_refuses(param: Tensor, needed: str) -> None:
+def test_unsupported_parameters_are_refused(param: Tensor, needed: str) -> None:
     with pytest.raises(ValueError, match=needed):
         interpreted(fused_steps, [param], [torch.zeros_like(param)], [[param]], settings("authors", [(3, 4)]))
 

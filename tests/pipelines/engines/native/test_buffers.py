@@ -1,4 +1,4 @@
-"""Memory is used again when nobody looks at it, and never before."""
+"""BufferPool reuses memory when nothing refers to it any more, and never before."""
 
 import numpy as np
 import pytest

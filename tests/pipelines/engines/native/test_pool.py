@@ -23,7 +23,7 @@ def allocate(plan: BatchPlan) -> np.ndarray:
 
 
 def write_index(job: Job, low: int, high: int, scratch: object) -> None:
-    assert (job.pixels[low:high] == -1).all()  # nobody else had these rows
+    assert (job.pixels[low:high] == -1).all()  # no other thread had these rows
     job.pixels[low:high] = job.plan.indices[low:high]
 
 
@@ -66,7 +66,7 @@ def test_a_forgotten_iterator_stops_its_threads():
 
 
 def test_memory_is_bounded():
-    """A receiver that takes nothing more holds up the work: prefetch + 1 batches are begun, not all eight."""
+    """While the receiver takes no batch, only prefetch + 1 batches are started, not all eight."""
     begun = []
 
     def counting(plan: BatchPlan) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_an_error_in_the_plans_reaches_the_receiver():
 
 
 def test_no_thread_takes_the_plans_after_their_error_for_their_end():
-    """A generator that has raised has nothing more: the next to ask gets the end of the epoch."""
+    """A generator that has raised is exhausted: another thread would take that for the end of the epoch."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     plan = next(SAMPLER.plans(0))

@@ -90,7 +90,7 @@ def contents(file, **options):
 @pytest.mark.parametrize("engine", ["native", "resident"])
 @pytest.mark.parametrize("which", ["corrupt_beton", "cifar_beton_small"])
 def test_the_engine_with_and_without(request, which, engine):
-    """The same batches, replaced samples and warnings, whoever decodes: for images larger and smaller than SMALL."""
+    """Both decoders give equal batches, replacements and warnings, for images larger and smaller than SMALL."""
     file = request.getfixturevalue(which)
     found = {}
     for name in ("libturbojpeg", "simplejpeg"):

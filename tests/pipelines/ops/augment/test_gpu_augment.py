@@ -186,7 +186,7 @@ def test_the_blur_in_the_tiles_of_older_gpus() -> None:
 
 
 def tables_of_steps(device: str = "cpu") -> list[bool]:
-    """Of two steps: whether a counter's table, and the step's own table, give what its numbers give."""
+    """Return for two steps whether a counter's table, and the step's own, give the same views as the numbers."""
     from pipelines.ops.augment.gpu import augment, params_table
 
     spec = ViewSpec(size=32)

@@ -100,14 +100,14 @@ def odd_boxes() -> tuple[int, float]:
     return difference([picture(rng, *shape) for shape in shapes], np.arange(count), params, 16, "cpu")
 
 
-def test_boxes_at_the_edges_of_what_there_is() -> None:
+def test_boxes_at_the_edges_of_an_image() -> None:
     largest, mean = interpreted(odd_boxes)
     assert largest <= 1
     assert mean <= MEAN
 
 
 def steps_and_out(device: str = "cpu") -> list[bool]:
-    """Of two steps: whether the buffer was used, and whether the step's own tables give the same."""
+    """Return for two steps whether the buffer was used, and whether the step's own tables give the same crops."""
     from pipelines.ops.crop.gpu import crop_resize
 
     rng = np.random.default_rng(1)
