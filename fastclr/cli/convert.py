@@ -22,6 +22,7 @@ from pipelines.beton.sidecar import check_sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
 from pipelines.convert.files import MAX_FILE_MB
+from pipelines.convert.names_file import names_path
 from pipelines.convert.sources import reject_url
 from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
@@ -32,11 +33,12 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Arguments:
-    """Convert images into one .beton file, and a .json beside it that says what is in it.
+    """Convert images into one .beton file, a .json beside it that says what is in it, and a .names with their names.
 
-    SOURCE is a folder with one folder per class, a folder of images, cifar10:DIR, cifar100:DIR or stl10:DIR
-    (downloaded into DIR where it is not there yet), or one or several uncompressed tars: of class folders, of
-    WebDataset pairs (KEY.jpg and KEY.cls), or of one class each (n01440764.tar n01443537.tar …).
+    SOURCE is a folder with one folder per class, a folder of images, imagenet:DIR (archives as downloaded, Kaggle's
+    tree, folders, or Hugging Face's parquet files), cifar10:DIR, cifar100:DIR or stl10:DIR (downloaded into DIR
+    where it is not there yet), parquet files, or one or several uncompressed tars: of class folders, of WebDataset
+    pairs (KEY.jpg and KEY.cls), of one class each (n01440764.tar n01443537.tar …), or of tars.
     """
 
     paths: Annotated[
@@ -55,12 +57,18 @@ class Arguments:
     on_error: Literal["skip", "stop"] = "skip"
     """An image that cannot be read is left out and named in the report, or ends the conversion; so does, with "stop",
     one that only a lenient decoder reads."""
-    split: Literal["train", "test", "unlabeled"] | None = None
-    """Which part of cifar10, cifar100 or stl10 (which alone has "unlabeled"); None: train."""
+    split: str | None = None
+    """Which part of a data set: "train" or "val" of imagenet, "train" or "test" of cifar10, cifar100 and stl10 (which
+    has "unlabeled" too); None: train."""
+    columns: str | None = None
+    """image=NAME,label=NAME or one of both: columns of parquet files; of WebDataset tars, label=cls, txt, json or
+    json.KEY; None: those with the usual names."""
+    check: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Compare ImageNet's archives with their official MD5 sums first."""
     max_file_mb: int = MAX_FILE_MB
     """Size limit of one source image, MB; a larger file is taken as one that cannot be read."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Replace OUT.beton and its .json."""
+    """Replace OUT.beton, its .json and its .names."""
 
     @property
     def sources(self) -> list[str]:
@@ -77,7 +85,13 @@ def main(argv: list[str]) -> None:
     _check(arguments)
     _stop_like_ctrl_c()
     console = Console(highlight=False)
-    source = open_source(arguments.sources, arguments.split, arguments.max_file_mb)
+    source = open_source(
+        arguments.sources,
+        arguments.split,
+        arguments.max_file_mb,
+        columns=arguments.columns,
+        check=arguments.check,
+    )
     names = source.class_names
     classes = f", {len(names)} class{'' if len(names) == 1 else 'es'}" if names else ", no class names"
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
@@ -95,6 +109,7 @@ def main(argv: list[str]) -> None:
             on_error=arguments.on_error,
             workers=arguments.workers,
             progress=progress,
+            overwrite_names=arguments.overwrite,
         )
     _print_report(console, report, arguments.out, time.monotonic() - start)
 
@@ -140,7 +155,7 @@ def _check(arguments: Arguments) -> None:
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     # a link is replaced itself, so that a side-car beside what it leads to does not matter
-    for path in (out, out.with_suffix(".json")):
+    for path in (out, out.with_suffix(".json"), names_path(out)):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; choose another name for the file to write")
         if os.path.lexists(path) and not arguments.overwrite:

@@ -48,7 +48,6 @@ def magic(start: bytes):
         ("a.bz2", lambda path: path.write_bytes(bz2.compress(bytes(9999))), "compressed with bzip2; bunzip2"),
         ("a.xz", lambda path: path.write_bytes(lzma.compress(bytes(9999))), "compressed with xz; unxz"),
         ("a.zst", magic(b"\x28\xb5\x2f\xfd"), "compressed with zstd; unzstd"),
-        ("a.parquet", magic(b"PAR1"), "Parquet file; write its images"),
         ("a.arrow", magic(b"ARROW1\0\0"), "Arrow file"),
         ("a.h5", magic(b"\x89HDF\r\n\x1a\n"), "HDF5 file"),
         ("data.mdb", lmdb, "LMDB data base"),

@@ -70,7 +70,9 @@ def test_a_link_to_a_pipe_is_no_image(tmp_path):
 
 def test_a_split_is_of_a_data_set(tmp_path):
     root = tree(tmp_path / "birds", "owl/a.png")
-    with pytest.raises(ValueError, match=r"a split is a part of cifar10, .* give the folder of the part"):
+    with pytest.raises(
+        ValueError, match=r"a split is a part of imagenet, cifar10, .* give the folder of the part"
+    ):
         open_source([str(root)], "test")
 
 

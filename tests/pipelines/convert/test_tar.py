@@ -1,5 +1,4 @@
 import io
-import re
 import tarfile
 
 import pytest
@@ -45,17 +44,6 @@ def test_folders_above(tmp_path):
     source = open_source([make_tar(tmp_path / "a.tar", "../owl/1.jpg", "auk/2.jpg", "../.x/3.jpg")])
     assert source.class_names == ["auk", "owl"]
     assert content(source) == [("../owl/1.jpg", 1), ("auk/2.jpg", 0)]
-
-
-def test_a_tar_of_tars(tmp_path):
-    inner = [(f"n{k}.tar", b"") for k in range(3)]
-    with pytest.raises(ValueError) as caught:
-        open_source([make_tar(tmp_path / "train.tar", *inner, "notes.txt")])
-    assert re.fullmatch(
-        r"train.tar: no image in it \(looked for .*\); ignored, not image files: 3 .tar, 1 .txt; labels in .txt .*; "
-        "tars in it are not opened: give those, .* or unpack each into a folder named for its class",
-        str(caught.value),
-    )
 
 
 def test_links(tmp_path):
