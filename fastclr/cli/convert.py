@@ -36,9 +36,10 @@ class Arguments:
     """Convert images into one .beton file, a .json beside it that says what is in it, and a .names with their names.
 
     SOURCE is a folder with one folder per class, a folder of images, imagenet:DIR (archives as downloaded, Kaggle's
-    tree, folders, or Hugging Face's parquet files), cifar10:DIR, cifar100:DIR or stl10:DIR (downloaded into DIR
-    where it is not there yet), parquet files, or one or several uncompressed tars: of class folders, of WebDataset
-    pairs (KEY.jpg and KEY.cls), of one class each (n01440764.tar n01443537.tar …), or of tars.
+    tree, folders, or Hugging Face's parquet files), cifar10:DIR, cifar100:DIR, stl10:DIR or torchvision:NAME:DIR
+    (downloaded into DIR where it is not there yet), parquet files, zips of folders, or one or several uncompressed
+    tars: of class folders, of WebDataset pairs (KEY.jpg and KEY.cls), of one class each (n01440764.tar
+    n01443537.tar …), or of tars. Files may be patterns in quotes: 'train-{000..146}.tar'.
     """
 
     paths: Annotated[
@@ -59,10 +60,16 @@ class Arguments:
     one that only a lenient decoder reads."""
     split: str | None = None
     """Which part of a data set: "train" or "val" of imagenet, "train" or "test" of cifar10, cifar100 and stl10 (which
-    has "unlabeled" too); None: train."""
+    has "unlabeled" too), what the data set knows of torchvision, a split of a folder of parquet files; None: train, or
+    torchvision's default."""
     columns: str | None = None
-    """image=NAME,label=NAME or one of both: columns of parquet files; of WebDataset tars, label=cls, txt, json or
-    json.KEY; None: those with the usual names."""
+    """image=NAME,label=NAME or one of both: columns of parquet files or of --labels; of WebDataset tars, label=cls,
+    txt, json or json.KEY; None: those with the usual names."""
+    labels: Path | None = None
+    """A table of names and labels for images in a folder or an archive: CSV, JSON lines, ImageNet's ground truth,
+    Kaggle's solution, metadata.csv, val_annotations.txt."""
+    merge: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take each SOURCE for a set of its own, and join classes of the same name."""
     check: tyro.conf.FlagCreatePairsOff[bool] = False
     """Compare ImageNet's archives with their official MD5 sums first."""
     max_file_mb: int = MAX_FILE_MB
@@ -90,6 +97,8 @@ def main(argv: list[str]) -> None:
         arguments.split,
         arguments.max_file_mb,
         columns=arguments.columns,
+        labels=arguments.labels,
+        merge=arguments.merge,
         check=arguments.check,
     )
     names = source.class_names

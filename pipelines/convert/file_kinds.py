@@ -3,7 +3,7 @@
 from pathlib import PurePath
 
 _UNPACK = "unpack it, and give the folder"
-_EXPORT = "write its images to files first, one folder per class"
+_EXPORT = "write its images to files first, one folder per class, or to Parquet"
 _IMAGE = "an image", "give the folder that holds it"
 _VIDEO = "a video", "write its frames to a folder first"
 
@@ -15,14 +15,14 @@ _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"]\0\0", "a file that is compressed with lzma", "unlzma it first"),
     (0, b"\x28\xb5\x2f\xfd", "a file that is compressed with zstd", "unzstd it first"),
     (0, b"\x04\x22\x4d\x18", "a file that is compressed with lz4", "unlz4 it first"),
-    (0, b"PK\x03\x04", "a zip archive", _UNPACK),
+    (0, b"PK\x03\x04", "a zip archive", "give zips and tars in two commands, or with --merge"),
     (0, b"PK\x05\x06", "an empty zip archive", "give one with images, unpacked"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (0, b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
     (0, b"070701", "a cpio archive", _UNPACK),
     (0, b"!<arch>\n", "an ar archive", _UNPACK),
     (0, b"hsqs", "a squashfs image", "mount it, and give the folder"),
-    (0, b"PAR1", "a Parquet file", "give Parquet files and tars in two commands"),
+    (0, b"PAR1", "a Parquet file", "give Parquet files and tars in two commands, or with --merge"),
     (0, b"ARROW1", "an Arrow file", _EXPORT),
     (0, b"\xff\xff\xff\xff", "perhaps an Arrow stream", _EXPORT),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", _EXPORT),

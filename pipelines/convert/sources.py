@@ -1,19 +1,40 @@
-"""Opens the source that a user means: folders, tars, tables, ImageNet, torchvision's data sets."""
+"""Opens the source that a user means: folders, archives, tables, ImageNet, torchvision's data sets."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.convert.columns import parse_columns, reject_columns
 from pipelines.convert.files import MAX_FILE_MB
 from pipelines.convert.folder import FolderSource
 from pipelines.convert.imagenet import open_imagenet
+from pipelines.convert.label_files import read_label_file
+from pipelines.convert.labels import apply_labels
+from pipelines.convert.merged import MergedSource
 from pipelines.convert.parquet import ParquetSource, is_parquet
+from pipelines.convert.parquet_folder import parquet_files
+from pipelines.convert.patterns import expand_pattern
 from pipelines.convert.protocol import Source
 from pipelines.convert.tar import TarSource
-from pipelines.convert.torchvision_sets import DATASETS, DatasetSource
+from pipelines.convert.torchvision_sets import DATASETS, DatasetSource, open_torchvision
+from pipelines.convert.zip import ZipSource, is_zip
 from pipelines.system.terminal import printable
 
+PREFIXES = ("imagenet", "torchvision", *DATASETS)
+"""What stands before the colon of a data set that is known by its name."""
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How sources are read."""
+
+    split: str | None
+    max_file_mb: int
+    check: bool
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_source(
@@ -22,52 +43,86 @@ def open_source(
     max_file_mb: int = MAX_FILE_MB,
     *,
     columns: str | None = None,
+    labels: Path | None = None,
+    merge: bool = False,
     check: bool = False,
 ) -> Source:
     """Open the source that a user means.
 
     Args:
-        sources: a folder with one folder per class, a folder of images, `imagenet:DIR`, one of `cifar10:DIR`,
-            `cifar100:DIR`, `stl10:DIR`, or any number of tar or Parquet files.
-        split: split of ImageNet or of a torchvision data set; None: "train".
+        sources: a folder with one folder per class, a folder of images or of Parquet files, `imagenet:DIR`,
+            `torchvision:NAME:DIR`, one of `cifar10:DIR`, `cifar100:DIR`, `stl10:DIR`, or any number of tars, of
+            zips or of Parquet files, or patterns of their names.
+        split: split of a data set; None: "train", or torchvision's default.
         max_file_mb: size limit of one image file, in MB; larger ones fail when they are read.
-        columns: "image=NAME,label=NAME" or one of both: the columns of a Parquet file; of WebDataset tars, label is
-            "cls", "txt", "json" or "json.KEY".
+        columns: "image=NAME,label=NAME" or one of both: the columns of a Parquet file or of `labels`; of WebDataset
+            tars, label is "cls", "txt", "json" or "json.KEY".
+        labels: a table of names and labels, for the images of a folder, of tars or of zips.
+        merge: each of `sources` is a source of its own; a class is all images of its name.
         check: compare ImageNet's archives with their official MD5 sums.
 
     Raises:
         OSError: it does not exist or cannot be read.
         ValueError: there is no image in it, or what it is cannot be told.
     """
-    named = parse_columns(columns)
-    prefix, _, folder = sources[0].partition(":")
-    if check and prefix != "imagenet":
+    if check and not any(source.startswith("imagenet:") for source in sources):
         raise ValueError(
             "--check compares ImageNet's archives with their official sums; it needs imagenet:DIR"
         )
-    if len(sources) == 1 and folder and prefix in ("imagenet", *DATASETS):
-        reject_columns(named, (), prefix)
-        if prefix == "imagenet":
-            return open_imagenet(Path(folder), split or "train", max_file_mb, check)
-        return DatasetSource(prefix, Path(folder), split or "train")
-    if split is not None:
+    named = parse_columns(columns)
+    if labels is None:
+        options = _Options(split, max_file_mb, check, named)
+        if merge:
+            return MergedSource([_open([source], options) for source in sources])
+        return _open(sources, options)
+    if merge:
         raise ValueError(
-            f"a split is a part of imagenet, {', '.join(DATASETS)}; of other images, give the folder of the part"
+            "--labels is a table for one source, and --merge has several; convert them one at a time"
         )
+    source = _open(sources, _Options(split, max_file_mb, check))
+    if source.kind in ("imagenet", "torchvision", "parquet"):
+        raise ValueError(
+            f"--labels is for folders and archives of images; {source.kind} has labels of its own"
+        )
+    return apply_labels(source, read_label_file(labels, named))
+
+
+def _open(sources: list[str], options: _Options) -> Source:
+    prefix, _, rest = sources[0].partition(":")
+    if len(sources) == 1 and rest and prefix in PREFIXES:
+        reject_columns(options.columns, (), prefix)
+        if prefix == "imagenet":
+            return open_imagenet(Path(rest), options.split or "train", options.max_file_mb, options.check)
+        if prefix == "torchvision":
+            return open_torchvision(rest, options.split, options.max_file_mb)
+        return DatasetSource(prefix, Path(rest), options.split or "train")
+    paths = []
     for source in sources:
-        _check_path(source)
-    paths = [Path(source) for source in sources]
-    if all(path.is_file() for path in paths):
-        if all(is_parquet(path) for path in paths):
-            return ParquetSource(paths, named, max_file_mb)
-        reject_columns(named, ("label",), "a tar")
-        return TarSource(paths, max_file_mb, named.get("label"))
-    if len(paths) > 1:
-        raise ValueError(f"{len(paths)} sources: only tars can be given several at a time")
-    if parquet_files := sorted(paths[0].glob("*.parquet")):
-        return ParquetSource(parquet_files, named, max_file_mb)
-    reject_columns(named, (), "a folder")
-    return FolderSource(paths[0], max_file_mb)
+        reject_url(source, "download it first")
+        paths += [_existing(path) for path in expand_pattern(source)]
+    if len(paths) == 1 and paths[0].is_dir():
+        if files := parquet_files(paths[0], options.split):
+            return ParquetSource(files, options.columns, options.max_file_mb)
+        _reject_split(options.split)
+        reject_columns(options.columns, (), "a folder")
+        return FolderSource(paths[0], options.max_file_mb)
+    _reject_split(options.split)
+    if not all(path.is_file() for path in paths):
+        raise ValueError(
+            f"{len(paths)} sources: only tars, zips or Parquet files can be given several at a time; --merge makes one "
+            "set of several folders"
+        )
+    return _open_files(paths, options)
+
+
+def _open_files(paths: list[Path], options: _Options) -> Source:
+    if all(map(is_parquet, paths)):
+        return ParquetSource(paths, options.columns, options.max_file_mb)
+    if all(map(is_zip, paths)):
+        reject_columns(options.columns, (), "a zip")
+        return ZipSource(paths, options.max_file_mb)
+    reject_columns(options.columns, ("label",), "a tar")
+    return TarSource(paths, options.max_file_mb, options.columns.get("label"))
 
 
 def reject_url(path: str, remedy: str) -> None:
@@ -78,18 +133,25 @@ def reject_url(path: str, remedy: str) -> None:
         )
 
 
-def _check_path(source: str) -> None:
-    reject_url(source, "download it first")
+def _reject_split(split: str | None) -> None:
+    if split is not None:
+        raise ValueError(
+            f"a split is a part of {', '.join(PREFIXES)} or a folder of Parquet files; of other images, give the "
+            "folder of the part"
+        )
+
+
+def _existing(source: str) -> Path:
     path = Path(source)
     if not path.exists():
         known = ", ".join(f"{name}:DIR" for name in ("imagenet", *DATASETS))
-        hint = "; patterns with * or {…} are expanded by the shell: give them without quotes"
         raise FileNotFoundError(
-            f"{printable(source)}: no such folder or file; a source is a folder, a tar, or one of {known}"
-            + (hint if re.search(r"[*?{]", source) else "")
+            f"{printable(source)}: no such folder or file; a source is a folder, a tar, a zip, Parquet files, or one "
+            f"of {known}, torchvision:NAME:DIR"
         )
     if not (path.is_dir() or path.is_file()):
         raise ValueError(
             f"{printable(source)} is a pipe, a socket or a device; a source is read in any order and must be a file "
             "or a folder: save it to a file first"
         )
+    return path
