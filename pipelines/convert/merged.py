@@ -35,11 +35,9 @@ class MergedSource:
                 )
             own = source.class_names or []
             names.update(own)
-            titles.update(zip(own, class_titles(source) or own, strict=True))
+            titles.update(zip(own, class_titles(source) or (), strict=False))
         self.class_names = sorted(names) or None
-        self.class_titles = (
-            [titles[name] for name in sorted(names)] if titles != {n: n for n in names} else None
-        )
+        self.class_titles = [titles.get(name, name) for name in sorted(names)] if titles else None
         position = {name: k for k, name in enumerate(sorted(names))}
         self.labels = np.concatenate([_renumbered(source, position) for source in sources])
         shared = Counter(source.name for source in sources)

@@ -6,6 +6,7 @@ As a script: `python tests/support/imagenet_sets.py FOLDER` writes all layouts b
 import csv
 import io
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Callable
@@ -36,7 +37,7 @@ TITLES = dict(CLASSES.values())
 
 def image(name: str) -> bytes:
     """A JPEG drawn from its name."""
-    rng = np.random.default_rng(list(name.encode()))
+    rng = np.random.default_rng(list(os.fsencode(name)))
     return simplejpeg.encode_jpeg(rng.integers(0, 256, (24, 32, 3), np.uint8))
 
 
