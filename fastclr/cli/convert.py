@@ -39,7 +39,8 @@ class Arguments:
     tree, folders, or Hugging Face's parquet files), cifar10:DIR, cifar100:DIR, stl10:DIR or torchvision:NAME:DIR
     (downloaded into DIR where it is not there yet), parquet files, zips of folders, or one or several uncompressed
     tars: of class folders, of WebDataset pairs (KEY.jpg and KEY.cls), of one class each (n01440764.tar
-    n01443537.tar …), or of tars. Files may be patterns in quotes: 'train-{000..146}.tar'.
+    n01443537.tar …), or of tars. Files may be patterns in quotes ('train-{000..146}.tar'), and tars and parquet
+    files URLs (s3://…, gs://…, https://…).
     """
 
     paths: Annotated[
@@ -92,15 +93,17 @@ def main(argv: list[str]) -> None:
     _check(arguments)
     _stop_like_ctrl_c()
     console = Console(highlight=False)
-    source = open_source(
-        arguments.sources,
-        arguments.split,
-        arguments.max_file_mb,
-        columns=arguments.columns,
-        labels=arguments.labels,
-        merge=arguments.merge,
-        check=arguments.check,
-    )
+    with console.status("reading what is there") as status:
+        source = open_source(
+            arguments.sources,
+            arguments.split,
+            arguments.max_file_mb,
+            columns=arguments.columns,
+            labels=arguments.labels,
+            merge=arguments.merge,
+            check=arguments.check,
+            progress=lambda done, total: status.update(f"downloaded {done:,} of {total:,} shards"),
+        )
     names = source.class_names
     classes = f", {len(names)} class{'' if len(names) == 1 else 'es'}" if names else ", no class names"
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)

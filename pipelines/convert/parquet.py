@@ -3,7 +3,8 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class ParquetSource:
         columns: names of the columns "image" and "label"; those that are not given are found by the features, or by
             usual names.
         max_file_mb: size limit of one image, in MB; larger ones fail when they are read.
+        held: has a file at its path while a block runs: files of other machines are not always there.
 
     Raises:
         OSError: a file cannot be read.
@@ -47,13 +49,17 @@ class ParquetSource:
     sequential = True
 
     def __init__(
-        self, paths: list[Path], columns: Mapping[str, str] | None = None, max_file_mb: int = MAX_FILE_MB
+        self,
+        paths: list[Path],
+        columns: Mapping[str, str] | None = None,
+        max_file_mb: int = MAX_FILE_MB,
+        held: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         import_optional("pyarrow", "parquet", "a Parquet file")
         self.name = unicode_name(
             paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
         )
-        self._paths, self._max_file_bytes = paths, max_file_mb * 10**6
+        self._paths, self._max_file_bytes, self._held = paths, max_file_mb * 10**6, held
         self.remarks: list[str] = []
         self._names = NameList()
         """The `path` of each image; "" where it has none."""
@@ -61,7 +67,7 @@ class ParquetSource:
         sizes: list[int] = []
         labels: list[Any] = []
         for number, path in enumerate(paths):
-            with _explained(path):
+            with held(path), _explained(path):
                 file = _open(path)
                 if number == 0:
                     features = _features(file.schema_arrow)
@@ -128,7 +134,7 @@ class ParquetSource:
             if group.column is None and group.error is None:
                 number, in_file = self._groups[k]
                 try:
-                    with _explained(self._paths[number]):
+                    with self._held(self._paths[number]), _explained(self._paths[number]):
                         table = _open(self._paths[number]).read_row_group(
                             in_file, [self._image], use_threads=False
                         )

@@ -1,7 +1,7 @@
 """Opens the source that a user means: folders, archives, tables, ImageNet, torchvision's data sets."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from pipelines.convert.parquet import ParquetSource, is_parquet
 from pipelines.convert.parquet_folder import parquet_files
 from pipelines.convert.patterns import expand_pattern
 from pipelines.convert.protocol import Source
+from pipelines.convert.remote import RemoteFiles, expand_urls, suffix_of_url
 from pipelines.convert.tar import TarSource
 from pipelines.convert.torchvision_sets import DATASETS, DatasetSource, open_torchvision
 from pipelines.convert.zip import ZipSource, is_zip
@@ -35,6 +36,7 @@ class _Options:
     max_file_mb: int
     check: bool
     columns: Mapping[str, str] = field(default_factory=dict)
+    progress: Callable[[int, int], None] = lambda done, total: None
 
 
 def open_source(
@@ -46,13 +48,14 @@ def open_source(
     labels: Path | None = None,
     merge: bool = False,
     check: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Source:
     """Open the source that a user means.
 
     Args:
         sources: a folder with one folder per class, a folder of images or of Parquet files, `imagenet:DIR`,
             `torchvision:NAME:DIR`, one of `cifar10:DIR`, `cifar100:DIR`, `stl10:DIR`, or any number of tars, of
-            zips or of Parquet files, or patterns of their names.
+            zips or of Parquet files, or patterns of their names; tars and Parquet files may be URLs.
         split: split of a data set; None: "train", or torchvision's default.
         max_file_mb: size limit of one image file, in MB; larger ones fail when they are read.
         columns: "image=NAME,label=NAME" or one of both: the columns of a Parquet file or of `labels`; of WebDataset
@@ -60,6 +63,7 @@ def open_source(
         labels: a table of names and labels, for the images of a folder, of tars or of zips.
         merge: each of `sources` is a source of its own; a class is all images of its name.
         check: compare ImageNet's archives with their official MD5 sums.
+        progress: called with the number of shards that have been downloaded, and of all, where sources are URLs.
 
     Raises:
         OSError: it does not exist or cannot be read.
@@ -71,7 +75,7 @@ def open_source(
         )
     named = parse_columns(columns)
     if labels is None:
-        options = _Options(split, max_file_mb, check, named)
+        options = _Options(split, max_file_mb, check, named, progress)
         if merge:
             return MergedSource([_open([source], options) for source in sources])
         return _open(sources, options)
@@ -79,7 +83,7 @@ def open_source(
         raise ValueError(
             "--labels is a table for one source, and --merge has several; convert them one at a time"
         )
-    source = _open(sources, _Options(split, max_file_mb, check))
+    source = _open(sources, _Options(split, max_file_mb, check, progress=progress))
     if source.kind in ("imagenet", "torchvision", "parquet"):
         raise ValueError(
             f"--labels is for folders and archives of images; {source.kind} has labels of its own"
@@ -96,10 +100,9 @@ def _open(sources: list[str], options: _Options) -> Source:
         if prefix == "torchvision":
             return open_torchvision(rest, options.split, options.max_file_mb)
         return DatasetSource(prefix, Path(rest), options.split or "train")
-    paths = []
-    for source in sources:
-        reject_url(source, "download it first")
-        paths += [_existing(path) for path in expand_pattern(source)]
+    if any(map(_URL.match, sources)):
+        return _open_remote(sources, options)
+    paths = [_existing(path) for source in sources for path in expand_pattern(source)]
     if len(paths) == 1 and paths[0].is_dir():
         if files := parquet_files(paths[0], options.split):
             return ParquetSource(files, options.columns, options.max_file_mb)
@@ -125,12 +128,33 @@ def _open_files(paths: list[Path], options: _Options) -> Source:
     return TarSource(paths, options.max_file_mb, options.columns.get("label"))
 
 
+def _open_remote(sources: list[str], options: _Options) -> Source:
+    _reject_split(options.split)
+    if not all(map(_URL.match, sources)):
+        raise ValueError("local and remote sources: --merge makes one set of them")
+    for source in sources:
+        if source.startswith("pipe:"):
+            reject_url(source, "download it first")
+    urls = [url for source in sources for url in expand_urls(source)]
+    suffixes = {suffix_of_url(url) for url in urls}
+    if suffixes not in ({".tar"}, {".parquet"}):
+        raise ValueError(
+            f"{printable(urls[0])}: remote sources are tars or Parquet files, got "
+            f"{printable(', '.join(sorted(suffixes)), 100) or 'no suffix'}; download other ones first"
+        )
+    files = RemoteFiles(urls, progress=options.progress)
+    if suffixes == {".parquet"}:
+        return ParquetSource(files.paths, options.columns, options.max_file_mb, files.held)
+    reject_columns(options.columns, ("label",), "a tar")
+    tars = TarSource(files.paths, options.max_file_mb, options.columns.get("label"), files.held)
+    tars.sequential = not files.are_all_kept
+    return tars
+
+
 def reject_url(path: str, remedy: str) -> None:
     """Raise ValueError where a path is a URL."""
     if _URL.match(path):
-        raise ValueError(
-            f"{printable(path)} is a URL, and only local folders and files can be used; {remedy}"
-        )
+        raise ValueError(f"{printable(path)} is a URL, and only a local one can be used here; {remedy}")
 
 
 def _reject_split(split: str | None) -> None:

@@ -3,8 +3,10 @@
 import posixpath
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +42,7 @@ class TarSource:
         max_file_mb: size limit of one image, in MB; larger ones fail when they are read.
         label_field: which files beside the images hold the labels: "cls", "txt", "json" or "json.KEY"; None: those
             that are there.
+        held: has a file at its path while a block runs: files of other machines are not always there.
 
     Raises:
         OSError: a file cannot be read.
@@ -52,7 +55,11 @@ class TarSource:
     sequential = False
 
     def __init__(
-        self, paths: list[Path], max_file_mb: int = MAX_FILE_MB, label_field: str | None = None
+        self,
+        paths: list[Path],
+        max_file_mb: int = MAX_FILE_MB,
+        label_field: str | None = None,
+        held: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.name = unicode_name(
             paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
@@ -60,8 +67,10 @@ class TarSource:
         self.class_names: list[str] | None = None
         self._max_file_bytes = max_file_mb * 10**6
         found = TarContents(PairLabels(label_field))
+        self._held = held
         for path in paths:
-            read_tar(path, found)
+            with held(path):
+                read_tar(path, found)
         notes = [f"ignored folders: {listed(sorted(found.junk))}"] if found.junk else []
         if not len(found.names):
             raise no_images_error(self.name, found.ignored + found.fields.ignored(""), notes + found.notes)
@@ -96,7 +105,8 @@ class TarSource:
         check_file_size(size, self._max_file_bytes)
         # opened each time: a set of a thousand shards would take more open files than a process may have
         path = self._tars[self._numbers[index]].path
-        data = read_range(path, offset, size)
+        with self._held(path):
+            data = read_range(path, offset, size)
         if len(data) < size:
             raise OSError(f"{path.name} is cut short")
         return data
