@@ -18,6 +18,7 @@ from rich.text import Text
 
 from fastclr.arguments import parse
 from pipelines.beton import sidecar_path
+from pipelines.beton.layout import check_field_names
 from pipelines.beton.sidecar import check_sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
@@ -75,6 +76,10 @@ class Arguments:
     """Compare ImageNet's archives with their official MD5 sums first."""
     max_file_mb: int = MAX_FILE_MB
     """Size limit of one source image, MB; a larger file is taken as one that cannot be read."""
+    image_field: str = "image"
+    """Name of the image's field in the file, for FFCV's pipelines."""
+    label_field: str = "label"
+    """Name of the label's field in the file."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUT.beton, its .json and its .names."""
 
@@ -122,6 +127,8 @@ def main(argv: list[str]) -> None:
             workers=arguments.workers,
             progress=progress,
             overwrite_names=arguments.overwrite,
+            image_field=arguments.image_field,
+            label_field=arguments.label_field,
         )
     _print_report(console, report, arguments.out, time.monotonic() - start)
 
@@ -173,6 +180,7 @@ def _check(arguments: Arguments) -> None:
         if os.path.lexists(path) and not arguments.overwrite:
             raise FileExistsError(f"{path} exists; choose another name, or --overwrite it")
     check_sidecar_path(out)
+    check_field_names(arguments.image_field, arguments.label_field)
 
 
 def _print_comparison(console: Console, source: Source, arguments: Arguments) -> None:

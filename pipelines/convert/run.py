@@ -68,6 +68,8 @@ def convert(
     workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
     overwrite_names: bool = False,
+    image_field: str = "image",
+    label_field: str = "label",
 ) -> Report:
     """Write a source's images to a `.beton` file, its side-car and its file of names; each appears whole or not at all.
 
@@ -84,6 +86,7 @@ def convert(
             an image that only a lenient decoder reads, of which "skip" stores what that one makes of it.
         workers: threads.
         progress: called with the number of images that are encoded.
+        image_field, label_field: names of the file's fields.
         overwrite_names: replace a file that has the name of the one with names (`train.names`) and is not ours.
 
     Raises:
@@ -98,7 +101,10 @@ def convert(
     report = Report(found=len(source.labels))
     written = np.zeros(report.found, bool)
     numbers = file_order(report.found, seed) if order == "shuffled" else np.arange(report.found)
-    with BetonWriter(out, report.found, encoding.max_side) as writer, writing_names(out) as names:
+    with (
+        BetonWriter(out, report.found, encoding.max_side, image_field, label_field) as writer,
+        writing_names(out) as names,
+    ):
         stop = on_error == "stop"
         results = _results(source, numbers, encoding, workers, out.parent, stop, progress)
         with without_warnings(), closing(results) as stream:
