@@ -162,7 +162,7 @@ def bad_inputs(tiny_photos, tmp_path):
         "seed must be in": [good, out, "--seed", "-1"],
         "only tars": [good, good, out],
         "--max-file-mb must be at least 1": [good, out, "--max-file-mb", "0"],
-        "s3://bucket/train is a URL": ["s3://bucket/train", out],
+        "s3://bucket/train: remote sources are tars": ["s3://bucket/train", out],
         "http://host/out.beton is a URL": [good, "http://host/out.beton"],
     }
 

@@ -345,7 +345,7 @@ def test_labels_in_txt_files(tmp_path):
         (("a.jpg",), "label=xml", "cls, txt, json or json.KEY"),
         (("a.jpg",), "label=cls.x", "cls, txt, json or json.KEY"),
         (("a.jpg",), "image=png", "a tar has no such column"),
-        (("a.jpg",), "lable=cls", "--columns must be image=NAME,label=NAME"),
+        (("a.jpg",), "labels=cls", "--columns must be image=NAME,label=NAME"),
     ],
 )
 def test_labels_that_say_nothing_clear(tmp_path, members, columns, message):
