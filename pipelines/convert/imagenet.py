@@ -69,7 +69,7 @@ def open_imagenet(
 
     Args:
         root: the folder.
-        split: "train" or "val".
+        split: "train" or "val" ("validation").
         max_file_mb: size limit of one image, in MB.
         check: compare the MD5 sums of the archives with the official ones first; that of the training images takes
             minutes.
@@ -79,6 +79,7 @@ def open_imagenet(
         ValueError: there is no such layout in it, the labels of the validation images are missing or ambiguous, or
             an archive is corrupt or not the official one.
     """
+    split = "val" if split == "validation" else split
     if split not in NUM_IMAGES:
         raise ValueError(f"ImageNet has no split {printable(split)!r}, only {' and '.join(NUM_IMAGES)}")
     if not root.is_dir():
@@ -140,7 +141,11 @@ def _layouts(root: Path, split: str, max_file_mb: int) -> list[_Layout]:
     found = []
     tar = root / f"ILSVRC2012_img_{split}.tar"
     if tar.is_file():
-        found.append(_Layout("archives", (tar,), lambda: TarSource([tar], max_file_mb)))
+        found.append(
+            _Layout(
+                "archives", (tar,), partial(TarSource, [tar], max_file_mb, tars_are_classes=split == "train")
+            )
+        )
     for base in (root / "ILSVRC", root):
         kaggle = base / "Data" / "CLS-LOC" / split
         if kaggle.is_dir():
@@ -149,12 +154,18 @@ def _layouts(root: Path, split: str, max_file_mb: int) -> list[_Layout]:
     if folder.is_dir():
         class_tars = sorted(path for path in folder.glob("n*.tar") if _WNID.fullmatch(path.stem))
         if class_tars:
-            found.append(_Layout("class tars", tuple(class_tars), lambda: TarSource(class_tars, max_file_mb)))
+            found.append(
+                _Layout(
+                    "class tars",
+                    tuple(class_tars),
+                    partial(TarSource, class_tars, max_file_mb, tars_are_classes=True),
+                )
+            )
         else:
-            found.append(_Layout("folders", (folder,), lambda: FolderSource(folder, max_file_mb)))
+            found.append(_Layout("folders", (folder,), partial(FolderSource, folder, max_file_mb)))
     if shards := _shards(root, split):
         found.append(
-            _Layout("parquet shards", tuple(shards), lambda: ParquetSource(shards, max_file_mb=max_file_mb))
+            _Layout("parquet shards", tuple(shards), partial(ParquetSource, shards, max_file_mb=max_file_mb))
         )
     return found
 

@@ -37,6 +37,8 @@ class _Options:
     check: bool
     columns: Mapping[str, str] = field(default_factory=dict)
     progress: Callable[[int, int], None] = lambda done, total: None
+    is_part: bool = False
+    """Whether other sources are merged with it, which may be those that the split and the columns are of."""
 
 
 def open_source(
@@ -75,7 +77,7 @@ def open_source(
         )
     named = parse_columns(columns)
     if labels is None:
-        options = _Options(split, max_file_mb, check, named, progress)
+        options = _Options(split, max_file_mb, check, named, progress, is_part=merge)
         if merge:
             return MergedSource([_open([source], options) for source in sources])
         return _open(sources, options)
@@ -94,7 +96,7 @@ def open_source(
 def _open(sources: list[str], options: _Options) -> Source:
     prefix, _, rest = sources[0].partition(":")
     if len(sources) == 1 and rest and prefix in PREFIXES:
-        reject_columns(options.columns, (), prefix)
+        _reject_columns(options, (), prefix)
         if prefix == "imagenet":
             return open_imagenet(Path(rest), options.split or "train", options.max_file_mb, options.check)
         if prefix == "torchvision":
@@ -106,10 +108,10 @@ def _open(sources: list[str], options: _Options) -> Source:
     if len(paths) == 1 and paths[0].is_dir():
         if files := parquet_files(paths[0], options.split):
             return ParquetSource(files, options.columns, options.max_file_mb)
-        _reject_split(options.split)
-        reject_columns(options.columns, (), "a folder")
+        _reject_split(options)
+        _reject_columns(options, (), "a folder")
         return FolderSource(paths[0], options.max_file_mb)
-    _reject_split(options.split)
+    _reject_split(options)
     if not all(path.is_file() for path in paths):
         raise ValueError(
             f"{len(paths)} sources: only tars, zips or Parquet files can be given several at a time; --merge makes one "
@@ -122,14 +124,14 @@ def _open_files(paths: list[Path], options: _Options) -> Source:
     if all(map(is_parquet, paths)):
         return ParquetSource(paths, options.columns, options.max_file_mb)
     if all(map(is_zip, paths)):
-        reject_columns(options.columns, (), "a zip")
+        _reject_columns(options, (), "a zip")
         return ZipSource(paths, options.max_file_mb)
-    reject_columns(options.columns, ("label",), "a tar")
+    _reject_columns(options, ("label",), "a tar")
     return TarSource(paths, options.max_file_mb, options.columns.get("label"))
 
 
 def _open_remote(sources: list[str], options: _Options) -> Source:
-    _reject_split(options.split)
+    _reject_split(options)
     if not all(map(_URL.match, sources)):
         raise ValueError("local and remote sources: --merge makes one set of them")
     for source in sources:
@@ -145,7 +147,7 @@ def _open_remote(sources: list[str], options: _Options) -> Source:
     files = RemoteFiles(urls, progress=options.progress)
     if suffixes == {".parquet"}:
         return ParquetSource(files.paths, options.columns, options.max_file_mb, files.held)
-    reject_columns(options.columns, ("label",), "a tar")
+    _reject_columns(options, ("label",), "a tar")
     tars = TarSource(files.paths, options.max_file_mb, options.columns.get("label"), files.held)
     tars.sequential = not files.are_all_kept
     return tars
@@ -157,8 +159,13 @@ def reject_url(path: str, remedy: str) -> None:
         raise ValueError(f"{printable(path)} is a URL, and only a local one can be used here; {remedy}")
 
 
-def _reject_split(split: str | None) -> None:
-    if split is not None:
+def _reject_columns(options: _Options, allowed: tuple[str, ...], source: str) -> None:
+    if not options.is_part:
+        reject_columns(options.columns, allowed, source)
+
+
+def _reject_split(options: _Options) -> None:
+    if options.split is not None and not options.is_part:
         raise ValueError(
             f"a split is a part of {', '.join(PREFIXES)} or a folder of Parquet files; of other images, give the "
             "folder of the part"

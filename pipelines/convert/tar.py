@@ -1,6 +1,5 @@
 """Images in uncompressed tar files, and in tars within them, read in any order without unpacking."""
 
-import posixpath
 import re
 from array import array
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from pipelines.convert.files import (
     reject_split_folders,
     unicode_name,
 )
-from pipelines.convert.names import NameList, num_repeated
+from pipelines.convert.names import NameList
 from pipelines.convert.pairs import Key, PairLabels, sample_key
 from pipelines.convert.tar_index import TarContents, read_tar
 from pipelines.system.terminal import printable
@@ -42,6 +41,8 @@ class TarSource:
         max_file_mb: size limit of one image, in MB; larger ones fail when they are read.
         label_field: which files beside the images hold the labels: "cls", "txt", "json" or "json.KEY"; None: those
             that are there.
+        tars_are_classes: each tar is a class where there are no folders that differ, also if there is only one, or
+            they are numbered in a row.
         held: has a file at its path while a block runs: files of other machines are not always there.
 
     Raises:
@@ -60,6 +61,7 @@ class TarSource:
         max_file_mb: int = MAX_FILE_MB,
         label_field: str | None = None,
         held: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
+        tars_are_classes: bool = False,
     ) -> None:
         self.name = unicode_name(
             paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
@@ -67,7 +69,7 @@ class TarSource:
         self.class_names: list[str] | None = None
         self._max_file_bytes = max_file_mb * 10**6
         found = TarContents(PairLabels(label_field))
-        self._held = held
+        self._held, self._tars_are_classes = held, tars_are_classes
         for path in paths:
             with held(path):
                 read_tar(path, found)
@@ -88,9 +90,7 @@ class TarSource:
             self.labels = self._paired(found.fields, chosen)
         else:
             self.labels = self._from_folders(found.holders)
-        if repeated := num_repeated(
-            f"{n}/{name}" for n, name in zip(self._numbers, self._names, strict=True)
-        ):
+        if repeated := self._names.num_repeated(self._numbers):
             self.remarks.append(f"{repeated:,} images have the name of an earlier one; all are taken")
 
     def item(self, index: int) -> str:
@@ -142,7 +142,7 @@ class TarSource:
         known: dict[tuple[int, str], int] = {}
         which = np.fromiter(
             (
-                known.setdefault((number, posixpath.dirname(name)), len(known))
+                known.setdefault((number, name.rpartition("/")[0]), len(known))
                 for number, name in zip(self._numbers.tolist(), self._names, strict=True)
             ),
             np.int64,
@@ -160,10 +160,10 @@ class TarSource:
         filled = set(self._numbers.tolist())
         # a tar of tars is no class
         stems = {k: tar.stem for k, tar in enumerate(self._tars) if k in filled or k not in holders}
-        if len(stems) == 1:
+        if len(stems) == 1 and not self._tars_are_classes:
             self.remarks.append("no labels: no folders that differ, and no .cls files")
             return np.full(len(self._numbers), -1)
-        if _are_shards(list(stems.values())):
+        if _are_shards(list(stems.values())) and not self._tars_are_classes:
             self.remarks.append(
                 "no labels: no folders that differ, no .cls files, and tars that are numbered in a row, like shards; "
                 "if each is a class, unpack each into a folder named for its class"

@@ -187,8 +187,10 @@ class TarWalk:
             os.lseek(descriptor, position, os.SEEK_SET)  # where the buffered file takes it to be
 
     def _read(self, at: int, size: int) -> bytes:
+        if at + size > self._end:
+            size = max(0, self._end - at)
         self._file.seek(at)
-        return self._file.read(max(0, min(size, self._end - at)))
+        return self._file.read(size)
 
     def _no_header(self, at: int, block: bytes, error: _HeaderError) -> ValueError:
         if at == self._start and block[257:262] != b"ustar":

@@ -121,7 +121,8 @@ def _read_members(tar: Tar, file: BinaryIO, start: int, size: int | None, found:
     walk = TarWalk(file, tar.path, tar.inner, start, size)
     for member in walk:
         folder, _, name = member.name.rpartition("/")
-        suffix = posixpath.splitext(name)[1].lower()
+        dot = name.rfind(".")
+        suffix = name[dot:].lower() if dot > 0 else ""
         is_image = suffix in SUFFIXES
         if name.startswith(".") or (junk := junk_folder(folder)):
             if is_image and not name.startswith("."):

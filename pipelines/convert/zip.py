@@ -23,7 +23,7 @@ from pipelines.convert.files import (
     suffix_of,
     unicode_name,
 )
-from pipelines.convert.names import NameList, num_repeated
+from pipelines.convert.names import NameList
 from pipelines.system.terminal import printable
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -74,9 +74,7 @@ class ZipSource:
         self.remarks = ignored_files_note(ignored) + notes
         self._rows = np.array(rows).reshape(-1, 6)
         self.labels = self._from_folders()
-        if repeated := num_repeated(
-            f"{number}/{name}" for number, name in zip(self._rows[:, 0], self._names, strict=True)
-        ):
+        if repeated := self._names.num_repeated(self._rows[:, 0]):
             self.remarks.append(f"{repeated:,} images have the name of an earlier one; all are taken")
 
     def item(self, index: int) -> str:

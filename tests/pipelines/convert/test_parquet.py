@@ -256,3 +256,24 @@ def test_no_space_for_the_temporary_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         convert(open_source([path]), tmp_path / "a.beton")
     assert os.listdir(tmp_path) == ["a.parquet"]
+
+
+def test_an_interrupt_or_an_error_leaves_nothing(tmp_path):
+    """While row groups are put into the order of the file: the temporary file has no name."""
+    images = [image(str(k)) for k in range(64)]
+    path = table(tmp_path / "a.parquet", group=8, image=structs([*images, b"no image"], [None] * 65))
+    seen: list[int] = []
+
+    def interrupt(done: int) -> None:
+        seen.append(done)
+        assert not list(tmp_path.glob(".fastclr*")) or os.name == "nt"
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(open_source([path]), tmp_path / "a.beton", progress=interrupt, workers=2)
+    assert os.listdir(tmp_path) == ["a.parquet"]
+    assert seen == list(range(1, 21))
+    with pytest.raises(ValueError, match="'row 64': no image"):
+        convert(open_source([path]), tmp_path / "a.beton", on_error="stop", workers=2)
+    assert os.listdir(tmp_path) == ["a.parquet"]
