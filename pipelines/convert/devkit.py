@@ -2,12 +2,16 @@
 
 import gzip
 import io
+import json
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipelines.convert import meta_mat
 from pipelines.convert.files import listed
 from pipelines.convert.optional import import_optional
 from pipelines.convert.tar_headers import TarWalk
@@ -18,6 +22,8 @@ STEM = "ILSVRC2012_devkit_t12"
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 MAX_BYTES = 1 << 28
 """Bytes of the largest unpacked kit that is read; ImageNet's has 4 MB."""
+TIMEOUT_S = 120.0
+"""Seconds that reading `meta.mat` may take; it takes one."""
 _WNID = re.compile(r"n\d{8}")
 
 
@@ -94,20 +100,24 @@ def parse_meta(data: bytes, where: str) -> tuple[dict[int, str], dict[str, str]]
     Raises:
         ValueError: it is damaged, or scipy is missing.
     """
-    scipy_io = import_optional("scipy.io", "imagenet", "the development kit's meta.mat")
+    import_optional("scipy.io", "imagenet", "the development kit's meta.mat")
     try:
-        synsets = scipy_io.loadmat(io.BytesIO(data), squeeze_me=True, variable_names=["synsets"])["synsets"]
-        rows = synsets.reshape(-1)
+        # in a process of its own, which may crash; -P: its folder has files of the names of other modules
+        command = [sys.executable, "-P", meta_mat.__file__]
+        found = subprocess.run(command, input=data, capture_output=True, timeout=TIMEOUT_S)
+        if found.returncode < 0:
+            raise ValueError("scipy crashes at it")
+        if found.returncode:
+            raise ValueError(found.stderr.decode("utf-8", "backslashreplace"))
         # inner nodes of WordNet's tree have children, and no images
-        leaves = [row for row in rows if int(row["num_children"]) == 0]
-        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
-        titles = {str(row["WNID"]): str(row["words"]) for row in leaves}
-    # scipy raises whatever its parser runs into
-    except Exception as error:
-        reason = printable(f"{type(error).__name__}: {' '.join(str(error).split())}", 200)
+        leaves = [row for row in json.loads(found.stdout) if row[3] == 0]
+    except (ValueError, subprocess.TimeoutExpired) as error:
+        reason = printable(" ".join(str(error).split()[-40:]), 200)
         raise ValueError(
             f"{where}: no table of ImageNet's classes ({reason}); download {ARCHIVE} again"
         ) from error
+    wnids = {id: wnid for id, wnid, _, _ in leaves}
+    titles = {wnid: words for _, wnid, words, _ in leaves}
     if not wnids or len(titles) < len(leaves) or not all(_WNID.fullmatch(wnid) for wnid in titles):
         raise ValueError(f"{where}: its classes have no or the same codes; download {ARCHIVE} again")
     return wnids, titles
@@ -118,8 +128,11 @@ def _from_folder(path: Path) -> dict[str, bytes]:
     for name in ("meta.mat", GROUND_TRUTH):
         for place in (path / "data" / name, path / STEM / "data" / name, path / name):
             if place.is_file() and name not in files:
-                with open(place, "rb") as file:
-                    files[name] = file.read(MAX_BYTES)
+                if place.stat().st_size > MAX_BYTES:
+                    raise ValueError(
+                        f"{printable(place)}: over {MAX_BYTES >> 20} MB, so it is not ImageNet's"
+                    )
+                files[name] = place.read_bytes()
     return files
 
 

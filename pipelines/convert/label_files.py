@@ -64,11 +64,10 @@ def read_label_file(path: Path, columns: Mapping[str, str] | None = None) -> Lab
         ValueError: it is no table, or it is not clear which columns are meant.
     """
     columns = columns or {}
-    with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
     where = printable(path)
-    if len(data) > MAX_BYTES:
+    if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{where}: over {MAX_BYTES >> 20} MB, which is no table of labels")
+    data = path.read_bytes()
     if b"\0" in data[:4096] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"{where}: binary data, not a table of labels; it must be CSV or JSON lines")
     coding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
