@@ -41,8 +41,8 @@ class TarSource:
         max_file_mb: size limit of one image, in MB; larger ones fail when they are read.
         label_field: which files beside the images hold the labels: "cls", "txt", "json" or "json.KEY"; None: those
             that are there.
-        tars_are_classes: each tar is a class where there are no folders that differ, also if there is only one, or
-            they are numbered in a row.
+        tars_are_classes: each tar is a class where there are no folders that differ, also if they are numbered in a
+            row, or there is only one within another tar.
         held: has a file at its path while a block runs: files of other machines are not always there.
 
     Raises:
@@ -160,7 +160,7 @@ class TarSource:
         filled = set(self._numbers.tolist())
         # a tar of tars is no class
         stems = {k: tar.stem for k, tar in enumerate(self._tars) if k in filled or k not in holders}
-        if len(stems) == 1 and not self._tars_are_classes:
+        if len(stems) == 1 and not (self._tars_are_classes and len(self._tars) > 1):
             self.remarks.append("no labels: no folders that differ, and no .cls files")
             return np.full(len(self._numbers), -1)
         if _are_shards(list(stems.values())) and not self._tars_are_classes:

@@ -267,6 +267,14 @@ def test_a_truncated_inner_tar(tmp_path):
         assert "ILSVRC2012_img_train.tar: 'n01440764.tar': corrupt tar" in str(caught.value)
 
 
+def test_any_number_of_classes(tmp_path):
+    """One class tar, and ones whose wnids are in a row as the numbers of shards are."""
+    for wnids in (["n01440764"], ["n01440764", "n01440765"]):
+        tar(tmp_path, {f"{wnid}.tar": tar_of({f"{wnid}_1.JPEG": b"x"}) for wnid in wnids})
+        source = open_source([f"imagenet:{tmp_path}"])
+        assert (source.class_names, source.labels.tolist()) == (wnids, list(range(len(wnids))))
+
+
 def test_wnids_need_all_names(tmp_path):
     """Where the rows have no wnid in their names, the readable names are the classes."""
     (tmp_path / "data").mkdir()
