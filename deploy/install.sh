@@ -10,5 +10,7 @@ extras=${1:-ffcv,dali,imagenet,parquet,remote}
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -qq --yes --no-install-recommends g++ pkg-config libturbojpeg0-dev libopencv-dev
+# SPDL, a peer of `fastclr bench loader`, decodes with FFmpeg's libraries
+case $extras in *bench*) apt-get install -qq --yes --no-install-recommends ffmpeg ;; esac
 
 ${PIP:-pip} install --quiet --constraint constraints.txt ${EDITABLE:+--editable} ".[$extras]"

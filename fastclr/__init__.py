@@ -3,11 +3,10 @@
 The public names are imported when they are first used, so that `import fastclr` takes no time and needs no torch.
 """
 
-import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -20,36 +19,12 @@ if TYPE_CHECKING:
     from pipelines import ViewLoader as ViewLoader
     from pipelines import ViewSpec as ViewSpec
 
-_HOMES = {
-    "BetonReader": "pipelines",
-    "LARS": "fastclr.optim",
-    "SimCLR": "fastclr.model",
-    "TwoViewLoader": "pipelines",
-    "ViewLoader": "pipelines",
-    "ViewSpec": "pipelines",
-    "nt_xent": "fastclr.loss",
-}
-
-__all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
-
 
 def _check_own(package: str) -> None:
-    """Check that `import package` finds the package that was installed with this one.
+    """Check that `import package` finds the package that is installed beside this one.
 
     Raises:
-        ImportError: another one hides it, such as a folder beside the user's script.
+        ImportError: another package hides it, such as a folder beside the user's script.
     """
     root = Path(__file__).resolve().parent.parent
     loaded = sys.modules.get(package)
@@ -68,3 +43,19 @@ def _check_own(package: str) -> None:
 
 for _package in ("pipelines", "benchmarks"):
     _check_own(_package)
+
+# after the check, which gives a helpful error if `pipelines` is another package
+from pipelines.system.lazy import lazy_names  # noqa: E402
+
+_HOMES = {
+    "BetonReader": "pipelines",
+    "LARS": "fastclr.optim",
+    "SimCLR": "fastclr.model",
+    "TwoViewLoader": "pipelines",
+    "ViewLoader": "pipelines",
+    "ViewSpec": "pipelines",
+    "nt_xent": "fastclr.loss",
+}
+
+__all__ = list(_HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

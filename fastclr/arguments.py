@@ -1,6 +1,5 @@
-"""The arguments of a command, read by tyro."""
+"""Parses the arguments of a command with tyro."""
 
-import functools
 import io
 import sys
 import traceback
@@ -14,7 +13,7 @@ from pipelines.system.terminal import printable
 
 
 def parse(kind: Callable[..., Any], argv: list[str], prog: str, **options: Any) -> Any:
-    """Return a `kind` made of the arguments; see `tyro.cli`.
+    """Parse the arguments into a `kind`; see `tyro.cli`.
 
     Args:
         kind: a dataclass with a string under each field.
@@ -23,8 +22,8 @@ def parse(kind: Callable[..., Any], argv: list[str], prog: str, **options: Any) 
         options: further options of `tyro.cli`, such as `default`.
 
     Raises:
-        ValueError: `kind`, or a dataclass in it, refuses its values.
-        SystemExit: help was printed (code 0), or an argument is wrong and tyro has said which (code 2).
+        ValueError: `kind`, or a dataclass in it, rejects its values.
+        SystemExit: help was printed (code 0), or tyro has reported a wrong argument (code 2).
     """
     said = io.StringIO()
     try:
@@ -34,16 +33,16 @@ def parse(kind: Callable[..., Any], argv: list[str], prog: str, **options: Any) 
         refusal = _refusal(stop)
         if refusal is not None:
             raise refusal from None
-        # an argument may be a file name that a shell's pattern found
+        # an argument may be a file name, from a shell's pattern, that is not printable
         for line in said.getvalue().splitlines():
             print(printable(line), file=sys.stderr)
         raise
 
 
 def _refusal(stop: SystemExit) -> ValueError | None:
-    """Return the error of a dataclass's own check that made tyro stop, if one did.
+    """Return the error of a dataclass's own check, if that made tyro stop.
 
-    It is a sentence that names the setting; tyro would break it over the lines of a box.
+    The error is one sentence that names the setting, which tyro would wrap in a box.
     """
     error: BaseException | None = stop
     while error is not None:
@@ -55,14 +54,3 @@ def _refusal(stop: SystemExit) -> ValueError | None:
 
 def _raised_in(error: BaseException, function: str) -> bool:
     return any(frame.f_code.co_name == function for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def call(function: Callable[..., Any], argv: list[str], prog: str, **options: Any) -> Any:
-    """Call the function with the arguments, and return what it returns; see `parse`."""
-
-    # what the function itself writes and raises is none of the parser's business: it runs afterwards
-    @functools.wraps(function)
-    def later(*args: Any, **keywords: Any) -> Callable[[], Any]:
-        return functools.partial(function, *args, **keywords)
-
-    return parse(later, argv, prog, **options)()

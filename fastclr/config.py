@@ -11,20 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipelines.engines import EngineName
+from pipelines.system.renamed import accept_old_fields
 from pipelines.views import ViewSpec
 
 MAX_WHOLE_NUMBER = 2**64 - 1
-"""Largest value of a setting: what a seed can be."""
+"""Maximum of a whole number among the settings: the largest seed."""
 
 RESNET_SETTINGS = ("depth", "width", "stem", "sk_ratio")
 """Settings of `[model]` that only the encoder `resnet` has."""
 
 
 class IgnoredSetting(UserWarning):
-    """A setting was given that has no effect beside another one."""
+    """A setting was given that another one makes ineffective."""
 
 
-def _need(condition: bool, name: str, value: object, what: str) -> None:
+def _check(condition: bool, name: str, value: object, what: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}; it must be {what}")
 
@@ -41,7 +42,7 @@ class DataConfig:
     """Threads of the loader; None: one when training on the CPU, else one per core."""
 
     def __post_init__(self) -> None:
-        _need(
+        _check(
             self.threads is None or self.threads >= 1, "data.threads", self.threads, "at least 1, or left out"
         )
 
@@ -51,7 +52,7 @@ class ModelConfig:
     """Encoder and projection head."""
 
     encoder: str = "resnet"
-    """resnet, of the depth, width and stem below; or torchvision:NAME or timm:NAME, a model of theirs."""
+    """resnet, with the depth, width and stem below; or torchvision:NAME or timm:NAME, a model of these packages."""
     depth: int = 50
     """Layers of the ResNet: 18, 34, 50, 101 or 152; 10 is a small one for CPUs."""
     width: float = 1.0
@@ -64,19 +65,19 @@ class ModelConfig:
     """Projection head."""
     head_layers: int = 3
     """Layers of a nonlinear head: 2 in SimCLR, 3 in SimCLR v2 and the released code."""
-    head_hidden: int | None = None
-    """Width of its hidden layers; None: that of the encoder's features."""
-    head_out: int = 128
-    """Width of the projection z."""
+    proj_hidden_dim: int | None = None
+    """Outputs of its hidden layers; None: as many as the encoder has features."""
+    proj_dim: int = 128
+    """Dimension D of the projection z."""
 
     def __post_init__(self) -> None:
         # the names behind the colon are checked where the packages are imported
         theirs = self.encoder.partition(":")[0] in ("torchvision", "timm") and self.encoder[-1:] != ":"
         known = self.encoder == "resnet" or (theirs and ":" in self.encoder)
-        _need(known, "model.encoder", self.encoder[:80], "resnet, torchvision:NAME or timm:NAME")
-        _need(self.width > 0, "model.width", self.width, "positive")
-        _need(self.head_layers >= 1, "model.head_layers", self.head_layers, "at least 1")
-        _need(self.head_out >= 1, "model.head_out", self.head_out, "at least 1")
+        _check(known, "model.encoder", self.encoder[:80], "resnet, torchvision:NAME or timm:NAME")
+        _check(self.width > 0, "model.width", self.width, "positive")
+        _check(self.head_layers >= 1, "model.head_layers", self.head_layers, "at least 1")
+        _check(self.proj_dim >= 1, "model.proj_dim", self.proj_dim, "at least 1")
 
     def warn_of_ignored(self) -> None:
         """Issue an `IgnoredSetting` if the encoder is no ResNet of ours and settings of one are not the defaults."""
@@ -92,25 +93,33 @@ class ModelConfig:
             )
 
 
+accept_old_fields(ModelConfig, {"head_hidden": "proj_hidden_dim", "head_out": "proj_dim"})
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """The contrastive loss."""
 
-    name: Literal["nt_xent", "nt_logistic", "margin"] = "nt_xent"
+    name: Literal["nt_xent", "nt_logistic", "margin_triplet"] = "nt_xent"
     """NT-Xent, or one of the alternatives of the paper's Table 4."""
     temperature: float = 0.1
     """Divides the similarities; 0.1 for ImageNet, 0.5 for CIFAR-10."""
     margin: float = 0.8
-    """Margin of the triplet loss; the others ignore it."""
+    """Margin of margin_triplet; the other losses ignore it."""
     semi_hard: bool = False
-    """Semi-hard negatives for nt_logistic and margin."""
+    """Mine semi-hard negatives, for nt_logistic and margin_triplet."""
     scale: float = 1.0
     """Factor on the loss; 2 reproduces the authors' code, which adds the two views' means."""
 
     def __post_init__(self) -> None:
-        _need(self.temperature > 0, "loss.temperature", self.temperature, "positive")
-        _need(0 < self.margin < 2, "loss.margin", self.margin, "above 0 and below 2")
-        _need(self.scale > 0, "loss.scale", self.scale, "positive")
+        if self.name == "margin":  # type: ignore[comparison-overlap]
+            warnings.warn(
+                'LossConfig.name "margin" is now "margin_triplet"', DeprecationWarning, stacklevel=3
+            )
+            object.__setattr__(self, "name", "margin_triplet")
+        _check(self.temperature > 0, "loss.temperature", self.temperature, "positive")
+        _check(0 < self.margin < 2, "loss.margin", self.margin, "above 0 and below 2")
+        _check(self.scale > 0, "loss.scale", self.scale, "positive")
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ class OptimConfig:
     impl: Literal["auto", "reference", "fused", "apex"] = "auto"
     """Implementation of LARS; auto: fused on a GPU, else the reference."""
     form: Literal["authors", "popular", "port"] = "authors"
-    """LARS as in the authors' code, or as the common PyTorch ports have it."""
+    """Form of LARS: as in the authors' code, the common variant (popular), or as in the PyTorch ports (port)."""
     base_lr: float = 0.3
     """Learning rate before scaling; with linear scaling at a batch of 256."""
     scaling: Literal["linear", "sqrt"] = "linear"
@@ -137,11 +146,11 @@ class OptimConfig:
     """η of LARS."""
 
     def __post_init__(self) -> None:
-        _need(self.base_lr >= 0, "optim.base_lr", self.base_lr, "0 or more")
-        _need(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
-        _need(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to 1, less than 1")
-        _need(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
-        _need(self.trust_coefficient > 0, "optim.trust_coefficient", self.trust_coefficient, "positive")
+        _check(self.base_lr >= 0, "optim.base_lr", self.base_lr, "0 or more")
+        _check(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
+        _check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "0 to 1, less than 1")
+        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        _check(self.trust_coefficient > 0, "optim.trust_coefficient", self.trust_coefficient, "positive")
 
 
 @dataclass(frozen=True)
@@ -151,21 +160,21 @@ class TrainConfig:
     epochs: int = 100
     """Passes over the data."""
     batch_size: int = 4096
-    """Images of a step, over all ranks; twice as many views."""
+    """Images of a step, over all ranks; each gives two views."""
     micro_batch: int | None = None
-    """Images of a rank in memory at once (GradCache), for one forward pass more; None: the whole batch."""
+    """Images of a rank in memory at once (GradCache), at the cost of one more forward pass; None: the whole batch."""
     seed: int = 0
-    """Of the initial weights, the order and the views."""
+    """Seed of the initial weights, the order and the views."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of convolutions and matrix products; auto: bfloat16 where the hardware has it."""
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster to run."""
     graph: bool = False
-    """Capture a step whole in a CUDA graph: for small images, whose kernels are shorter than their launches."""
+    """Capture a whole step in a CUDA graph: for small images, whose kernels are shorter than their launches."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
     threads: int | None = None
-    """Threads that compute on a CPU; None: one per core, but for the loader's."""
+    """Threads that compute on a CPU; None: one per core, except the cores of the loader's threads."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl; the loss is checked for NaN as often."""
     checkpoint_minutes: float = 10.0
@@ -174,33 +183,33 @@ class TrainConfig:
     """Epochs between two evaluations of the encoder by kNN, where `--val` names held-out images."""
 
     def __post_init__(self) -> None:
-        _need(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
-        _need(
+        _check(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+        _check(
             self.batch_size >= 2,
             "train.batch_size",
             self.batch_size,
             "at least 2: negatives come from the batch",
         )
-        _need(
+        _check(
             self.threads is None or self.threads >= 1,
             "train.threads",
             self.threads,
             "at least 1, or left out",
         )
-        _need(
+        _check(
             self.micro_batch is None or self.micro_batch >= 1,
             "train.micro_batch",
             self.micro_batch,
             "at least 1, or left out",
         )
-        _need(self.eval_epochs >= 1, "train.eval_epochs", self.eval_epochs, "at least 1")
-        _need(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")
-        _need(self.checkpoint_minutes > 0, "train.checkpoint_minutes", self.checkpoint_minutes, "positive")
+        _check(self.eval_epochs >= 1, "train.eval_epochs", self.eval_epochs, "at least 1")
+        _check(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")
+        _check(self.checkpoint_minutes > 0, "train.checkpoint_minutes", self.checkpoint_minutes, "positive")
 
 
 @dataclass(frozen=True)
 class Config:
-    """A training run, but for the file and the run folder."""
+    """All settings of a training run, except the file and the run folder."""
 
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewSpec = field(default_factory=ViewSpec.simclr)
@@ -215,14 +224,14 @@ class Config:
             if any(isinstance(number, int) and abs(number) > MAX_WHOLE_NUMBER for number in numbers):
                 raise ValueError(f"{name} is a number of more than 20 digits; it must be below 2⁶⁴")
             finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
-            _need(finite, name, value, "finite")
-        _need(
+            _check(finite, name, value, "finite")
+        _check(
             self.views.num_views == 2,
             "views.num_views",
             self.views.num_views,
             "2: SimCLR contrasts two views per image",
         )
-        _need(
+        _check(
             self.optim.warmup_epochs <= self.train.epochs,
             "optim.warmup_epochs",
             self.optim.warmup_epochs,
@@ -231,7 +240,7 @@ class Config:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """All settings by their dotted names, in the order of the dataclasses.
+    """Return all settings by their dotted names, in the order of the dataclasses.
 
     >>> flatten(Config())["optim.momentum"]
     0.9

@@ -1,6 +1,6 @@
-"""What this machine has for fastclr: packages, hardware, engines, kernels, and how fast its disk and decoder are.
+"""Checks what fastclr can use on this machine: packages, hardware, engines, kernels, speed of disk and decoder.
 
-A check never raises: what can't run becomes a row with the reason, and the one command that would change it.
+A check never raises: whatever can't run becomes a row with the reason and the one command that fixes it.
 """
 
 import os
@@ -44,9 +44,9 @@ class Check:
     name: str
     ok: bool
     detail: str
-    """A version, a measurement, or why it can't run."""
+    """A version, a measurement, or the reason why it can't run."""
     fix: str = ""
-    """The one command (or action, where no command helps) that makes it run."""
+    """The command that makes it run, or the action where no command helps."""
 
 
 def examine(file: Path | None = None) -> Iterator[Check]:
@@ -96,7 +96,7 @@ def _machine() -> Iterator[Check]:
 
 
 def _gpu_fix() -> str:
-    """Return what makes torch see a GPU."""
+    """Return the command or action that makes torch see a GPU."""
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     if _driver() is None:
         if any(vendor.read_text().strip() == NVIDIA_VENDOR for vendor in vendors):
@@ -167,7 +167,7 @@ def _dali_fix() -> str:
 
 
 def _engines() -> Iterator[Check]:
-    """Let every engine make one batch; FFCV's, which would compile for some seconds, is only constructed."""
+    """Let every engine make one batch; the ffcv engine is only constructed, because it would compile for seconds."""
     fixes = {"ffcv": ffcv.INSTALL, "dali": _dali_fix()}
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     try:
@@ -233,7 +233,7 @@ def _kernels() -> Iterator[Check]:
 
 
 def _compiled_code() -> Check:
-    """Where the machine code of the CPU's kernels is kept."""
+    """Check where the machine code of the CPU kernels is kept."""
     from pipelines.ops.crop.cpu import crop_resize
 
     folder = cache_folder(crop_resize)
@@ -284,7 +284,7 @@ def _finite(result: torch.Tensor) -> str:
 def _attempt(group: str, name: str, run: Callable[[], str], fix: str) -> Check:
     try:
         return Check(group, name, True, run())
-    except Exception as error:  # whatever is wrong with an installation, the other rows are still wanted
+    except Exception as error:  # a broken installation must not hide the other rows
         reason = " ".join(str(error).split()).removesuffix(f": {fix}") or type(error).__name__
         return Check(group, name, False, reason, fix)
 
@@ -305,7 +305,7 @@ def _speeds(reader: BetonReader | None) -> Iterator[Check]:
         with tempfile.NamedTemporaryFile(prefix="fastclr-doctor-") as file:
             file.write(os.urandom(1 << 20) * 64)
             file.flush()
-            os.fsync(file.fileno())  # only what is on the disk can be forgotten
+            os.fsync(file.fileno())  # the page cache can drop only what has been written to the disk
             return f"{disk_speed(Path(file.name))}, in {Path(file.name).parent}"
 
     yield _attempt("speed", "disk", disk, "fastclr doctor --file FILE.beton  # with a file that can be read")

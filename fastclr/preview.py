@@ -1,4 +1,4 @@
-"""The contact sheet: what the loader makes of some images of a file, with the drawn numbers.
+"""Draws a contact sheet: the views that the loader makes from some images of a file, with the drawn numbers.
 
 A row shows the source image with the crop boxes, the crops as the engine delivers them, and the augmented views as
 training sees them.  The box and the frames of a view have one color.
@@ -44,7 +44,7 @@ OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """An image, the numbers drawn for it, and the views made of it."""
+    """An image, the numbers drawn for it, and its views."""
 
     index: int
     label: str
@@ -68,7 +68,7 @@ def draw_samples(
     order: Order = "random",
     indices: Sequence[int] | None = None,
 ) -> list[Sample]:
-    """Take the images of some rows through the engine and the augmentation that training uses.
+    """Crop and augment the images of some rows as training does.
 
     Args:
         rows: number of images: the first of the epoch in a run with this seed and order.
@@ -89,7 +89,7 @@ def draw_samples(
     engine = NativeEngine(reader, planner, num_threads=1, augment=False)
     with closing(engine), closing(engine.run(iter([plan]), planner)) as batches:
         crops = next(batches)
-    plan = crops.plan  # a corrupt image has been replaced, and the plan says by which
+    plan = crops.plan  # names the replacements of corrupt images
     assert isinstance(crops, Crops)
     (pixels,) = crops.pixels
     normalised = cpu.augment(pixels, plan.params, spec).permute(0, 1, 3, 4, 2)
@@ -180,7 +180,7 @@ def _view_color(view: int) -> str:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # matplotlib brings a font with × and σ; PIL's own has neither, and system fonts may be missing
+    # matplotlib's font has × and σ; PIL's own has neither, and system fonts may be missing
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 

@@ -4,8 +4,9 @@ Names are imported when they are first used: reading and converting files needs 
 seconds.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pipelines.system.lazy import lazy_names
 
 if TYPE_CHECKING:
     from pipelines.beton import BetonReader as BetonReader
@@ -31,11 +32,4 @@ _HOMES = {
 }
 
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -1,4 +1,4 @@
-"""Contracts of the data plane: what travels between planner, engines, augmentation and loader.
+"""Contracts of the data plane: the data passed between planner, engines, augmentation and loader.
 
     planner ──BatchPlan──▶ engine ──Crops──▶ augmentation ──▶ Batch ──▶ receiver
                              └──────Views (augmented in its workers)──▶ Batch
@@ -21,7 +21,7 @@ Pixels = np.ndarray | torch.Tensor
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """Everything there is to know about a batch before a pixel is touched."""
+    """Everything that is known about a batch before a pixel is touched."""
 
     epoch: int
     step: int
@@ -36,7 +36,7 @@ class BatchPlan:
         return replace(self, indices=self.indices.copy(), params=self.params.copy())
 
     def replace_row(self, row: int, index: int, params: ViewParams) -> None:
-        """Put sample `index`, with its own numbers (arrays [V, 1, …]), at `row`."""
+        """Replace the sample at `row` by sample `index` with its own numbers (arrays [V, 1, …])."""
         self.indices[row] = index
         self.params.replace_row(row, params)
 
@@ -45,7 +45,7 @@ class Crops(NamedTuple):
     """Pixels of a plan: cropped, resized and flipped, not yet augmented."""
 
     plan: BatchPlan
-    """The plan that the pixels belong to; replaced samples have their replacement's index and numbers in it."""
+    """The plan of the pixels; for a corrupt sample it has the index and the numbers of the replacement."""
     pixels: tuple[Pixels, ...]
     """uint8 [V_g, B, H_g, W_g, 3] for each group, on the host or a GPU."""
 
@@ -54,13 +54,13 @@ class Views(NamedTuple):
     """Views of a plan, from an engine that augments in its workers."""
 
     plan: BatchPlan
-    """The plan that the values belong to, as in `Crops`."""
+    """The plan of the values, as in `Crops`."""
     values: tuple[Pixels, ...]
     """float32 [V_g, B, H_g, W_g, 3] for each group, normalised."""
 
 
 class Planner(Protocol):
-    """What an engine asks while it runs: the groups of views, and the replacement of a corrupt sample."""
+    """What an engine needs while it runs: the groups of views, and replacements for corrupt samples."""
 
     @property
     def specs(self) -> tuple[ViewSpec, ...]:
@@ -88,7 +88,7 @@ class Planner(Protocol):
         ...
 
     def replacement_for(self, index: int) -> int:
-        """Return the sample that stands in for a corrupt one."""
+        """Return the sample that replaces a corrupt one."""
         ...
 
     def draw(self, epoch: int, indices: np.ndarray) -> ViewParams:
@@ -100,7 +100,7 @@ class Engine(Protocol):
     """Turns plans into crops, or into views.  Owns its threads and its prefetch, and no other state.
 
     Every engine is constructed as `(reader, planner, *, num_threads, device, augment, …)`.  The planner given there
-    says which samples of the file are in use; `augment=False` forbids to augment in the workers.
+    says which samples of the file are in use; with `augment=False` the workers must not augment.
     """
 
     def run(self, plans: Iterator[BatchPlan], planner: Planner) -> Generator[Crops | Views]:
@@ -109,13 +109,13 @@ class Engine(Protocol):
         Closing the iterator stops its threads and frees its memory.
 
         Args:
-            plans: what to load.
-            planner: made the plans; tells the groups of their views.
+            plans: the batches to load.
+            planner: the planner that made them; it tells the groups of their views.
         """
         ...
 
     def close(self) -> None:
-        """Release what the engine holds between runs."""
+        """Release the resources that the engine holds between runs."""
         ...
 
 
@@ -150,7 +150,7 @@ class Batch:
         return iter((self.views, self.labels))
 
     def __getitem__(self, position: int) -> Any:
-        """`batch[0]` are the views, `batch[1]` the labels."""
+        """Return the views for `batch[0]` and the labels for `batch[1]`."""
         return (self.views, self.labels)[position]
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
-"""What engines raise when they can't run here, and say of samples that can't be decoded."""
+"""The error of an engine that can't run here, and the warning about a sample that can't be decoded."""
 
 
 class CorruptSample(RuntimeWarning):
-    """A sample could not be decoded, and another stands in its place."""
+    """A sample could not be decoded and was replaced by another one."""
 
 
 class EngineUnavailable(RuntimeError):

@@ -43,8 +43,8 @@ class ViewLoader:
         size: height and width of a view in pixels, with SimCLR's augmentation (`ViewSpec.simclr`: at most 32
             pixels without blur and with half the color jitter, as for CIFAR-10); or give `views`.
         spec: another name of `views`.
-        engine: who decodes: a key of `pipelines.engines.ENGINES`.
-        augment: False yields the uint8 crops [V, B, H, W, 3], for an augmentation of one's own.
+        engine: the engine that decodes: a key of `pipelines.engines.ENGINES`.
+        augment: False yields the uint8 crops [V, B, H, W, 3], for your own augmentation.
         seed: 64-bit seed of order and views.
         rank, world_size: rank r of W holds rows [r·b, (r+1)·b) of each global batch; None means one rank.
         num_threads: worker threads; None takes the processors that this process may run on.
@@ -146,7 +146,7 @@ class ViewLoader:
         return self.planner.num_batches()
 
     def num_steps(self, epochs: float) -> int:
-        """Return how many batches so many epochs have: the length of a learning rate schedule that fits this loader.
+        """Return the number of batches in that many epochs, for example as the length of a learning rate schedule.
 
         >>> total, warmup = loader.num_steps(100), loader.num_steps(10)                 # doctest: +SKIP
         >>> lr = warmup_cosine(step, total, warmup, peak)                               # doctest: +SKIP
@@ -160,7 +160,7 @@ class ViewLoader:
 
     def _batches(self) -> Iterator[Batch]:
         self._check_open()
-        # this iterator keeps them, whatever `set_epoch` says later
+        # a later `set_epoch` does not change the views of this iterator
         planner, epoch, consumed = self.planner, self._epoch, self._consumed
         self._epoch, self._consumed = epoch + 1, 0
         global_batch = planner.batch_size * planner.world_size
@@ -176,9 +176,9 @@ class ViewLoader:
                 self._yielded = (epoch + 1, 0) if over else (epoch, consumed)
                 yield batch
                 self._check_open()
-            # another thread may have closed the generators meanwhile
+            # meanwhile another thread may have closed the generators
             self._check_open()
-            # also on a rank that has no rows of the tail
+            # also on a rank that got no rows of an incomplete last batch
             self._yielded = (epoch + 1, 0)
         finally:
             batches.close()
@@ -195,7 +195,7 @@ class ViewLoader:
         *,
         spec: ViewSpec | Sequence[ViewSpec] | None = None,
     ) -> None:
-        """Make this epoch the next one; with `views`, from then on with other views (progressive resolution).
+        """Set the epoch of the next iteration and, with `views`, the views from then on (progressive resolution).
 
         Args:
             epoch: the epoch's number, 0 ≤ epoch < 2³².
@@ -211,16 +211,16 @@ class ViewLoader:
         self._epoch, self._consumed = self._yielded = (epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the receiver is: counted at the batch last yielded, whatever was prefetched beyond it."""
+        """Return the position behind the batch that was yielded last; batches prefetched beyond it do not count."""
         epoch, consumed = self._yielded
         return {"epoch": epoch, "consumed": consumed, **loader_state.identity(self)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue there at the next iteration; another world size or batch size is fine.
+        """Continue from a saved state at the next iteration, possibly with another world size or batch size.
 
         Raises:
-            ValueError: it is no state of a loader, or one of another file, seed, order, set of views or subset; the
-                message says which.
+            ValueError: `state` is not the state of a loader, or is one of another file, seed, order, set of views or
+                subset; the message says which.
         """
         self._epoch, self._consumed = self._yielded = loader_state.position(self, state)
 
@@ -228,7 +228,7 @@ class ViewLoader:
         """Release threads and memory, and the file if the loader opened it; its iterators then raise RuntimeError."""
         self._closed = True
         for generator in list(self._running):
-            # ValueError: another thread is in it
+            # ValueError: another thread is executing the generator
             with suppress(ValueError):
                 generator.close()
         self._engine.close()
@@ -243,4 +243,4 @@ class ViewLoader:
 
 
 TwoViewLoader = ViewLoader
-"""The name of ViewLoader in version 0.1; it stays."""
+"""The name of ViewLoader in version 0.1, kept as an alias."""

@@ -1,4 +1,4 @@
-"""Checks of a loader's arguments: what is wrong is named in one line."""
+"""Checks of a loader's arguments; each error is one line that names the argument."""
 
 import os
 import warnings
@@ -17,12 +17,12 @@ from pipelines.views import ViewSpec, as_specs
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is an integer of Python or NumPy, and no boolean."""
+    """Whether a value is an integer of Python or NumPy, but not a boolean."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def whole(name: str, value: Any, minimum: int = 1) -> int:
-    """Return an argument that must be an integer."""
+    """Check that an argument is an integer, and return it."""
     if not is_whole(value) or value < minimum:
         raise ValueError(f"{name} must be a whole number, at least {minimum}; got {value!r}")
     return int(value)
@@ -42,7 +42,7 @@ def reader(
 
 
 def epoch(value: Any) -> int:
-    """Return an epoch's number."""
+    """Check the number of an epoch, and return it."""
     if not is_whole(value) or not 0 <= value < 1 << 32:
         raise ValueError(f"epoch must be in [0, 2**32) and whole, got {value!r}")
     return int(value)
@@ -53,7 +53,7 @@ def view_specs(
     spec: ViewSpec | Sequence[ViewSpec] | None,
     size: int | None,
 ) -> tuple[ViewSpec, ...]:
-    """Return the views that a loader was asked for by one of `views`, `spec` and `size`."""
+    """Return the views given by exactly one of `views`, `spec` and `size`."""
     given = [name for name, value in (("views", views), ("spec", spec), ("size", size)) if value is not None]
     if len(given) > 1:
         raise ValueError(f"give one of views, size and spec, got {' and '.join(given)}")
@@ -65,7 +65,7 @@ def view_specs(
 
 
 def engine(name: Any) -> Callable[..., Engine]:
-    """Return what makes an engine."""
+    """Return the constructor of an engine, by its name."""
     if name not in ENGINES:
         raise ValueError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
     return ENGINES[name]
@@ -86,7 +86,7 @@ def engine_options(options: Mapping[str, Any] | None, augment: bool) -> dict[str
 
 
 def floating_point(dtype: Any, augment: bool) -> None:
-    """Check the type of views."""
+    """Check the dtype of the views."""
     if dtype is None:
         return
     if not augment:
@@ -104,7 +104,7 @@ def device(name: str | torch.device) -> torch.device:
 
 
 def world_size(value: Any) -> int:
-    """Return the number of ranks: 1 where it is left out, with a warning where torchrun started more."""
+    """Return the number of ranks: 1 if it is left out, with a warning if torchrun started several."""
     if value is not None:
         return whole("world_size", value)
     launched = os.environ.get("WORLD_SIZE", "")
@@ -119,7 +119,7 @@ def world_size(value: Any) -> int:
 
 
 def subset(indices: Sequence[int] | np.ndarray | None, num_samples: int) -> np.ndarray | None:
-    """Return the samples to use, sorted."""
+    """Check `indices`, and return the samples to use, sorted."""
     if indices is None:
         return None
     indices = np.asarray(indices)
@@ -144,7 +144,7 @@ def subset(indices: Sequence[int] | np.ndarray | None, num_samples: int) -> np.n
 
 
 def one_batch(planner: BatchPlanner, reader: BetonReader) -> None:
-    """Check that an epoch has a batch."""
+    """Check that an epoch has at least one batch."""
     global_batch = planner.batch_size * planner.world_size
     if not planner.num_samples or (planner.drop_last and global_batch > planner.num_samples):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A loader's state: what it is saved as, whether a saved one fits, and loaders whose draws coincide."""
+"""State of a loader: its form when saved, checks of a saved state, and a warning about coinciding draws."""
 
 import json
 import warnings
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from pipelines.loader import ViewLoader
 
 _alive: "weakref.WeakSet[ViewLoader]" = weakref.WeakSet()
-"""The loaders of this process."""
+"""All open loaders of this process."""
 
 
 def identity(loader: "ViewLoader") -> dict[str, Any]:
-    """Return what must agree for a position to mean the same batches."""
+    """Return the settings that must be equal for a saved position to mean the same batches."""
     planner = loader.planner
     return {
         "seed": planner.seed,
@@ -34,10 +34,10 @@ def identity(loader: "ViewLoader") -> dict[str, Any]:
 
 
 def position(loader: "ViewLoader", state: Any) -> tuple[int, int]:
-    """Return epoch and consumed samples of a saved state.
+    """Check a saved state, and return its epoch and its number of consumed samples.
 
     Raises:
-        ValueError: it is no state of a loader, or one of other batches; the message says why.
+        ValueError: it is not the state of a loader, or belongs to other batches; the message says why.
     """
     path, ours = loader.reader.path, identity(loader)
     if isinstance(state, dict) and "spec" in state and "views" not in state:
@@ -53,7 +53,7 @@ def position(loader: "ViewLoader", state: Any) -> tuple[int, int]:
         "fingerprint": same_data(loader.reader, state["fingerprint"]),
     }
     for name, value in ours.items():
-        # a state may have been through JSON
+        # a state that went through JSON has lists instead of tuples
         if not agrees.get(name, json.dumps(state[name]) == json.dumps(value)):
             raise ValueError(
                 f"{path}: cannot resume, the saved state has another {name}: {state[name]!r}, here {value!r}"
@@ -62,7 +62,7 @@ def position(loader: "ViewLoader", state: Any) -> tuple[int, int]:
 
 
 def same_views(specs: tuple[ViewSpec, ...], saved: Any) -> bool:
-    """Whether saved specs, perhaps of an earlier version, are these."""
+    """Whether saved specs, possibly of an earlier version, equal `specs`."""
     return [ViewSpec.from_saved(spec) for spec in saved] == list(specs)
 
 
@@ -72,7 +72,7 @@ def same_data(reader: BetonReader, saved: Any) -> bool:
 
 
 def warn_of_coinciding_draws(loader: "ViewLoader") -> None:
-    """Warn where another loader draws the same numbers for other views: flips, jitter and blur would coincide."""
+    """Warn if another loader draws the same numbers for other views: flips, jitter and blur would coincide."""
     for other in list(_alive):
         if other is not loader and not other._closed and _coincide(loader, other):
             warnings.warn(
@@ -105,7 +105,7 @@ def _same_file(ours: BetonReader, theirs: BetonReader) -> bool:
 
 
 def _draws(planner: BatchPlanner) -> bool:
-    """Whether anything of the views is random: not so for those of an evaluation."""
+    """Whether anything about the views is random; nothing is for the views of an evaluation."""
     return any(
         any((spec.center_crop_fraction is None, 0 < spec.flip_p < 1, spec.jitter_p, spec.gray_p, spec.blur_p))
         for spec in planner.specs

@@ -1,7 +1,7 @@
 """BatchPlanner: the order of an epoch, split into plans: which rank sees which samples in which batch.
 
-Order and split are pure functions of (seed, epoch, world size, position): nothing here has a state, so a run
-resumed in mid-epoch, or on another number of ranks, sees exactly the batches it would have seen.
+Order and split are pure functions of (seed, epoch, world size, position).  As there is no state, a run that is resumed
+in mid-epoch, or on another number of ranks, sees the same batches as one that was never stopped.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ Order = Literal["random", "sequential", "blocks"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 BLOCK_SAMPLES = 64
-"""Consecutive samples in a block of the order "blocks": about one page of ImageNet photos."""
+"""Block size of the order "blocks", in consecutive samples: about one page of ImageNet photos."""
 MIXED_BLOCKS = 128
-"""Blocks whose samples are shuffled together: a window of 8192 samples."""
+"""Number of blocks whose samples are shuffled together: a window of 8192 samples."""
 
 _SAMPLE_STREAM, _BLOCK_STREAM = 1 << 31, (1 << 31) + 1
-"""First counter word of the order's keys; the views' blocks (0…12) stay clear of them."""
+"""First counter word of the order's keys; the draws of views use the words 0…12."""
 DRAWN_AT_ONCE = 1024
 """Samples whose numbers are drawn together."""
 
@@ -51,7 +51,7 @@ def epoch_order(num_samples: int, seed: int, epoch: int, order: Order = "random"
         shuffled = np.argsort(_keys(num_blocks, seed, epoch, _BLOCK_STREAM), kind="stable")
         samples = (shuffled[:, None] * BLOCK_SAMPLES + np.arange(BLOCK_SAMPLES)).ravel()
         samples = samples[samples < num_samples]
-        # a small last window would mix too few blocks, so it joins its neighbour
+        # a small last window would mix too few blocks, so it is merged with the one before it
         window = np.arange(num_samples) // (BLOCK_SAMPLES * MIXED_BLOCKS)
         window = np.minimum(window, max(num_samples // (BLOCK_SAMPLES * MIXED_BLOCKS) - 1, 0))
         return samples[np.lexsort((_keys(num_samples, seed, epoch, _SAMPLE_STREAM), window))]
@@ -125,7 +125,7 @@ class BatchPlanner:
         global_batch = self.batch_size * self.world_size
         # after a resume with another batch size, `consumed` need not be a multiple of the global batch
         starts = range(consumed, len(order), global_batch)
-        # drawing costs a millisecond under Python's lock, for a small batch nearly as much as for a large one
+        # drawing holds the GIL for a millisecond, and takes nearly as long for a small batch as for a large one
         at_once = max(1, DRAWN_AT_ONCE // self.batch_size)
         for first in range(0, len(starts), at_once):
             batches = [
@@ -139,7 +139,7 @@ class BatchPlanner:
                 low += len(rows)
 
     def _rows(self, batch: np.ndarray) -> np.ndarray:
-        """Return this rank's samples of a global batch: none of an incomplete one that is to be dropped."""
+        """Return this rank's samples of a global batch; no samples if it is incomplete and `drop_last` is set."""
         if self.drop_last and len(batch) < self.batch_size * self.world_size:
             return batch[:0]
         low, high = _split(len(batch), self.world_size, self.rank)
@@ -150,14 +150,14 @@ class BatchPlanner:
         return draw_views(self.specs, self.seed, epoch, indices, self.heights[indices], self.widths[indices])
 
     def replacement_for(self, index: int) -> int:
-        """Return the sample that stands in for a corrupt one: the next of the file (of the subset), cyclically."""
+        """Return the sample that replaces a corrupt one: the next one of the file (or of the subset), cyclically."""
         if self.subset is None:
             return (index + 1) % len(self.heights)
         return int(self.subset[np.searchsorted(self.subset, index, "right") % len(self.subset)])
 
 
 def _split(rows: int, world_size: int, rank: int) -> tuple[int, int]:
-    """Return a rank's contiguous rows [low, high): the first ranks get one more where it does not divide."""
+    """Return a rank's contiguous rows [low, high); if the division leaves a remainder, the first ranks get one more."""
     rows_per_rank, extra = divmod(rows, world_size)
     low = rank * rows_per_rank + min(rank, extra)
     return low, low + rows_per_rank + (rank < extra)

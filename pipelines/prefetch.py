@@ -1,4 +1,4 @@
-"""DevicePrefetcher: crops become a Batch where the receiver wants it, on the CPU or on a GPU."""
+"""DevicePrefetcher: makes a Batch of crops on the receiver's device, a CPU or a GPU."""
 
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -14,10 +14,10 @@ from pipelines.views import Group
 
 
 class DevicePrefetcher:
-    """Makes batches of crops, on the device they are wanted on, and augments them where the engine did not.
+    """Makes batches of crops on a device, and augments them if the engine did not.
 
-    On a GPU the copy and the augmentation of a batch are queued on a stream of their own while the receiver
-    works on the batch before, so a training step finds its views ready.
+    On a GPU, copy and augmentation of a batch are queued on a separate stream while the receiver works on the previous
+    batch, so that a training step finds its views ready.
 
     Args:
         device: "cpu" or a CUDA device.
@@ -28,7 +28,7 @@ class DevicePrefetcher:
 
     Raises:
         EngineUnavailable: a CUDA device is asked for where there is none.
-        ValueError: a device that is neither CPU nor CUDA.
+        ValueError: the device is neither CPU nor CUDA.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DevicePrefetcher:
         self.device = device
         self.dtype = dtype or _half(device)
         self._augment = _augmentation(device, num_threads) if augment else None
-        # one for all epochs: torch keeps the memory that a stream has used for that stream
+        # one stream for all epochs: torch keeps the memory that a stream has used for that stream
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def run(
@@ -87,10 +87,10 @@ class DevicePrefetcher:
     ) -> Generator[Batch]:
         """Prepare batch n + 1 on the prefetcher's stream, then yield batch n.
 
-        Three things keep memory from being used again too early.  The receiver's stream waits for ours before it gets
-        a batch.  Each tensor of a batch is recorded on the receiver's stream, so that torch gives its memory to
-        nobody while the receiver's queued work reads it.  The host memory of a batch's crops is kept until the event
-        `copied`, recorded behind their copy, has passed; that is a whole step later, so nobody waits for it.
+        Three measures prevent that memory is reused too early.  The receiver's stream waits for ours before it gets a
+        batch.  Each tensor of a batch is recorded on the receiver's stream, so that torch does not reuse its memory
+        while the receiver's queued work reads it.  The host memory of a batch's crops is kept until the event `copied`,
+        recorded after their copy, has passed; it is checked a whole step later, so that no thread waits for it.
         """
         stream = self._stream
         assert stream is not None
@@ -102,7 +102,7 @@ class DevicePrefetcher:
             if one is not None:
                 copied.synchronize()
             with torch.cuda.stream(stream):
-                # an engine on the GPU queues its work on this stream, too
+                # an engine that crops on the GPU queues its work on this stream, too
                 one = next(pixels, None)
                 if one is None:
                     return None

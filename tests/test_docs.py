@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
+
+from pipelines.convert import Encoding, convert, open_source
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
@@ -39,3 +42,16 @@ def test_glossary_is_in_order():
     )
     assert len(terms) >= 25
     assert terms == sorted(terms, key=lambda term: term.strip("`.").lower())
+
+
+def test_the_picture_of_a_window(tiny_photos, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from window_picture import draw
+
+    for restart in ("auto", "none"):
+        source = open_source([str(tiny_photos)])
+        convert(source, tmp_path / f"{restart}.beton", Encoding(jpeg="recompress", restart=restart))
+    draw(tmp_path / "auto.beton", 3, tmp_path / "window.png")
+    assert Image.open(tmp_path / "window.png").width == 720
+    with pytest.raises(ValueError, match="no restart markers"):
+        draw(tmp_path / "none.beton", 3, tmp_path / "window.png")

@@ -17,6 +17,7 @@ from fastclr.arguments import parse
 from fastclr.config import Config
 from fastclr.device import pick_device
 from fastclr.recipes import recipe_of
+from fastclr.renamed import current_arguments
 from fastclr.train.build import resolve
 from pipelines import BetonReader
 from pipelines.system.terminal import printable
@@ -94,7 +95,7 @@ class BottleneckReport:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    argv = _without_old_option(argv)
+    argv = current_arguments(_without_old_option(argv))
     options = parse(Options, argv, "fastclr bench bottleneck", default=_defaults(argv))
     console, config = Console(), options.config
     device = pick_device(config.train.device, option="--train.device")

@@ -23,8 +23,9 @@ from benchmarks.bottleneck.recommend import Throughputs
 from benchmarks.core.process import Worker, WorkFailed
 from fastclr.config import Config
 from fastclr.optim import scaled_lr
-from fastclr.train.build import check_batch, check_graph, make_loader, make_model, make_optimizer, make_step
+from fastclr.train.build import check_batch, check_graph, make_loader, make_model, make_optimizer
 from fastclr.train.distributed import Ranks
+from fastclr.train.pretrain import make_step
 from fastclr.train.step import CapturedStep
 from pipelines import Batch, BetonReader, TwoViewLoader
 from pipelines.system.threads import torch_threads

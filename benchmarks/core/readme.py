@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.core.report import RESULTS, load
 from benchmarks.kernels.targets import targets_table
 from benchmarks.loaders.agreement import agreement_table, unmeasured
-from benchmarks.loaders.report import AgreementReport, LoaderReport
+from benchmarks.loaders.report import WORKLOADS, AgreementReport, LoaderReport
 
 
 def loader_table(reports: list[LoaderReport]) -> str:
@@ -19,7 +19,7 @@ def loader_table(reports: list[LoaderReport]) -> str:
         + " | ".join(f"{report.decode_limit.median:,.0f}" for report in reports)
         + " |",
     ]
-    for what, title in (("crops", "two crops"), ("full", "full augmentation")):
+    for what, title in WORKLOADS.items():
         for row in reports[0].results.get(what, []):
             cells = [_cell(report, what, row.name) for report in reports]
             lacks = f" (lacks {row.lacks})" if row.lacks else ""

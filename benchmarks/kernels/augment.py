@@ -6,16 +6,14 @@ has its numbers drawn beforehand, kornia draws within the call, torchvision draw
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.core.report import check_at_least_1, check_out
+from benchmarks.core.report import check_at_least_1
 from benchmarks.kernels.inputs import DrawnCrops, drawn_crops
+from benchmarks.kernels.options import TimedOptions
 from benchmarks.kernels.report import (
     Column,
     KernelGroup,
@@ -27,7 +25,7 @@ from benchmarks.kernels.report import (
     with_group,
 )
 from benchmarks.kernels.roofline import augment_floor_s
-from benchmarks.kernels.timing import Function, KernelRow, Variant, measure, need, need_cuda
+from benchmarks.kernels.timing import Function, KernelRow, Variant, check_cuda, measure, require
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from pipelines.ops.augment import reference
@@ -42,8 +40,8 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(TimedOptions):
     """Augmentation of crops that lie on the device: ours, kornia's and torchvision's, in turns."""
 
     sizes: tuple[int, ...] = (32, 96, 224)
@@ -52,18 +50,10 @@ class Options:
     """Images, with two views each; None: 256 on a GPU, 8 on a CPU."""
     threads: int = 1
     """Threads of torch's own operations on a CPU; ours is one thread, of which the loader runs many."""
-    rounds: int = 5
-    """Turns of each variant."""
-    turn_s: float = 0.1
-    """Seconds of a turn, about."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Where to write the result."""
 
     def __post_init__(self) -> None:
-        check_out(self.out)
-        check_at_least_1(self, "rounds", "threads", "batch_size")
+        super().__post_init__()
+        check_at_least_1(self, "threads", "batch_size")
 
 
 def main(argv: list[str]) -> None:
@@ -119,15 +109,15 @@ def _variants(crops: DrawnCrops, spec: ViewSpec, dtype: torch.dtype, device: tor
         return lambda: cpu.augment(crops.pixels, crops.plan.params, spec, dtype)
 
     def gpu() -> Function:
-        need_cuda(device)
-        need("triton", "triton")
+        check_cuda(device)
+        require("triton", "triton")
         from pipelines.ops.augment import gpu
 
         return lambda: gpu.augment(pixels, crops.plan.params, spec, dtype)
 
     def gpu_table() -> Function:
-        need_cuda(device)
-        need("triton", "triton")
+        check_cuda(device)
+        require("triton", "triton")
         from pipelines.ops.augment import gpu
 
         table = gpu.params_table(crops.plan.params, spec).to(device)
@@ -167,7 +157,7 @@ def _variants(crops: DrawnCrops, spec: ViewSpec, dtype: torch.dtype, device: tor
 
 def kornia_simclr(spec: ViewSpec) -> Callable[[Tensor], Tensor]:
     """kornia's batched transforms, drawn for every view, of uint8 [N, 3, S, S]."""
-    need("kornia")
+    require("kornia")
     from kornia import augmentation as K
 
     s, k = spec.jitter_strength, spec.blur_kernel

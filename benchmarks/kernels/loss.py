@@ -7,7 +7,6 @@ All get the same un-normalised z [M, D], view 0 first, and give its gradient; th
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,7 +15,8 @@ import tyro
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.core.report import check_at_least_1, check_out
+from benchmarks.core.report import check_at_least_1
+from benchmarks.kernels.options import TimedOptions
 from benchmarks.kernels.report import (
     Column,
     KernelGroup,
@@ -29,7 +29,7 @@ from benchmarks.kernels.report import (
 )
 from benchmarks.kernels.roofline import nt_xent_floor_s
 from benchmarks.kernels.targets import LOSS
-from benchmarks.kernels.timing import Function, KernelRow, Variant, measure, need, need_cuda
+from benchmarks.kernels.timing import Function, KernelRow, Variant, check_cuda, measure, require
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from fastclr.loss import nt_xent
@@ -42,8 +42,8 @@ COLUMNS: tuple[Column, ...] = (
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(TimedOptions):
     """NT-Xent forward and backward: ours, lightly's and plain torch's, in turns."""
 
     rows: Annotated[
@@ -59,20 +59,12 @@ class Options:
     """Type of z."""
     compile: bool = True
     """Measure plain torch under torch.compile too, which takes a while to compile."""
-    rounds: int = 5
-    """Turns of each variant."""
-    turn_s: float = 0.1
-    """Seconds of a turn, about."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Where to write the result."""
 
     def __post_init__(self) -> None:
-        check_out(self.out)
+        super().__post_init__()
         if any(rows < 4 or rows % 2 for rows in self.rows):
             raise ValueError(f"--rows are both views of n images: even, and 4 or more; got {self.rows}")
-        check_at_least_1(self, "rounds", "width")
+        check_at_least_1(self, "width")
         if not self.temperature > 0:
             raise ValueError(f"--temperature is {self.temperature}; it must be positive")
 
@@ -119,11 +111,11 @@ def _measure_rows(options: Options, num_rows: int, device: torch.device) -> list
         return Variant(name, lambda: _differentiated(make(), z), graph, error, note)
 
     def fused() -> Callable[[Tensor], Tensor]:
-        need_cuda(device)
+        check_cuda(device)
         return lambda z: nt_xent(z, options.temperature, impl="fused")
 
     def lightly() -> Callable[[Tensor], Tensor]:
-        need("lightly")
+        require("lightly")
         from lightly.loss import NTXentLoss
 
         criterion = NTXentLoss(options.temperature)

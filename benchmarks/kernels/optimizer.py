@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.core.report import check_at_least_1, check_out
 from benchmarks.kernels.inputs import random_parameters
+from benchmarks.kernels.options import TimedOptions
 from benchmarks.kernels.report import (
     Column,
     KernelGroup,
@@ -23,7 +21,7 @@ from benchmarks.kernels.report import (
     with_group,
 )
 from benchmarks.kernels.roofline import lars_floor_s
-from benchmarks.kernels.timing import Function, NotMeasured, Variant, measure, need, need_cuda
+from benchmarks.kernels.timing import Function, NotMeasured, Variant, check_cuda, measure, require
 from fastclr.arguments import parse
 from fastclr.device import pick_device
 from fastclr.optim import LARS
@@ -32,24 +30,12 @@ COLUMNS: tuple[Column, ...] = (("MiB", "peak_bytes", "bytes"), ("of floor", "flo
 SETTINGS: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(TimedOptions):
     """One LARS step on a ResNet's parameters: ours, lightly's and timm's, in turns."""
 
     model: str | None = None
     """A torchvision ResNet, whose parameters are taken; None: resnet50 on a GPU, resnet18 on a CPU."""
-    rounds: int = 5
-    """Turns of each variant."""
-    turn_s: float = 0.1
-    """Seconds of a turn, about."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Where to write the result."""
-
-    def __post_init__(self) -> None:
-        check_out(self.out)
-        check_at_least_1(self, "rounds")
 
 
 def main(argv: list[str]) -> None:
@@ -106,7 +92,7 @@ def _variants(shapes: list[torch.Size], device: torch.device) -> list[Variant]:
     def ours(impl: str) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
         def make(params: list[Tensor]) -> torch.optim.Optimizer:
             if impl == "fused":
-                need_cuda(device)
+                check_cuda(device)
             if impl == "apex":
                 _need_apex()
             return LARS(params, impl=impl, **SETTINGS)
@@ -114,14 +100,14 @@ def _variants(shapes: list[torch.Size], device: torch.device) -> list[Variant]:
         return make
 
     def lightly(params: list[Tensor]) -> torch.optim.Optimizer:
-        need("lightly")
+        require("lightly")
         from lightly.utils.lars import LARS as LightlyLARS
 
         return LightlyLARS(params, **SETTINGS)
 
     def timm(foreach: bool | None) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
         def make(params: list[Tensor]) -> torch.optim.Optimizer:
-            need("timm")
+            require("timm")
             from timm.optim import Lars
 
             return Lars(params, **SETTINGS, **({} if foreach is None else {"foreach": foreach}))

@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import tyro
 from rich.console import Console
 
-from benchmarks.core.report import check_at_least_1, check_out
+from benchmarks.core.report import check_at_least_1
+from benchmarks.kernels.options import CommonOptions
 from benchmarks.kernels.report import (
     Column,
     KernelGroup,
@@ -33,7 +34,7 @@ from benchmarks.kernels.report import (
     with_group,
 )
 from benchmarks.kernels.roofline import augment_floor_s, flops_floor_s, lars_floor_s, nt_xent_floor_s
-from benchmarks.kernels.step_parts import Z_WIDTH, FedStep, Shape, Step, flops_per_image, need_capture
+from benchmarks.kernels.step_parts import PROJ_DIM, FedStep, Shape, Step, check_capture, flops_per_image
 from benchmarks.kernels.timing import Function, KernelRow, Variant, measure
 from fastclr.arguments import parse
 from fastclr.device import pick_device
@@ -52,8 +53,8 @@ CPU_SHAPES = (Shape("resnet50-224", 50, 0.25, 64, 2), Shape("resnet18-32", 18, 0
 """The same encoders, narrower, on smaller batches and views."""
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
     """One training step of SimCLR, in its pieces and as a whole."""
 
     only: tuple[Literal["resnet50-224", "resnet18-32"], ...] = ("resnet50-224", "resnet18-32")
@@ -74,18 +75,12 @@ class Options:
     """Engine of the loader; auto: native for a file, resident for drawn images."""
     threads: int | None = None
     """Threads of the loader; None: one per core."""
-    rounds: int = 5
-    """Turns of each variant."""
     calls: int | None = None
     """Steps of a turn; None: 20 on a GPU, 3 on a CPU."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
-    """Where to write the result."""
 
     def __post_init__(self) -> None:
-        check_out(self.out)
-        check_at_least_1(self, "rounds", "calls", "size", "threads")
+        super().__post_init__()
+        check_at_least_1(self, "calls", "size", "threads")
         if self.batch_size is not None and self.batch_size < 2:
             raise ValueError(
                 f"--batch-size is {self.batch_size}; negatives come from the batch, it must be at least 2"
@@ -168,7 +163,7 @@ def _measure_shape(
         return fed
 
     def graph() -> Function:
-        need_capture(step)
+        check_capture(step)
         return step.whole
 
     source = f"{engine} engine on {options.file.name if options.file else 'drawn images'}"
@@ -211,7 +206,7 @@ def _with_figures(rows: list[KernelRow], shape: Shape, step: Step, ranks: Ranks)
     floors = {
         "encoder and head": flops_floor_s(flops_per_image(shape) * shape.batch_size),
         # a rank computes its own rows of the similarities with all
-        "loss": nt_xent_floor_s(views * ranks.world_size, Z_WIDTH) / ranks.world_size,
+        "loss": nt_xent_floor_s(views * ranks.world_size, PROJ_DIM) / ranks.world_size,
         "optimizer": lars_floor_s(sum(p.numel() for p in step.params)),
     }
     step_floor = sum(floors.values())

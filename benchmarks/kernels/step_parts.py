@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.kernels.inputs import drawn_crops, random_parameters
-from benchmarks.kernels.timing import NotMeasured, need
+from benchmarks.kernels.timing import NotMeasured, require
 from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.optim import LARS
@@ -24,7 +24,7 @@ from pipelines.system.cpus import cores
 from pipelines.views import ViewSpec
 
 TEMPERATURE = 0.1
-Z_WIDTH = 128
+PROJ_DIM = 128
 GRAPH_SIZE = 96
 """Views up to this size, pixels, are worth a captured step: launches take a share of the time."""
 
@@ -55,7 +55,7 @@ class Shape:
 def make_model(shape: Shape) -> SimCLR:
     stem = "cifar" if shape.name.endswith("-32") else "imagenet"
     encoder = resnet(shape.depth, shape.width, stem=stem)
-    return SimCLR(encoder, projector(encoder.num_features, out_width=Z_WIDTH))
+    return SimCLR(encoder, projector(encoder.num_features, out_dim=PROJ_DIM))
 
 
 def flops_per_image(shape: Shape) -> int:
@@ -101,8 +101,8 @@ class Step:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.augment = self._make_augment()
         self._views = self._batch(self.augment())
-        self._z = torch.randn(2 * shape.batch_size, Z_WIDTH, device=device, dtype=dtype, requires_grad=True)
-        self._dz = 1e-3 * torch.randn(2 * shape.batch_size, Z_WIDTH, device=device)
+        self._z = torch.randn(2 * shape.batch_size, PROJ_DIM, device=device, dtype=dtype, requires_grad=True)
+        self._dz = 1e-3 * torch.randn(2 * shape.batch_size, PROJ_DIM, device=device)
 
     def encoder(self) -> None:
         """Encoder and head, forward and backward; with ranks, the gradients' all-reduce too."""
@@ -139,7 +139,7 @@ class Step:
             NotMeasured: what the loader needs is not installed.
             ValueError, OSError: no such file, or one with too few images.
         """
-        need("simplejpeg", "simplejpeg")
+        require("simplejpeg", "simplejpeg")
         from pipelines.loader import TwoViewLoader
 
         with ExitStack() as stack:
@@ -230,7 +230,7 @@ def write_drawn_file(path: Path, shape: Shape, world_size: int) -> Path:
     return path
 
 
-def need_capture(step: Step) -> None:
+def check_capture(step: Step) -> None:
     """Raise `NotMeasured` where a step can't be captured as a CUDA graph."""
     if step.device.type != "cuda":
         raise NotMeasured("needs a CUDA device")

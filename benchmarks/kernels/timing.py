@@ -115,13 +115,13 @@ def device_name(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
-def need(package: str, install: str = "'fastclr[bench]'") -> None:
+def require(package: str, install: str = "'fastclr[bench]'") -> None:
     """Raise `NotMeasured`, with the command that installs it, where a package is missing."""
     if importlib.util.find_spec(package) is None:
         raise NotMeasured(f"{package} is not installed: pip install {install}")
 
 
-def need_cuda(device: torch.device) -> None:
+def check_cuda(device: torch.device) -> None:
     """Raise `NotMeasured` on a CPU."""
     if device.type != "cuda":
         raise NotMeasured("needs a CUDA device")
@@ -209,7 +209,7 @@ def _prepare(
 ) -> _Prepared:
     """Warm the function up, and choose how often a turn calls it."""
     if variant.graph:
-        need_cuda(device)
+        check_cuda(device)
     function = variant.make()
     result = function()  # compiles
     figures = {} if variant.check is None else variant.check(result)

@@ -21,20 +21,29 @@ from benchmarks.loaders.peers.dali_graph import DaliGraph
 from benchmarks.loaders.peers.decode_limit import DecodeLimit
 from benchmarks.loaders.peers.ffcv_loader import FfcvLoader
 from benchmarks.loaders.peers.lightly_loader import LightlyLoader
+from benchmarks.loaders.peers.spdl_loader import SpdlLoader
 from benchmarks.loaders.peers.torchvision_loader import TorchvisionLoader
 from benchmarks.loaders.plot import plot_loader, plot_scaling
-from benchmarks.loaders.report import FileFacts, LoaderReport, LoaderSettings, ScalingReport, StoredAs
+from benchmarks.loaders.report import (
+    WORKLOADS,
+    FileFacts,
+    LoaderReport,
+    LoaderSettings,
+    ScalingReport,
+    StoredAs,
+)
 from benchmarks.loaders.scaling import measure_scaling, relative_scaling, scaling_table
+from benchmarks.loaders.without_markers import without_markers
 from fastclr.arguments import parse
 from pipelines import BetonReader
 from pipelines.convert import FolderSource
 from pipelines.engines import EngineName
 from pipelines.system.cpus import cores
 
-Workload = Literal["crops", "full"]
+Workload = Literal["crops", "full", "center"]
 CROPS: Workload = "crops"
 FULL: Workload = "full"
-TITLES: dict[str, str] = {CROPS: "two crops, uint8", FULL: "augmented, float32"}
+CENTER: Workload = "center"
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,11 @@ class Options:
     """Heights and widths of a view, pixels: one report each, with the size in its name if there are several."""
     engines: tuple[EngineName, ...] = ("native",)
     """Our engines to measure."""
-    peers: tuple[Literal["torchvision", "ffcv", "dali", "lightly"], ...] = ("torchvision",)
+    peers: tuple[Literal["torchvision", "ffcv", "dali", "lightly", "spdl"], ...] = ("torchvision",)
     """What else to measure; a peer whose package is missing gets a row that says how to install it."""
     only: tuple[Workload, ...] = (CROPS, FULL)
-    """What to measure: two crops without augmentation, the full augmentation, or both."""
+    """What to measure: two crops without augmentation, the full augmentation, or (our engines only) the center crop of
+    an evaluation."""
     scaling: tyro.conf.FlagCreatePairsOff[bool] = False
     """Measure instead how the native engine and the decode limit grow from one thread to all."""
     rounds: int = 5
@@ -108,11 +118,13 @@ def main(argv: list[str]) -> None:
 def _side_by_side(
     options: Options, file: FileFacts, settings: LoaderSettings, console: Console
 ) -> LoaderReport:
-    groups = {workload: _cases(options, settings, workload == FULL, file.images) for workload in options.only}
-    limit = DecodeLimit("decode limit", options.file, settings.batch_size, options.threads)
-    cases: list[Case] = [limit, *(case for group in groups.values() for case in group)]
     machine = describe_machine()
-    with Live(console=console, auto_refresh=False) as live:
+    with without_markers(options.file) as plain, Live(console=console, auto_refresh=False) as live:
+        groups = {
+            workload: _cases(options, plain, settings, workload, file.images) for workload in options.only
+        }
+        limit = DecodeLimit("decode limit", plain, settings.batch_size, options.threads)
+        cases: list[Case] = [limit, *(case for group in groups.values() for case in group)]
         for found in measure_in_turn(cases, options.rounds):
             rest = iter(found[1:])
             results = {str(workload): [next(rest) for _ in group] for workload, group in groups.items()}
@@ -123,8 +135,8 @@ def _side_by_side(
 
 def _scaling(options: Options, file: FileFacts, settings: LoaderSettings, console: Console) -> ScalingReport:
     machine = describe_machine()
-    with Live(console=console, auto_refresh=False) as live:
-        for rows in measure_scaling(options.file, options.rounds, settings):
+    with without_markers(options.file) as plain, Live(console=console, auto_refresh=False) as live:
+        for rows in measure_scaling(options.file, plain, options.rounds, settings):
             report = ScalingReport(machine, file, settings, rows, relative_scaling(rows))
             live.update(scaling_table(report), refresh=True)
     return report
@@ -141,18 +153,29 @@ def _batch_size(num_samples: int) -> int:
     return batch_size
 
 
-def _cases(options: Options, settings: LoaderSettings, augment: bool, num_images: int) -> list[Case]:
-    file, threads, size, batch_size = options.file, settings.threads, settings.size, settings.batch_size
-    shape = (size, augment, batch_size, threads)
-    cases: list[Case] = [OurLoader(f"fastclr {engine}", file, engine, *shape) for engine in options.engines]
+def _cases(
+    options: Options, plain: Path, settings: LoaderSettings, workload: Workload, num_images: int
+) -> list[Case]:
+    """Return our engines, on the file, and the peers, on the same images without restart markers (`plain`)."""
+    threads, size, batch_size = settings.threads, settings.size, settings.batch_size
+    shape = (size, workload == FULL, batch_size, threads)
+    center = workload == CENTER
+    cases: list[Case] = [
+        OurLoader(f"fastclr {engine}", options.file, engine, *shape, center=center)
+        for engine in options.engines
+    ]
+    if center:
+        return cases
     if "ffcv" in options.peers:
-        cases.append(FfcvLoader("FFCV, two pipelines", file, *shape))
+        cases.append(FfcvLoader("FFCV, two pipelines", plain, *shape))
     if "dali" in options.peers:
-        cases.append(DaliGraph("DALI graph, CPU", file, *shape))
-    if "lightly" in options.peers and augment:
-        cases.append(LightlyLoader("lightly SimCLRTransform", file, size, batch_size, threads))
+        cases.append(DaliGraph("DALI graph, CPU", plain, *shape))
+    if "spdl" in options.peers and workload == CROPS:
+        cases.append(SpdlLoader("SPDL, decoded once", plain, size, batch_size, threads))
+    if "lightly" in options.peers and workload == FULL:
+        cases.append(LightlyLoader("lightly SimCLRTransform", plain, size, batch_size, threads))
     if "torchvision" in options.peers:
-        cases.append(TorchvisionLoader("torchvision, same JPEGs", file, *shape))
+        cases.append(TorchvisionLoader("torchvision, same JPEGs", plain, *shape))
         if options.folder is not None:
             cases.append(
                 TorchvisionLoader("torchvision, folder", options.folder, *shape, repeat_to=num_images)
@@ -169,12 +192,16 @@ def _read_through(file: Path) -> None:
 
 def _describe_file(reader: BetonReader) -> FileFacts:
     convert = (reader.sidecar or {}).get("options", {})
+    restart = convert.get("restart")
     return FileFacts(
         name=reader.path.name,
         images=len(reader),
         bytes=reader.file_bytes,
         median_longer_side=int(np.median(np.maximum(reader.heights, reader.widths))),
-        convert=StoredAs(**{name: convert.get(name) for name in ("mode", "jpeg", "max_side", "quality")}),
+        convert=StoredAs(
+            **{name: convert.get(name) for name in ("mode", "jpeg", "max_side", "quality")},
+            restart=None if restart is None else str(restart),
+        ),
     )
 
 
@@ -182,7 +209,7 @@ def side_by_side_table(report: LoaderReport) -> Group:
     limit, file, settings = report.decode_limit, report.file, report.settings
     table = Table(
         title=f"{file.name}: {file.images} images, views of {settings.size} px, {settings.threads} threads",
-        caption=f"medians of {limit.rounds} interleaved rounds; one image is two views; limit: share of the "
+        caption=f"medians of {limit.rounds} interleaved rounds; limit: share of the "
         "decode limit; CPU ms: of all processes, per image; first: seconds to the first batch, warm",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -213,7 +240,7 @@ def side_by_side_table(report: LoaderReport) -> Group:
     add(limit)
     for workload, rows in report.results.items():
         table.add_section()
-        table.add_row(TITLES.get(workload, workload), style="bold")
+        table.add_row(WORKLOADS[workload], style="bold")
         for row in rows:
             add(row)
     return Group(table, *map(Text, dict.fromkeys(remarks)))  # Text: 'fastclr[ffcv]' is not markup

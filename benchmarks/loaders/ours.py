@@ -20,15 +20,17 @@ class OurLoader:
     augment: bool
     batch_size: int
     num_threads: int
+    center: bool = False
+    """One center crop per image, as in an evaluation, instead of two random ones."""
     lacks: str = ""
 
     def open(self) -> Any:
-        from pipelines import ViewLoader
+        from pipelines import ViewLoader, ViewSpec
 
         return ViewLoader(
             self.file,
             self.batch_size,
-            size=self.size,
+            views=ViewSpec.center(self.size) if self.center else ViewSpec.simclr(self.size),
             engine=self.engine,
             augment=self.augment,
             num_threads=self.num_threads,

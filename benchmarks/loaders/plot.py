@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.loaders.report import LoaderReport, ScalingReport
+from benchmarks.loaders.report import WORKLOADS, LoaderReport, ScalingReport
 
 OURS, THEIRS, LIMIT = "#1f6feb", "#9aa4b2", "#d1242f"
 
@@ -15,7 +15,6 @@ def plot_loader(report: LoaderReport, path: Path) -> None:
     from matplotlib import pyplot as plt
 
     groups = {what: [row for row in rows if row.rounds] for what, rows in report.results.items()}
-    titles = {"crops": "two crops", "full": "full augmentation"}
     counts = [max(len(rows), 1) for rows in groups.values()]
     figure, axes = plt.subplots(
         len(groups),
@@ -35,14 +34,13 @@ def plot_loader(report: LoaderReport, path: Path) -> None:
         for place, value in enumerate(medians):
             axis.annotate(f"{value:,.0f}", (value, place), (6, 4), textcoords="offset points", fontsize=8)
         axis.invert_yaxis()
-        axis.set_title(titles[what], fontsize=10, loc="left")
+        axis.set_title(WORKLOADS[what], fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].annotate("decode limit", (limit, 1), (3, 3), xycoords=("data", "axes fraction"),
                         textcoords="offset points", fontsize=8, color=LIMIT, annotation_clip=False)  # fmt: skip
     settings, machine = report.settings, report.machine
     axes[-1, 0].set_xlabel(
-        f"source images per second (two views each), {settings.size} px, {settings.threads} threads, "
-        f"{machine.processor}",
+        f"source images per second, {settings.size} px, {settings.threads} threads, {machine.processor}",
         fontsize=8,
     )
     figure.tight_layout()

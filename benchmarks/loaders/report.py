@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from benchmarks.core.harness import LoaderRow
 from benchmarks.core.machine import Machine
 
+WORKLOADS = {"crops": "two crops", "full": "full augmentation", "center": "one center crop"}
+"""What a loader gives for an image: two uint8 crops, two augmented float32 views, or an evaluation's uint8 crop."""
+
 
 @dataclass(frozen=True)
 class StoredAs:
@@ -14,6 +17,7 @@ class StoredAs:
     jpeg: str | None = None
     max_side: int | None = None
     quality: int | None = None
+    restart: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class LoaderReport:
     settings: LoaderSettings
     decode_limit: LoaderRow
     results: dict[str, list[LoaderRow]]
-    """Rows of "crops" (two crops without augmentation) and of "full" (the full augmentation)."""
+    """Rows of each of `WORKLOADS` that was measured."""
     benchmark: str = "loader"
 
 

@@ -24,15 +24,20 @@ def thread_counts(num_threads: int) -> list[int]:
 
 
 def measure_scaling(
-    file: Path, rounds: int, settings: LoaderSettings
+    file: Path, plain: Path, rounds: int, settings: LoaderSettings
 ) -> Iterator[dict[str, list[ScalingRow]]]:
-    """Yield line name → one row for each number of threads, after every round."""
+    """Yield line name → one row for each number of threads, after every round.
+
+    Args:
+        file: what the native engine reads.
+        plain: the same images without restart markers, for the decode limit.
+    """
     counts = thread_counts(settings.threads)
     size, batch_size = settings.size, settings.batch_size
     cases: list[Case] = []
     for count in counts:
         cases += [
-            DecodeLimit(LIMIT, file, batch_size, count),
+            DecodeLimit(LIMIT, plain, batch_size, count),
             OurLoader(CROPS, file, "native", size, False, batch_size, count),
             OurLoader(FULL, file, "native", size, True, batch_size, count),
         ]

@@ -29,7 +29,7 @@ from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
 
 SHOWN = 5
-"""Left-out images that are named on the screen; the side-car names all."""
+"""Maximum number of left-out images that are named on the screen; the side-car names all."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Arguments:
     """Where the images are, and last the file to write."""
     encoding: Annotated[Encoding, tyro.conf.arg(name="")] = field(default_factory=Encoding)
     order: Literal["shuffled", "source"] = "shuffled"
-    """Order of the file: mixed by the seed, or as the source has it."""
+    """Order of the file: shuffled by the seed, or that of the source."""
     seed: int = 0
     """Seed of the shuffle."""
     workers: int = field(default_factory=cores)
@@ -160,7 +160,7 @@ def _stop_like_ctrl_c() -> None:
 
 
 def _check(arguments: Arguments) -> None:
-    """What would otherwise come out only after the work."""
+    """Check now what would otherwise fail only after the work."""
     if len(arguments.paths) < 2:
         raise ValueError("convert needs two arguments, SOURCE and OUT.beton; --help says more")
     reject_url(arguments.paths[-1], "write the file to a local folder")

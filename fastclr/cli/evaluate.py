@@ -1,86 +1,85 @@
-"""`fastclr evaluate RUN --train A.beton --test B.beton`: what has the encoder of a run learned?"""
+"""`fastclr evaluate RUN --train A.beton --test B.beton`: accuracy of a run's encoder."""
 
 import json
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastclr.arguments import call
-from fastclr.evaluate.protocol import Protocol
+from fastclr.arguments import parse
+from fastclr.evaluate.protocol import EvalConfig
 
 RESULT = "evaluate.json"
 
 
-def main(argv: list[str]) -> None:
-    """Weighted kNN and linear probe; prints a table and writes RUN/evaluate.json."""
-    call(
-        _evaluate,
-        argv,
-        "fastclr evaluate",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
-
-
-def _evaluate(
-    run: Annotated[
-        tyro.conf.Positional[Path],
-        tyro.conf.arg(metavar="RUN", help="Run folder of `fastclr train`, or an encoder.safetensors."),
-    ],
-    train: Annotated[Path, tyro.conf.arg(metavar="A.beton", help="Labelled images to learn from.")],
-    test: Annotated[Path, tyro.conf.arg(metavar="B.beton", help="Labelled images to be tested on.")],
-    protocol: Annotated[Protocol, tyro.conf.arg(name="")] = Protocol(),  # noqa: B008 frozen
-    device: Annotated[
-        str, tyro.conf.arg(help="cpu, cuda, cuda:N, or auto: a GPU where there is one.")
-    ] = "auto",
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        tyro.conf.arg(help="Precision of the encoder; auto: bfloat16 where the hardware has it."),
-    ] = "auto",
-    threads: Annotated[
-        int | None, tyro.conf.arg(help="Loader threads; None: one on a CPU, one per core beside a GPU.")
-    ] = None,
-) -> None:
+@dataclass(frozen=True)
+class Arguments:
     """Weighted kNN and linear probe of a run's encoder; prints a table and writes RUN/evaluate.json.
 
     The encoder stays frozen. The linear probe trains on the features of a few augmented passes, which takes
     minutes on a laptop; `--new-views` is the published protocol, new views in every epoch.
     """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Run folder of `fastclr train`, or an encoder.safetensors."""
+    train: Annotated[Path, tyro.conf.arg(metavar="A.beton")]
+    """Labelled images to learn from."""
+    test: Annotated[Path, tyro.conf.arg(metavar="B.beton")]
+    """Labelled images to be tested on."""
+    config: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the encoder; auto: bfloat16 where the hardware has it."""
+    threads: int | None = None
+    """Loader threads; None: one on a CPU, one per core beside a GPU."""
+
+
+def main(argv: list[str]) -> None:
+    """Evaluate the encoder, print a table and write the result."""
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    _evaluate(parse(Arguments, argv, "fastclr evaluate", config=style))
+
+
+def _evaluate(arguments: Arguments) -> None:
     import torch
     from rich.console import Console
 
     from fastclr.device import has_bfloat16, pick_device
-    from fastclr.evaluate.encoder import Frozen
+    from fastclr.evaluate.encoder import FrozenEncoder
     from fastclr.evaluate.protocol import evaluate_files
     from fastclr.train.checkpoint import atomic_write, load_encoder
     from pipelines import BetonReader
     from pipelines.system.terminal import printable
 
+    run, precision = arguments.run, arguments.precision
     encoder, meta = load_encoder(run)
     out = (run if run.is_dir() else run.parent) / RESULT
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out} can't be written: no permission for this folder")
-    where = pick_device(device)
-    half = precision == "bfloat16" or (precision == "auto" and has_bfloat16(where))
+    device = pick_device(arguments.device)
+    half = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     start = time.perf_counter()
-    with BetonReader(train) as train_reader, BetonReader(test) as test_reader:
-        model = Frozen.from_meta(
-            encoder, meta, where, autocast=torch.bfloat16 if half else None, num_threads=threads
+    with BetonReader(arguments.train) as train, BetonReader(arguments.test) as test:
+        autocast = torch.bfloat16 if half else None
+        model = FrozenEncoder.from_meta(
+            encoder, meta, device, autocast=autocast, num_threads=arguments.threads
         )
         console = Console(highlight=False)
 
         def note(text: str) -> None:
             console.print(printable(text), markup=False, soft_wrap=True)
 
-        results = evaluate_files(model, train_reader, test_reader, protocol, note=note)
+        results = evaluate_files(model, train, test, arguments.config, note=note)
         record = {
             "encoder": meta,
-            "train": _identity(train_reader),
-            "test": _identity(test_reader),
+            "train": _identity(train),
+            "test": _identity(test),
             **results,
-            "device": str(where),
+            "device": str(device),
             "precision": "bfloat16" if half else "float32",
             "seconds": time.perf_counter() - start,
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -116,7 +115,7 @@ def _table(record: dict[str, Any]) -> Any:
     features = record["features"]
     table.caption = (
         f"{features['train_samples']:,} training and {features['test_samples']:,} test images, "
-        f"features {features['width']} wide, extracted in {features['seconds']:.1f} s"
+        f"{features['width']} features, extracted in {features['seconds']:.1f} s"
     )
     return table
 

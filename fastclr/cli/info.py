@@ -7,36 +7,61 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from rich.console import Console
+from rich.progress import Progress
 
 from fastclr.arguments import parse
 from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE, Field
+from pipelines.beton.verify import verify
+from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
 
 BAR_WIDTH = 40
 CLASSES_SHOWN = 10
 FIELDS_SHOWN = 10
 MAX_NAME = 60
-"""Letters of a class name that are shown."""
+"""Maximum number of characters of a class name that are shown."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Print what a .beton file holds, and what its side-car says about where that came from."""
+    """Print what a .beton file holds, and what its side-car says about the origin."""
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE.beton")]
     """A file that fastclr or FFCV wrote; it needs no side-car."""
+    verify: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Decode every image instead, and name each one that is corrupt; the exit code is 1 if there are any."""
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     """Run the command."""
     arguments = parse(Arguments, argv, "fastclr info")
     with BetonReader(arguments.file) as reader:
+        if arguments.verify:
+            return _verify(reader)
         sidecar = reader.sidecar
         lines = [*_content(reader), "", *_classes(reader), "", *_image_sizes(reader)]
     lines += ["", *_origin(sidecar)] if sidecar else ["", "no side-car (a .json beside it, written with it)"]
-    # names and texts are those of whoever wrote the file
+    # names and texts are untrusted: they come from whoever wrote the file
     print("\n".join(map(printable, lines)))
+    return 0
+
+
+def _verify(reader: BetonReader) -> int:
+    """Decode all images; print the corrupt ones, and return the exit code."""
+    num_corrupt = 0
+    progress = Progress(*Progress.get_default_columns(), transient=True, console=Console(stderr=True))
+    with progress:
+        task = progress.add_task("decoding", total=len(reader))
+        for index, reason in verify(reader, cores()):
+            progress.update(task, completed=index + 1)
+            if reason:
+                num_corrupt += 1
+                print(printable(reason), flush=True)
+    state = f"{num_corrupt:,} corrupt" if num_corrupt else "none corrupt"
+    print(printable(f"{reader.path}: {len(reader):,} images decoded, {state}"))
+    return 1 if num_corrupt else 0
 
 
 def _content(reader: BetonReader) -> list[str]:
@@ -89,7 +114,7 @@ def _classes(reader: BetonReader) -> list[str]:
 
 
 def _image_sizes(reader: BetonReader) -> list[str]:
-    """Histogram of the longer side in half octaves."""
+    """Return a histogram of the longer side in half octaves."""
     longer = np.maximum(reader.heights, reader.widths)
     k = int((reader.heights.astype(np.int64) * reader.widths).argmax())
     lines = [f"longer side, pixels (largest image {reader.heights[k]}×{reader.widths[k]})"]
@@ -123,7 +148,7 @@ def _block() -> str:
 
 
 def _origin(sidecar: dict[str, Any]) -> list[str]:
-    """What the side-car says; it may have been edited, so every type is checked."""
+    """Return lines about the origin from the side-car; it may have been edited, so every type is checked."""
     lines = ["side-car"]
     for key in ("source", "counts", "options", "versions"):
         value = sidecar.get(key)

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TextIO
 
 from pipelines.system.jit import announce_compiling
@@ -25,9 +25,9 @@ COMMANDS = {
     "demo": "the whole way in a few minutes, with a report",
 }
 LONG_COMMANDS = {"convert", "train", "evaluate", "bench", "demo"}
-"""Commands that go on working when nobody reads what they print."""
+"""Commands that go on working when their output can't be written any more."""
 MAX_MESSAGE = 2000
-"""Length of the longest error or warning that is printed whole, in letters."""
+"""Maximum length of an error or a warning that is printed, in characters; longer ones are shortened."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,14 +57,14 @@ def main(argv: list[str] | None = None) -> int:
             code = importlib.import_module(f"fastclr.cli.{name}").main(rest) or 0
             _flush(sys.stdout)
             return code
-    except SystemExit as stop:  # tyro printed the help (no code), or what is wrong with the arguments (2)
+    except SystemExit as stop:  # tyro printed the help (no code) or an error of the arguments (2)
         if not isinstance(stop.code, int) or not stop.code:
             raise
         return stop.code
     except KeyboardInterrupt:
         _complain("\nfastclr: stopped")
         return 130
-    except BrokenPipeError:  # `fastclr info FILE | head`: the reader has gone, there is nobody to tell
+    except BrokenPipeError:  # `fastclr info FILE | head`: the reader of our output has gone
         _discard(sys.stdout)
         return 1
     except Exception as error:
@@ -81,18 +81,18 @@ def _usage() -> str:
 
 
 def _escape_what_cannot_be_encoded() -> None:
-    """Have letters that the terminal's or the log's encoding lacks printed as escapes, instead of an error."""
+    """Print characters that the encoding of the terminal or the log lacks as escapes, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _keep_caches_without_a_home() -> None:
-    """Where the home folder can't be written, have matplotlib and Triton keep their caches in a private folder.
+    """Keep the caches of matplotlib and Triton in a private folder if the home folder can't be written.
 
     matplotlib would warn in every run, and Triton would not compile.
     """
-    home = os.path.expanduser("~")  # stays "~" for a user whom the system does not know
+    home = os.path.expanduser("~")  # "~" if the system does not know the user
     if os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
         return
     for variable, name in (("MPLCONFIGDIR", "matplotlib"), ("TRITON_CACHE_DIR", "triton")):
@@ -101,7 +101,7 @@ def _keep_caches_without_a_home() -> None:
 
 
 def _report(error: Exception, command: str, debug: bool) -> int:
-    """Say what is wrong, and return the exit code: 2 if the user can mend it, 1 for a bug of ours."""
+    """Print what is wrong, and return the exit code: 2 if the user can fix it, 1 for a bug of ours."""
     from pipelines.errors import EngineUnavailable
 
     by_user = isinstance(error, (ValueError, OSError, EngineUnavailable))
@@ -115,7 +115,7 @@ def _report(error: Exception, command: str, debug: bool) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, on one line."""
+    """Return what is wrong, on one line."""
     if isinstance(error, IsADirectoryError) and error.filename:
         return f"{error.filename} is a folder, where a file is needed; `fastclr convert` makes a .beton file of one"
     if isinstance(error, OSError) and error.strerror:
@@ -132,11 +132,12 @@ def _reason(error: Exception) -> str:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Our own warnings on one line, without the place in the code; others as Python shows them."""
+    """Return our own warnings as one line without the place in the code, and others as Python formats them."""
     from fastclr.config import IgnoredSetting
+    from fastclr.renamed import RenamedSetting
     from pipelines.errors import CorruptSample
 
-    if issubclass(category, (CorruptSample, IgnoredSetting)):
+    if issubclass(category, (CorruptSample, IgnoredSetting, RenamedSetting)):
         return f"fastclr: {printable(message, MAX_MESSAGE)}\n"
     return f"{_printable_lines(_python_format(message, category, filename, lineno, line))}\n"
 
@@ -149,7 +150,7 @@ def _printable_lines(text: str) -> str:
 
 
 def _complain(text: str) -> None:
-    """Print to stderr; a stderr that is closed or full changes nothing."""
+    """Print to stderr, and ignore that it is closed or full."""
     try:
         print(_printable_lines(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -157,7 +158,7 @@ def _complain(text: str) -> None:
 
 
 def _flush(stream: TextIO | None) -> None:
-    """Write what is still buffered, so that an error of the stream is heard of now and not at Python's exit."""
+    """Write what is still buffered, so that an error of the stream is raised now and not when Python exits."""
     if stream is None:
         return
     try:
@@ -168,14 +169,14 @@ def _flush(stream: TextIO | None) -> None:
 
 
 def _discard(stream: TextIO | None) -> None:
-    """Send all further output of a stream nowhere: Python flushes it at exit, and would fail once more."""
+    """Redirect a stream to the null device: Python flushes it at exit, which would fail once more."""
     if stream is None:
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, stream.fileno())
-    except (OSError, ValueError):
-        pass  # a stream that is no file, as in a notebook
+        # a stream without a descriptor, as in a notebook, needs no redirection
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
     finally:
         os.close(nowhere)
 

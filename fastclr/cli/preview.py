@@ -13,7 +13,7 @@ from pipelines.system.terminal import printable
 
 @dataclass(frozen=True)
 class Arguments:
-    """A contact sheet of the augmented views of a file.
+    """Draw a contact sheet of the augmented views of a file.
 
     Per row: the source image with its two crop boxes, the two crops, the two augmented views, and the drawn
     numbers under them. Seed and epoch as in a training run show what that run sees.

@@ -10,13 +10,14 @@ import tyro
 
 from fastclr.arguments import parse
 from fastclr.config import Config
-from fastclr.recipes import FOLDER, recipe_names, recipe_of, run_folder_of
+from fastclr.recipes import RECIPES_DIR, recipe_names, recipe_of, run_folder_of
+from fastclr.renamed import current_arguments
 from pipelines.system.terminal import printable
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What and where to train."""
+    """Arguments of `fastclr train`."""
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe, or path of a TOML file or of a run folder."""
@@ -25,17 +26,17 @@ class Arguments:
     val: Annotated[Path | None, tyro.conf.arg(metavar="VAL.beton")] = None
     """Held-out images, a .beton file with labels: their kNN accuracy is logged every train.eval_epochs epochs."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR")] = None
-    """The run folder; None: runs/RECIPE, or the RECIPE that is one. A run that it holds is continued."""
+    """The run folder; None: runs/RECIPE, or RECIPE itself if it is a run folder. A run that it holds is continued."""
     fresh: tyro.conf.FlagCreatePairsOff[bool] = False
-    """An error if the run folder holds a run, instead of continuing it."""
+    """Stop with an error if the run folder holds a run, instead of continuing it."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Not needed any more: an error if the run folder holds no run."""
+    """Not needed any more; stops with an error if the run folder holds no run."""
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 def main(argv: list[str]) -> int:
-    """Exit codes: 0 the run is complete; 128 + its number where a signal stopped it (Ctrl-C 130, SIGTERM 143)."""
-    argv = _with_file(argv)
+    """Train, and return the exit code: 0 if the run is complete, 128 + n if signal n stopped it (Ctrl-C: 130)."""
+    argv = current_arguments(_with_file(argv))
     default = Arguments(tyro.MISSING, tyro.MISSING, config=recipe_of(argv, "fastclr train"))
     arguments = parse(Arguments, argv, "fastclr train", default=default, description=_description())
     if arguments.resume:
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 def _with_file(argv: list[str]) -> list[str]:
-    """The arguments of fastclr 0.1, `RECIPE --train FILE`, as `RECIPE FILE`."""
+    """Return the arguments with the file as fastclr 0.1 took it, `RECIPE --train FILE`, turned into `RECIPE FILE`."""
     for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name == "--train" and (equals or i + 1 < len(argv)):
@@ -62,11 +63,11 @@ def _train(arguments: Arguments) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from fastclr.train.distributed import ranks_from_env
-    from fastclr.train.loop import train
+    from fastclr.train.pretrain import train
 
     file, folder = arguments.file, arguments.out or run_folder_of(arguments.recipe)
     ranks = ranks_from_env()
-    # recorded: torchrun then shows the error of the rank that failed first
+    # `record` lets torchrun show the error of the rank that failed first
     run = record(train) if ranks.world_size > 1 else train
     outcome = run(
         arguments.config,
@@ -87,9 +88,7 @@ def _train(arguments: Arguments) -> int:
         command = resuming(folder, file, arguments.val)
         text = f"stopped by {outcome.stopped_by.name} at {where}; continue with: {command}"
     elif outcome.first_step == outcome.total_steps:
-        text = (
-            f"{folder} holds this run, and it is done: {where}; another one needs another --out; {evaluate}"
-        )
+        text = f"{folder} holds this run, which is complete: {where}; choose another --out for a new run; {evaluate}"
     else:
         speed = f"{outcome.images_per_s:,.0f} images/s, {outcome.data_wait:.1%} waiting for data"
         text = f"done: {where}, {speed}; {evaluate}"
@@ -98,7 +97,7 @@ def _train(arguments: Arguments) -> int:
 
 
 def resuming(folder: Path, file: Path, val: Path | None = None) -> str:
-    """The command that continues the run in this folder."""
+    """Return the command that continues the run in this folder."""
     # "./demo", not "demo": a bare name means the recipe of the package
     recipe = f"./{folder}" if f"{folder}" in recipe_names() else f"{folder}"
     held_out = [] if val is None else ["--val", f"{val}"]
@@ -113,6 +112,6 @@ def _description() -> str:
         "Recipes:",
     ]
     for name in recipe_names():
-        first = (FOLDER / f"{name}.toml").read_text("utf-8").splitlines()[0]
+        first = (RECIPES_DIR / f"{name}.toml").read_text("utf-8").splitlines()[0]
         lines.append(f"  {name:<26} {first.removeprefix('# ')}")
     return "\n".join(lines)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastclr.config import Config
 from fastclr.optim import scaled_lr
-from fastclr.train.build import make_loader, make_model, make_optimizer, make_step
+from fastclr.train.build import make_loader, make_model, make_optimizer
 from fastclr.train.distributed import Ranks
+from fastclr.train.pretrain import make_step
 from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.threads import torch_threads
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fastclr.evaluate.encoder import Frozen
+from fastclr.evaluate.encoder import FrozenEncoder
 from fastclr.evaluate.knn import knn_predict, nearest
 from fastclr.preview import class_name
 from pipelines import BetonReader
@@ -50,7 +50,7 @@ def num_neighbours(labels: Tensor) -> int:
     return min(MAX_VOTES, max(1, len(labels) // (2 * num_classes)))
 
 
-def extract(model: Frozen, train: BetonReader, test: BetonReader) -> Features:
+def extract(model: FrozenEncoder, train: BetonReader, test: BetonReader) -> Features:
     """Return the features of every picture, from its centre."""
     with at_most_threads(cores()):
         found = [

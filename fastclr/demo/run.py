@@ -28,13 +28,13 @@ from fastclr.demo.neighbours import Features, accuracy_per_class, extract, galle
 from fastclr.demo.report import Report, Scores, Stage, render
 from fastclr.demo.shapes import SHAPES, draw_folder
 from fastclr.device import pick_device
-from fastclr.evaluate.encoder import Frozen
-from fastclr.evaluate.protocol import Protocol, evaluate_files
+from fastclr.evaluate.encoder import FrozenEncoder
+from fastclr.evaluate.protocol import EvalConfig, evaluate_files
 from fastclr.preview import contact_sheet, draw_samples, save_picture
 from fastclr.recipes import load_recipe, to_toml
 from fastclr.train.build import make_model, resolve
 from fastclr.train.checkpoint import atomic_write, load_encoder
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.run import FILES
 from fastclr.train.sinks import read_metrics
 from pipelines import BetonReader
@@ -257,15 +257,15 @@ def _evaluate(
     views = {"size": config.views.size, "mean": config.views.mean, "std": config.views.std}
     autocast = torch.bfloat16 if config.train.precision == "bfloat16" else None
     with timer.stage(f"evaluate {weights} weights") as notes:
-        model = Frozen.from_meta(encoder, views, device, autocast=autocast)
+        model = FrozenEncoder.from_meta(encoder, views, device, autocast=autocast)
         features = extract(model, train_file, test_file)
         if min(int(train_file.labels.min()), int(test_file.labels.min())) < 0:
             notes.append("no labels (one folder per class gives them), so no accuracy")
             return Evaluation(features, None)
         k = num_neighbours(torch.from_numpy(train_file.labels))
         note: Callable[[str], None] = notes.append
-        protocol = Protocol(k=k, epochs=PROBE_EPOCHS, passes=PROBE_PASSES)
-        found = evaluate_files(model, train_file, test_file, protocol, note)
+        eval_config = EvalConfig(k=k, epochs=PROBE_EPOCHS, passes=PROBE_PASSES)
+        found = evaluate_files(model, train_file, test_file, eval_config, note)
         knn, linear = found["knn"]["top1"], found["linear"]["top1"]
         notes.append(f"kNN (k = {k}) {knn:.1%}, linear probe {linear:.1%}")
         return Evaluation(features, Scores(knn, linear, accuracy_per_class(features, train_file, test_file)))

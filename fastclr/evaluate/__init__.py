@@ -1,4 +1,4 @@
-"""What an encoder has learned: its features (features), kNN, linear probe, and logistic regression on them."""
+"""Evaluation of an encoder: its features (features.py), and kNN, linear probe and logistic regression on them."""
 
 from fastclr.evaluate.features import extract_features
 from fastclr.evaluate.knn import knn_accuracy, knn_predict

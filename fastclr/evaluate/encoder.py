@@ -1,4 +1,4 @@
-"""Labelled `.beton` files as features: which samples count, and a frozen encoder's view of them."""
+"""A frozen encoder that turns labelled `.beton` files into features, and checks of the labels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,8 @@ from pipelines.system.terminal import printable
 
 
 @dataclass(frozen=True, eq=False)
-class Frozen:
-    """An encoder to evaluate, and how its images are made."""
+class FrozenEncoder:
+    """An encoder to evaluate, and the settings of its views."""
 
     encoder: nn.Module
     """Maps [B, 3, H, W] to [B, D]; on `device`."""
@@ -36,21 +36,21 @@ class Frozen:
     @classmethod
     def from_meta(
         cls, encoder: nn.Module, meta: dict[str, Any], device: torch.device, **changes: Any
-    ) -> "Frozen":
-        """From what `load_encoder` returns; the encoder moves to the device."""
+    ) -> "FrozenEncoder":
+        """Make one from what `load_encoder` returns; the encoder moves to the device."""
         encoder = encoder.to(device).to(memory_format=torch.channels_last)
         return cls(encoder, meta["size"], tuple(meta["mean"]), tuple(meta["std"]), device, **changes)
 
     def center(self) -> ViewSpec:
-        """The view that is tested: the centre of the image."""
+        """Return the spec of the view that is tested, the centre of the image."""
         return ViewSpec.center(self.size, mean=self.mean, std=self.std)
 
     def crop_flip(self) -> ViewSpec:
-        """The views that a linear probe trains on."""
+        """Return the spec of the views that a linear probe trains on."""
         return ViewSpec.crop_flip(self.size, mean=self.mean, std=self.std)
 
     def loader(self, reader: BetonReader, spec: ViewSpec, **changes: Any) -> TwoViewLoader:
-        """A loader over the file, nothing left out; in the order of the file, unless changed."""
+        """Return a loader over all of the file, in its order; `changes` replace the loader's arguments."""
         settings = {
             "views": spec,
             # every process reads the whole file, also under torchrun
@@ -73,13 +73,13 @@ class Frozen:
         title: str = "",
         seed: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and labels [N] of the file's samples, in the order of the file.
+        """Return features [N, D] and labels [N] of the file's samples, in the order of the file.
 
         Args:
-            epoch: of the drawn numbers; another epoch gives other random crops.
-            indices: these samples only.
-            title: of the progress bar.
-            seed: of the drawn numbers.
+            epoch: epoch of the drawn numbers; another one gives other random crops.
+            indices: these samples only; None: all.
+            title: title of the progress bar.
+            seed: seed of the drawn numbers.
         """
         with self.loader(reader, spec, indices=indices, seed=seed) as loader, progress_bar() as bar:
             loader.set_epoch(epoch)
@@ -88,7 +88,7 @@ class Frozen:
 
 
 def progress_bar() -> Progress:
-    """A bar that disappears when it is done, and that shows on a terminal only."""
+    """Return a progress bar that shows on a terminal only, and disappears when it is done."""
     console = Console(stderr=True)
     return Progress(
         *Progress.get_default_columns(), transient=True, console=console, disable=not console.is_terminal
@@ -96,10 +96,10 @@ def progress_bar() -> Progress:
 
 
 def labelled_samples(reader: BetonReader) -> np.ndarray | None:
-    """Numbers of the samples that have a label; None if all have one.
+    """Return the numbers of the samples that have a label; None if all have one.
 
     Raises:
-        ValueError: none has.
+        ValueError: no sample has a label.
     """
     labelled = np.flatnonzero(reader.labels >= 0)
     if not len(labelled):
@@ -110,8 +110,8 @@ def labelled_samples(reader: BetonReader) -> np.ndarray | None:
     return None if len(labelled) == len(reader) else labelled
 
 
-def need_same_classes(train: BetonReader, test: BetonReader) -> int:
-    """The number of classes of two files that belong together.
+def check_same_classes(train: BetonReader, test: BetonReader) -> int:
+    """Check that two files have the same classes, and return their number.
 
     Raises:
         ValueError: a file without labels; class names that differ; a test class that the training file lacks.
@@ -139,7 +139,7 @@ def need_same_classes(train: BetonReader, test: BetonReader) -> int:
 
 
 def remarks_on_labels(train: BetonReader, test: BetonReader) -> list[str]:
-    """What the user should know about the labels of two files before believing an accuracy."""
+    """Return what the user should know about the labels of two files before trusting an accuracy."""
     remarks = []
     for reader in (train, test):
         missing = int((reader.labels < 0).sum())
@@ -153,11 +153,11 @@ def remarks_on_labels(train: BetonReader, test: BetonReader) -> list[str]:
     if unnamed:
         remarks.append(
             f"{' and '.join(unnamed)} {'has' if len(unnamed) == 1 else 'have'} no class names (the side-car .json of "
-            "`fastclr convert` lies beside a file): they can't be compared, label k is taken to be one class in both"
+            "`fastclr convert` lies beside a file), so they can't be compared; label k is taken as one class in both"
         )
     num_classes = len(np.unique(train.labels[train.labels >= 0]))
     if num_classes == 1:
         remarks.append(
-            f"{train.path} has one class only: any encoder gets 100 % for its images, which says nothing of this one"
+            f"{train.path} has only one class: every encoder gets 100 %, so the accuracy says nothing"
         )
     return remarks

@@ -1,6 +1,6 @@
-"""Features of a frozen encoder, and the proof that it stayed frozen.
+"""Extracts the features of a frozen encoder, and checks that it stays unchanged.
 
-Shape letters: N images, B images of a batch, D width of a feature.
+Shape letters: N images, B images of a batch, D number of features.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ def extract_features(
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features h of every image that the loader yields, in its order.
+    """Return the features h of every image that the loader yields, in its order.
 
-    The encoder runs in eval mode and is handed back in the mode it came in.
+    The encoder runs in eval mode; afterwards it is in the mode that it had before.
 
     Args:
         encoder: maps [B, 3, H, W] to [B, D].
         loader: yields batches of one view (`ViewSpec.center`, `ViewSpec.crop_flip`).
-        device: where the encoder lives.
+        device: device of the encoder.
         autocast: dtype of the matrix products and convolutions, e.g. torch.bfloat16; None is float32.
 
     Returns:
@@ -64,8 +64,11 @@ def feature_batches(
     device: torch.device | str = "cpu",
     autocast: torch.dtype | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """As `extract_features`, batch by batch: features [B, D] on the device, labels [B] on the CPU."""
-    with evaluating(encoder):
+    """Yield the features [B, D] of each batch, on the device, and its labels [B], on the CPU.
+
+    Arguments and errors are those of `extract_features`.
+    """
+    with eval_mode(encoder):
         for batch in loader:
             if len(batch.views) != 1:
                 raise ValueError(
@@ -73,15 +76,15 @@ def feature_batches(
                     "make it with ViewSpec.center(size) or ViewSpec.crop_flip(size)"
                 )
             view = batch.views[0].to(device, non_blocking=True)
-            # no_grad inside the loop: a generator that is suspended must not change its caller's grad mode
+            # no_grad inside the loop, because a suspended generator must not change its caller's grad mode
             with torch.no_grad(), torch.autocast(view.device.type, autocast, enabled=autocast is not None):
                 h = encoder(view)
             yield h.float(), batch.labels.cpu()
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; afterwards every submodule is back in the mode it had."""
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put the module into eval mode inside the block; afterwards every submodule has its former mode."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -92,7 +95,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def state_digest(module: nn.Module) -> str:
-    """SHA-256 over the names and the bytes of every weight and buffer: equal iff nothing changed.
+    """Return the SHA-256 of the names and bytes of all weights and buffers; it is equal iff nothing has changed.
 
     >>> layer = nn.BatchNorm1d(2)
     >>> before = state_digest(layer)
@@ -108,8 +111,8 @@ def state_digest(module: nn.Module) -> str:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Asserts that no weight and no buffer of the module changed inside the block."""
+def assert_unchanged(module: nn.Module) -> Iterator[None]:
+    """Assert that no weight and no buffer of the module changes inside the block."""
     before = state_digest(module)
     yield
     assert state_digest(module) == before, "the encoder's weights or buffers changed while it was evaluated"

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastclr.evaluate.labels import need_labelled_pair, need_labels
+from fastclr.evaluate.labels import check_labelled_pair, check_labels
 from pipelines.beton.layout import count_classes
 
 SIMILARITY_BYTES = 128 << 20
-"""Bound on the blocks of similarities and of votes that are held at a time."""
+"""Maximum bytes of a block of similarities, and of votes, that is held at a time."""
 
 
 def knn_accuracy(
@@ -27,7 +27,7 @@ def knn_accuracy(
     k: int = 200,
     temperature: float = 0.1,
 ) -> float:
-    """Share of the test samples that `knn_predict` puts into their class.
+    """Return the fraction of the test samples that `knn_predict` puts into their class.
 
     Args:
         train_features: float [N, D]; need not be normalised.
@@ -48,7 +48,7 @@ def knn_accuracy(
     >>> knn_accuracy(points, torch.tensor([0, 0, 1]), torch.tensor([[2.0, 0.1]]), torch.tensor([0]), k=2)
     1.0
     """
-    need_labelled_pair(train_features, train_labels, test_features, test_labels)
+    check_labelled_pair(train_features, train_labels, test_features, test_labels)
     predicted = knn_predict(train_features, train_labels, test_features, k=k, temperature=temperature)
     return (predicted == test_labels.to(predicted.device)).double().mean().item()
 
@@ -61,14 +61,14 @@ def knn_predict(
     k: int = 200,
     temperature: float = 0.1,
 ) -> Tensor:
-    """The class with the largest vote Σ exp(s_i/T) over the k nearest training samples i, s being the cosine.
+    """Return the class with the largest vote Σ exp(s_i/T) over the k nearest training samples i; s is the cosine.
 
-    Arguments and errors as in `knn_accuracy`.
+    Arguments and errors are those of `knn_accuracy`.
 
     Returns:
         int64 [M], predicted classes.
     """
-    need_labels(train_features, train_labels, "training")
+    check_labels(train_features, train_labels, "training")
     if k < 1:
         raise ValueError(f"k must be at least 1 neighbour, got {k}")
     if not temperature > 0:
@@ -80,9 +80,9 @@ def knn_predict(
     num_classes = count_classes(int(labels.max()), "the training set")
     predictions = []
     for similarity, neighbours in nearest(train_features, test_features, k):
-        # relative to the nearest, whose weight is 1: the same vote, and no T overflows it or makes it vanish
+        # weights relative to the nearest neighbour give the same vote, and cannot overflow or vanish for any T
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        # as many rows at a time as keep the votes, too, within the bound
+        # few enough rows at a time that the votes stay within the bound, too
         rows = max(1, SIMILARITY_BYTES // (4 * num_classes))
         for part, voters in zip(weights.split(rows), labels[neighbours].split(rows), strict=True):
             votes = part.new_zeros(len(part), num_classes).scatter_add_(1, voters, part)
@@ -91,12 +91,12 @@ def knn_predict(
 
 
 def nearest(train_features: Tensor, test_features: Tensor, k: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cosines [m, k] and sample numbers [m, k] of each test sample's k nearest, the nearest first.
+    """Yield cosines [m, k] and sample numbers [m, k] of each test sample's k nearest training samples, nearest first.
 
-    In chunks of m test samples, so that a similarity block of m·N floats stays under `SIMILARITY_BYTES`.
+    A chunk has m test samples, so few that their m·N similarities stay under `SIMILARITY_BYTES`.
 
     Raises:
-        ValueError: the widths of the features differ, or there are none.
+        ValueError: the two sets have features of different length, or one of them is empty.
     """
     if (
         train_features.ndim != 2

@@ -1,12 +1,12 @@
-"""Checks that a labelled training and test set fit together."""
+"""Checks of labels, and that a training and a test set fit together."""
 
 from torch import Tensor
 
 from pipelines.beton.layout import count_classes
 
 
-def need_labels(features: Tensor, labels: Tensor, which: str) -> None:
-    """Raises ValueError unless there is one label ≥ 0 per feature, and at least one."""
+def check_labels(features: Tensor, labels: Tensor, which: str) -> None:
+    """Raise ValueError unless there is at least one feature, and one label ≥ 0 for each."""
     if len(features) != len(labels):
         raise ValueError(f"{len(features)} {which} features but {len(labels)} {which} labels")
     if not len(labels):
@@ -16,19 +16,19 @@ def need_labels(features: Tensor, labels: Tensor, which: str) -> None:
         raise ValueError(f"{missing} of {len(labels)} {which} samples have no label; evaluation needs labels")
 
 
-def need_labelled_pair(
+def check_labelled_pair(
     train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
 ) -> int:
-    """The number of classes: the largest training label + 1.
+    """Check both sets, and return the number of classes: the largest training label + 1.
 
     Raises:
-        ValueError: labels missing, widths that differ, or test samples of a class beyond the training set's.
+        ValueError: labels are missing, features differ in length, or a test label exceeds the training labels.
     """
-    need_labels(train_features, train_labels, "training")
-    need_labels(test_features, test_labels, "test")
+    check_labels(train_features, train_labels, "training")
+    check_labels(test_features, test_labels, "test")
     if train_features.shape[-1] != test_features.shape[-1]:
         raise ValueError(
-            f"training features are {train_features.shape[-1]} wide, test features {test_features.shape[-1]}: "
+            f"training images have {train_features.shape[-1]} features, test images {test_features.shape[-1]}: "
             "extract both with the same encoder"
         )
     num_classes = count_classes(int(train_labels.max()), "the training set")

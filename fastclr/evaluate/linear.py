@@ -1,14 +1,14 @@
-"""Linear probe: how well a linear classifier on frozen features does.
+"""Linear probe: the accuracy of a linear classifier on frozen features.
 
 SimCLR, arXiv 2002.05709, appendix B.6 and B.7: a zero-initialised head on h of the frozen encoder, random crop
 and flip for training, SGD with Nesterov momentum 0.9, learning rate 0.1·B/256, cosine decay to 0 per step
 without warm-up, 90 epochs (ImageNet) or 100 (CIFAR), weight decay 0 or 1e-6.
 
 The encoder does not learn, so its features of a view never change: `linear_probe` trains on features that were
-extracted beforehand, from one or several augmented passes.  `train_head` takes any source of batches, and so
-trains by the letter of the protocol (new views in every epoch) when it is given the encoder's live features.
+extracted beforehand, from one or several augmented passes.  `train_head` takes any source of batches: given features
+of new views in every epoch, it follows the published protocol exactly.
 
-Shape letters: N images, B images of a batch, D width of a feature, C classes, P augmented passes.
+Shape letters: N images, B images of a batch, D number of features, C classes, P augmented passes.
 """
 
 import math
@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastclr.evaluate.labels import need_labelled_pair
+from fastclr.evaluate.labels import check_labelled_pair
 from pipelines.system.threads import at_most_threads
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Features [B, D] and labels [B] of the batches of an epoch."""
 SMALL = 1 << 26
-"""Multiplications in a step's forward pass, up to which one thread of a CPU trains the head: several would wait for
-each other, on a busy machine far longer than they compute."""
+"""Heads with up to this many multiplications in a step's forward pass are trained by one CPU thread: several threads
+would wait for each other, on a busy machine far longer than they compute."""
 
 
 def linear_probe(
@@ -54,8 +54,8 @@ def linear_probe(
         batch_size: B; the last batch of an epoch may be smaller.
         base_lr: learning rate per 256 samples of a batch.
         weight_decay: L2, on weight and bias.
-        seed: of the order of the samples.
-        device: where the head is trained; None: where the features are.
+        seed: seed of the order of the samples.
+        device: device that trains the head; None: that of the features.
 
     Returns:
         Top-1 accuracy on the test samples, 0 to 1.
@@ -72,7 +72,7 @@ def linear_probe(
         raise ValueError("the linear probe needs at least one pass of training features")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    num_classes = need_labelled_pair(passes[0], train_labels, test_features, test_labels)
+    num_classes = check_labelled_pair(passes[0], train_labels, test_features, test_labels)
     generator = torch.Generator().manual_seed(seed)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -80,12 +80,12 @@ def linear_probe(
         for rows in torch.randperm(len(train_labels), generator=generator).split(batch_size):
             yield features[rows].float(), train_labels[rows]
 
-    width = passes.shape[-1]
-    small = batch_size * width * num_classes <= SMALL
+    num_features = passes.shape[-1]
+    small = batch_size * num_features * num_classes <= SMALL
     with at_most_threads(1) if small else nullcontext():
         head = train_head(
             batches,
-            width=width,
+            num_features=num_features,
             num_classes=num_classes,
             epochs=epochs,
             steps_per_epoch=math.ceil(len(train_labels) / batch_size),
@@ -100,7 +100,7 @@ def linear_probe(
 def train_head(
     batches: Callable[[int], Batches],
     *,
-    width: int,
+    num_features: int,
     num_classes: int,
     epochs: int,
     steps_per_epoch: int,
@@ -110,7 +110,7 @@ def train_head(
     device: torch.device | str = "cpu",
     progress: Callable[[int], None] | None = None,
 ) -> nn.Linear:
-    """The zero-initialised head of width D × C, trained by the protocol of this module.
+    """Train a zero-initialised head from D features to C classes by the protocol of this module.
 
     Args:
         batches: epoch → the epoch's batches of features and labels.
@@ -124,7 +124,7 @@ def train_head(
     """
     if epochs < 1:
         raise ValueError(f"the linear probe needs at least 1 epoch, got {epochs}")
-    head = nn.Linear(width, num_classes, device=device)
+    head = nn.Linear(num_features, num_classes, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     peak = base_lr * batch_size / 256
@@ -141,7 +141,7 @@ def train_head(
             loss.backward()
             optimizer.step()
             step += 1
-        # a schedule whose length is not that of the training is a classic of wrong probes
+        # a schedule of another length than the training is a common mistake in linear probes
         if step != (epoch + 1) * steps_per_epoch:
             raise ValueError(
                 f"epoch {epoch} had {step - epoch * steps_per_epoch} batches, not {steps_per_epoch}"
@@ -156,7 +156,7 @@ def train_head(
 
 
 def head_accuracy(head: nn.Linear, features: Tensor, labels: Tensor) -> float:
-    """Top-1 accuracy of a head on features [M, D] with labels [M], 0 to 1."""
+    """Return the top-1 accuracy (0 to 1) of a head on features [M, D] with labels [M]."""
     with torch.no_grad():
         predicted = head(features.float().to(head.weight.device)).argmax(1)
     return (predicted == labels.to(predicted.device)).double().mean().item()

@@ -4,7 +4,7 @@ SimCLR, arXiv 2002.05709, appendix B.8.1 (after Kornblith et al. 2019): no augme
 among 45 logarithmically spaced values in 1e-6…1e5 on a validation split, then the classifier is fitted again on
 training and validation samples together.
 
-Shape letters: N images, D width of a feature, C classes.
+Shape letters: N images, D number of features, C classes.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastclr.evaluate.labels import need_labelled_pair
+from fastclr.evaluate.labels import check_labelled_pair
 from fastclr.evaluate.linear import head_accuracy
 
 L2_VALUES = tuple(torch.logspace(-6, 5, 45, dtype=torch.float64).tolist())
@@ -22,14 +22,14 @@ L2_VALUES = tuple(torch.logspace(-6, 5, 45, dtype=torch.float64).tolist())
 
 @dataclass(frozen=True)
 class LogisticResult:
-    """What `logistic_regression` found."""
+    """Result of `logistic_regression`."""
 
     accuracy: float
-    """Top-1 on the test samples, 0 to 1."""
+    """Top-1 accuracy on the test samples, 0 to 1."""
     l2: float
-    """The L2 weight that was best on the validation split."""
+    """The L2 weight with the best accuracy on the validation split."""
     validation_accuracy: float
-    """Top-1 of that weight on the validation split, 0 to 1."""
+    """Top-1 accuracy of that weight on the validation split, 0 to 1."""
 
 
 def logistic_regression(
@@ -53,18 +53,18 @@ def logistic_regression(
         train_features, train_labels: float [N, D], int64 [N].
         test_features, test_labels: float [M, D], int64 [M].
         l2_values: candidates.
-        validation_share: share of the training samples, drawn at random, that choose the L2 weight.
-        max_iterations: of each L-BFGS fit.
-        seed: of the split.
+        validation_share: fraction of the training samples, drawn at random, on which the L2 weight is chosen.
+        max_iterations: maximum iterations of each L-BFGS fit.
+        seed: seed of the split.
 
     Raises:
         ValueError: labels missing, test classes beyond C, or fewer than two training samples.
     """
-    num_classes = need_labelled_pair(train_features, train_labels, test_features, test_labels)
+    num_classes = check_labelled_pair(train_features, train_labels, test_features, test_labels)
     if len(train_labels) < 2:
         raise ValueError("logistic regression needs at least two training samples, one of them to validate")
     spread, mean = torch.std_mean(train_features.float(), dim=0)
-    spread = spread.clamp_min(1e-6)  # a dead feature stays dead instead of becoming NaN
+    spread = spread.clamp_min(1e-6)  # a constant feature becomes 0 instead of NaN
     features, test = ((part.float() - mean) / spread for part in (train_features, test_features))
 
     order = torch.randperm(len(train_labels), generator=torch.Generator().manual_seed(seed))
@@ -90,11 +90,11 @@ def fit_logistic(
     max_iterations: int = 100,
     start: nn.Linear | None = None,
 ) -> nn.Linear:
-    """The head that minimises mean cross-entropy + l2/(2N)·‖W‖² over features [N, D] and labels [N].
+    """Fit the head that minimises mean cross-entropy + l2/(2N)·‖W‖² over features [N, D] and labels [N].
 
     Args:
-        l2: ≥ 0; strong values (beyond N) leave only the bias.
-        start: a head of an earlier fit to begin at, which is changed in place; None begins at zero.
+        l2: at least 0; large values (beyond N) leave only the bias.
+        start: head of an earlier fit to start from, which is changed in place; None starts from zero.
     """
     labels = labels.to(features.device)
     head = start

@@ -1,4 +1,4 @@
-"""Margin triplet: the positive nearer than a negative, by a margin; one of the losses of SimCLR's Table 4."""
+"""Margin triplet loss, which wants the positive nearer than a negative by a margin: a loss of SimCLR's Table 4."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -9,7 +9,7 @@ from fastclr.loss.pairs import pair_similarities, semi_hard
 def margin_triplet(
     z: Tensor, margin: float, semi_hard_negatives: bool = False, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """The triplet loss of Chen et al. 2020 (arXiv 2002.05709), Table 2, on normalised rows:
+    """Return the triplet loss of Chen et al. 2020 (arXiv 2002.05709), Table 2, on normalised rows:
 
         max(u·v⁻ − u·v⁺ + margin, 0)
 
@@ -20,7 +20,7 @@ def margin_triplet(
         z: [2n, D], un-normalised, view 0 first; memory is O(n²).
         margin: in units of cosine similarity, positive, less than 2.
         semi_hard_negatives: mine negatives.  Paper, linear top-1 at 100 epochs: 50.9 without, 57.5 with.
-        group: ranks whose rows are negatives too; None: only this process.  Gradients as `nt_xent`'s.
+        group: ranks whose rows are negatives too; None: only this process.  Gradients are scaled as in `nt_xent`.
 
     Raises:
         ValueError: z of another shape, ranks with different n, a margin out of range.

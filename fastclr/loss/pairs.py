@@ -1,4 +1,4 @@
-"""The similarities that the pairwise losses of SimCLR's Table 2 are made of: one positive, many negatives."""
+"""Similarities for the pairwise losses of SimCLR's Table 2: one positive and many negatives for each row."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Pairs(NamedTuple):
 
 
 def pair_similarities(z: Tensor, group: dist.ProcessGroup | None = None) -> Pairs:
-    """Similarities of z [2n, D], un-normalised, view 0 first; other ranks' rows carry gradients too."""
+    """Return the similarities of z [2n, D], un-normalised, view 0 first; other ranks' rows have gradients too."""
     n = check_rows(z, group)
     with torch.autocast(z.device.type, enabled=False):
         z = normalize_rows(z)
@@ -30,15 +30,15 @@ def pair_similarities(z: Tensor, group: dist.ProcessGroup | None = None) -> Pair
     other = own.roll(n)
     first = 0 if group is None else group.rank() * 2 * n
     is_negative = torch.ones_like(similarities, dtype=torch.bool)
-    for partner in (own, other):  # a scatter, since an index with a number makes older versions of torch wait
+    for partner in (own, other):  # indexing with a number would make older versions of torch wait
         is_negative.scatter_(1, (first + partner)[:, None], False)
     return Pairs(similarities[own, first + other], similarities, is_negative)
 
 
 def semi_hard(pairs: Pairs) -> Tensor:
-    """bool [m, M]: in each row the hardest negative that is farther than the positive (Schroff et al. 2015).
+    """Return a mask, bool [m, M], of each row's hardest negative that is farther than the positive.
 
-    At most one per row, and none where every negative is nearer than the positive.
+    There is at most one per row, and none if all negatives are nearer than the positive (Schroff et al. 2015).
     """
     farther = pairs.is_negative & (pairs.all < pairs.positive[:, None])
     hardest = pairs.all.masked_fill(~farther, -torch.inf).argmax(1)

@@ -1,8 +1,8 @@
-"""Rows of z: checked, normalised, and gathered from all ranks.  What every contrastive loss begins with.
+"""Checks, normalises and gathers the rows of z from all ranks: the first part of every contrastive loss.
 
-A loss of rank r is the mean over the rows of that rank.  DDP averages the ranks' weight gradients, and the
-average of the ranks' losses is the mean over all rows: so the gradient that a rank hands to its own rows must be
-that of the *sum* of the ranks' losses, of which its own is only one.
+The loss of rank r is the mean over the rows of that rank.  DDP averages the ranks' weight gradients, and the average of
+the ranks' losses is the mean over all rows.  So the gradient that a rank returns for its own rows must be that of the
+*sum* of all ranks' losses, not only of its own.
 """
 
 import functools
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward that says so when a graph of it is wanted, for which it has no derivative: it would be wrong."""
+    """Decorate a backward so that it raises on `create_graph=True`: it is not differentiable itself."""
 
     @functools.wraps(backward)
     def checked(ctx: Any, *grads: Tensor) -> Any:
@@ -28,10 +28,10 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_rows(z: Tensor, group: dist.ProcessGroup | None = None) -> int:
-    """Number of pairs n in z [2n, D], the same on every rank.
+    """Check z [2n, D], and return the number of pairs n, which must be the same on every rank.
 
-    Asks the other ranks (one number each), except while a CUDA graph is captured, where nobody can wait and shapes
-    are fixed.  Asks on the host where the group can, so that the host need not wait for the GPU.
+    All-gathers the row count over the CPU backend if the group has one, so that the host need not wait for the GPU.
+    Skipped while a CUDA graph is captured, where shapes are static.
 
     Raises:
         ValueError: z that isn't two-dimensional floating point with an even number of rows, 2 at least; or
@@ -54,15 +54,15 @@ def check_rows(z: Tensor, group: dist.ProcessGroup | None = None) -> int:
 
 
 def normalize_rows(z: Tensor) -> Tensor:
-    """Rows of unit length, in float32 (float64 for float64 input).
+    """Return rows of unit length, in float32 (float64 for float64 input).
 
-    The norm is kept above 1e-6, as in the authors' code: a row of zeros stays one, with a finite gradient.
+    The norm is at least 1e-6, as in the authors' code, so a row of zeros stays zero and has a finite gradient.
     """
     return F.normalize(z if z.dtype == torch.float64 else z.float(), eps=1e-6)
 
 
 def gather_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Rows of all ranks, [W·m, …], in the order of the ranks; without a gradient.  No group: x itself."""
+    """Return the rows of all ranks, [W·m, …], in the order of the ranks, without a gradient; without a group, x."""
     if group is None:
         return x
     rows = x.new_empty((group.size() * x.shape[0], *x.shape[1:]))
@@ -71,7 +71,7 @@ def gather_rows(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def gather_rows_with_gradient(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """As `gather_rows`; the gradient of a row is the sum of what all ranks' losses say of it."""
+    """Gather the rows of all ranks like `gather_rows`; a row's gradient is the sum over all ranks' losses."""
     return x if group is None else _GatherRows.apply(x, group)
 
 
@@ -84,7 +84,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        # an all-reduce of which one slice is kept: gloo has no reduce-scatter
+        # gloo has no reduce-scatter: an all-reduce, of which one slice is kept
         total = grads[0].contiguous().clone()
         dist.all_reduce(total, group=ctx.group)
         first = ctx.group.rank() * ctx.num_rows

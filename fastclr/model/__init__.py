@@ -1,4 +1,4 @@
-"""What is trained: encoders, projection heads, SimCLR, and batch norm over ranks."""
+"""Models: encoders, projection heads, SimCLR, and batch norm over ranks."""
 
 from fastclr.model.encoders import ENCODERS, make_encoder
 from fastclr.model.global_bn import GlobalBatchNorm, convert_batchnorm

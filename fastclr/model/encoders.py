@@ -4,7 +4,7 @@
     torchvision:NAME    torchvision.models, for example torchvision:convnext_tiny
     timm:NAME           timm, for example timm:vit_small_patch16_224; needs `pip install 'fastclr[timm]'`
 
-Each has fresh weights from torch's generator, maps images [B, 3, H, W] to h [B, encoder.num_features], and is
+Each has fresh weights from torch's generator, maps images [B, 3, H, W] to h [B, encoder.num_features], and can be
 rebuilt from its name and arguments, which checkpoints and exported encoders hold.
 """
 
@@ -18,15 +18,15 @@ from torch import nn
 from fastclr.model.resnet import resnet
 
 PLACEHOLDER_CLASSES = 4093
-"""Classes of a classifier that is about to be removed: no layer of an encoder is as wide."""
+"""Number of classes of a classifier that is about to be removed: no other layer has as many outputs."""
 
 
 def make_encoder(name: str, **kwargs: Any) -> nn.Module:
-    """An encoder with fresh weights, whose `num_features` is the width of h.
+    """Make an encoder with fresh weights; its `num_features` is the dimension of h.
 
     Args:
         name: a key of ENCODERS; for torchvision and timm followed by ":" and the name of the model.
-        kwargs: those of `resnet`; for the others `size`, the pixels of an image.
+        kwargs: the arguments of `resnet`; for the others `size`, the side of an image in pixels.
 
     Raises:
         ValueError: no such encoder, a missing package, or a model that takes no images of this size.
@@ -49,10 +49,10 @@ def check_encoder_name(name: str) -> None:
 
 
 def torchvision_encoder(name: str, size: int) -> nn.Module:
-    """A model of torchvision.models without its last linear layer.
+    """Make a model of torchvision.models without its last linear layer.
 
     Raises:
-        ValueError: no such model, one that ends in no linear layer, or takes no images of this size.
+        ValueError: there is no such model, it does not end in a linear layer, or takes no images of this size.
     """
     from torchvision import models
 
@@ -79,7 +79,7 @@ def torchvision_encoder(name: str, size: int) -> nn.Module:
 
 
 def timm_encoder(name: str, size: int) -> nn.Module:
-    """A model of timm without its classifier; a transformer's position embeddings are those of this size.
+    """Make a model of timm without its classifier; a transformer gets position embeddings for this size.
 
     Raises:
         ValueError: timm is not installed, has no such model, or the model takes no images of this size.
@@ -88,7 +88,7 @@ def timm_encoder(name: str, size: int) -> nn.Module:
         import timm
     except ImportError:
         raise ValueError(f"encoder timm:{name} needs timm: pip install 'fastclr[timm]'") from None
-    # names only: timm would also load "hf-hub:…" and "local-dir:…"
+    # only names of its own models: timm would also load "hf-hub:…" and "local-dir:…"
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}{_nearest(name, timm.list_models())}")
     state = torch.get_rng_state()
@@ -112,7 +112,7 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def _with_num_features(encoder: nn.Module, name: str, size: int) -> nn.Module:
-    """Set `num_features` to the width of what the encoder makes of two images; in evaluation mode, to draw nothing."""
+    """Set `num_features` by encoding two images, in evaluation mode so that no random numbers are drawn."""
     encoder.eval()
     try:
         with torch.no_grad():

@@ -1,8 +1,8 @@
 """Batch norm with the statistics of all ranks.
 
-Without it a rank's statistics tell its encoder which images are its own, and the loss falls by that leak
-(Chen et al. 2020, arXiv 2002.05709, section 2.2).  torch's SyncBatchNorm takes CUDA tensors alone; this one takes
-any, and is written for the CPU, where ranks are for tests and small clusters.
+Without it a rank's statistics tell the encoder which images share the rank, and the loss falls by that leak
+(Chen et al. 2020, arXiv 2002.05709, section 2.2).  torch's SyncBatchNorm takes only CUDA tensors; this one takes
+any, and is written for CPUs, where several ranks serve for tests and small clusters.
 """
 
 from typing import Any
@@ -16,16 +16,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """Batch norm of [B, C, …] whose mean and variance are over all rows of all ranks.
+    """Batch norm of [B, C, …] with mean and variance over all rows of all ranks.
 
-    The ranks' batches may differ in size, and one may be empty.  Equal to `nn.BatchNorm2d` (and 1d, 3d) on the
-    concatenated batch: outputs, running statistics, gradients of the sum of the ranks' losses.  Statistics are
-    float32, float64 for float64 input.
+    The ranks' batches may differ in size, and one may be empty.  Outputs, running statistics and gradients of the sum
+    of the ranks' losses equal those of `nn.BatchNorm2d` (and 1d, 3d) on the concatenated batch.  Statistics are
+    float32, or float64 for float64 input.
 
     Args:
         num_features: C.
         process_group: ranks; None: the default group.
-        others: as `nn.BatchNorm2d`.
+        others: the further arguments of `nn.BatchNorm2d`.
 
     Raises:
         ValueError: in training, fewer than two values per channel over all ranks.
@@ -55,7 +55,7 @@ class GlobalBatchNorm(_BatchNorm):
         over = [d for d in range(x.ndim) if d != 1]
         per_channel = [1, -1] + [1] * (x.ndim - 2)
 
-        # two rounds, mean first: the sum of squares in one round would cancel in float32
+        # two all-reduces, the mean first: with a single one the sum of squares would cancel in float32
         local_count = x.new_tensor([x.numel() // x.shape[1]])
         sums = _AllReduce.apply(torch.cat([x.sum(over), local_count]), self.process_group)
         count = sums[-1].detach()
@@ -90,7 +90,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over ranks; its gradient is the sum of the ranks' gradients."""
+    """Sums over the ranks; its gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -108,7 +108,7 @@ class _AllReduce(torch.autograd.Function):
 
 
 class GlobalBatchNormAct(GlobalBatchNorm):
-    """`GlobalBatchNorm`, followed by the dropout and the activation that timm keeps inside its batch norms."""
+    """`GlobalBatchNorm` with the dropout and the activation that timm puts into its batch norms."""
 
     drop: nn.Module
     act: nn.Module
@@ -118,17 +118,17 @@ class GlobalBatchNormAct(GlobalBatchNorm):
 
 
 def convert_batchnorm(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
-    """The model with every batch norm made global: torch's SyncBatchNorm on CUDA, `GlobalBatchNorm` on the CPU.
+    """Make every batch norm of a model global: torch's SyncBatchNorm on CUDA, `GlobalBatchNorm` on the CPU.
 
     Parameters and buffers are the same tensors as before, under the same names, so state moves freely between a
-    converted model and a plain one.  Which it is, is decided by where the model's parameters are: move it first.
+    converted model and a plain one.  The device of the model's parameters decides: move the model first.
 
     Args:
         model: changed in place, except where it is a batch norm itself.
         group: ranks; None: the default group.
 
     Raises:
-        ValueError: a batch norm that does more than torch's and timm's do.
+        ValueError: a batch norm that is neither torch's nor timm's.
     """
     if any(p.is_cuda for p in model.parameters()):
         if any(_is_timms(module) for module in model.modules()):
@@ -140,7 +140,7 @@ def convert_batchnorm(model: nn.Module, group: dist.ProcessGroup | None = None) 
 
 
 def _is_timms(module: nn.Module) -> bool:
-    """Whether it is one of timm's batch norms, which hold a dropout and an activation."""
+    """Whether a module is one of timm's batch norms, which contain a dropout and an activation."""
     return isinstance(module, _BatchNorm) and dict(module.named_children()).keys() == {"drop", "act"}
 
 

@@ -1,4 +1,4 @@
-"""ResNet encoders: any of the usual depths, any width, for photos and for CIFAR.
+"""ResNet encoders of the usual depths and any width, for photos and for CIFAR.
 
 He et al. 2015 (arXiv 1512.03385), in the v1.5 form (the stride sits in the 3×3 convolution), with torchvision's
 module names, so that weights move to and from torchvision.
@@ -23,7 +23,7 @@ DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
     101: (BOTTLENECK, (3, 4, 23, 3)),
     152: (BOTTLENECK, (3, 8, 36, 3)),
 }
-"""Depth: kind of block, and how many in each of the four stages."""
+"""Depth → kind of block, and number of blocks in each of the four stages."""
 
 STEMS = ("auto", "imagenet", "cifar", "stride2")
 
@@ -31,18 +31,18 @@ STEMS = ("auto", "imagenet", "cifar", "stride2")
 def resnet(
     depth: int = 50, width: float = 1.0, image_size: int = 224, stem: str = "auto", sk_ratio: float = 0.0
 ) -> "ResNet":
-    """An encoder without classifier: images [B, 3, H, W] → h [B, encoder.num_features].
+    """Make an encoder without classifier: images [B, 3, H, W] → h [B, encoder.num_features].
 
     Args:
         depth: 10, 18, 34, 50, 101 or 152.
         width: factor on all channel counts: 1, 2, 4 in the paper, fractions (0.25, 0.5) for CPUs.
-        image_size: pixels; decides the stem if that is "auto": "cifar" at 32 or less.
+        image_size: side of an image in pixels; for stem "auto", 32 or less means "cifar", more means "imagenet".
         stem: "imagenet" (7×7 stride 2, then max-pool), "cifar" (3×3 stride 1, no pool), "stride2" (3×3 stride 2,
             no pool: small images on CPUs), or "auto".
         sk_ratio: 0, or the ratio of SimCLR v2's selective kernels, 0.0625 there; depth 50 or more.
 
     Raises:
-        ValueError: for a depth, width, stem or ratio that there is not.
+        ValueError: an unknown depth or stem, or a width or ratio out of range.
 
     >>> import torch
     >>> encoder = resnet(18, width=0.5, image_size=32)
@@ -67,11 +67,11 @@ def resnet(
 
 
 class ResNet(nn.Module):
-    """What `resnet` makes.
+    """The encoder that `resnet` makes.
 
-    Initialisation is the authors' (google-research/simclr, resnet.py): convolutions from a normal truncated at
-    two deviations, of variance 1/fan_in *after* truncation (TensorFlow's variance scaling, its defaults); batch
-    norms 1 and 0, but the last gamma of each block 0, so that every block begins as its shortcut.
+    Initialisation is the authors' (google-research/simclr, resnet.py): convolutions from a normal truncated at two
+    standard deviations, of variance 1/fan_in *after* truncation (TensorFlow's variance scaling, its defaults); batch
+    norms 1 and 0, but 0 for the last gamma of each block, so that every block starts as its shortcut.
     """
 
     def __init__(
@@ -187,12 +187,12 @@ class Bottleneck(nn.Module):
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias (a batch norm follows) that keeps the size, up to its stride."""
+    """Make a convolution without bias (a batch norm follows) that keeps the size, divided by its stride."""
     return nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
 
 
 def shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """The 1×1 projection beside a block that changes the shape."""
+    """Make the 1×1 projection beside a block that changes the shape."""
     return nn.Sequential(convolution(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels))
 
 

@@ -19,9 +19,9 @@ class SelectiveKernel(nn.Module):
         out = m_a·a + m_b·b                                      not negative
 
     Args:
-        channels: in and out.
-        stride: of both streams.
-        ratio: width of the middle of the mixing network over `channels`; 32 at least.
+        channels: channels of input and output.
+        stride: stride of both streams.
+        ratio: hidden units of the mixing network, as a fraction of `channels`; there are at least 32.
     """
 
     def __init__(self, channels: int, stride: int, ratio: float) -> None:
@@ -42,7 +42,7 @@ class SelectiveKernel(nn.Module):
 
 
 class _AveragePool(nn.Module):
-    """2×2 mean at any stride; beyond the right and lower edge the last pixel repeats."""
+    """2×2 mean at any stride; the last pixel is repeated beyond the right and lower edges."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class _AveragePool(nn.Module):
 
 
 def shortcut_d(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """ResNet-D's projection: the mean of all pixels, where a strided 1×1 convolution would drop three of four."""
+    """Make ResNet-D's projection, which averages all pixels; a strided 1×1 convolution would drop three of four."""
     return nn.Sequential(
         _AveragePool(stride),
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
@@ -62,7 +62,7 @@ def shortcut_d(in_channels: int, out_channels: int, stride: int) -> nn.Sequentia
 
 
 def stem_d(channels: int) -> nn.Sequential:
-    """ResNet-D's stem: three 3×3 convolutions, the first with stride 2, in place of one 7×7."""
+    """Make ResNet-D's stem: three 3×3 convolutions, the first with stride 2, instead of one 7×7."""
     half = channels // 2
     return nn.Sequential(
         nn.Conv2d(3, half, 3, stride=2, padding=1, bias=False),

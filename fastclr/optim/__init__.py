@@ -1,4 +1,4 @@
-"""How weights move: LARS, and the learning rate's way through a run."""
+"""Optimization: LARS, and the learning rate schedule."""
 
 from fastclr.optim.lars import LARS
 from fastclr.optim.schedule import num_steps, num_warmup_steps, scaled_lr, warmup_cosine

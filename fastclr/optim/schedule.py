@@ -1,4 +1,4 @@
-"""The learning rate's way: scaling with the batch, linear warm-up, cosine to zero.  Pure functions.
+"""The learning rate: scaling with the batch, linear warm-up, cosine to zero.  Pure functions.
 
 Chen et al. 2020 (arXiv 2002.05709), section 2.2 and appendix B.1; the counting of steps is the authors' code's.
 """
@@ -7,7 +7,7 @@ import math
 
 
 def scaled_lr(base: float, batch_size: int, scaling: str = "linear") -> float:
-    """The peak learning rate of a global batch: base·B/256 ("linear") or base·√B ("sqrt").
+    """Return the peak learning rate of a global batch: base·B/256 ("linear") or base·√B ("sqrt").
 
     Linear with base 0.3 (ImageNet) or 1.0 (CIFAR), square root with 0.075; the latter is better for small
     batches and short runs (appendix B.1), and both meet at B = 4096.
@@ -26,7 +26,7 @@ def scaled_lr(base: float, batch_size: int, scaling: str = "linear") -> float:
 
 
 def num_steps(num_images: int, epochs: float, batch_size: int) -> int:
-    """Steps of a run, ⌊N·epochs / B⌋ + 1, with the global batch size B.
+    """Return the steps of a run, ⌊N·epochs / B⌋ + 1, with the global batch size B.
 
     >>> num_steps(1_281_167, 100, 4096)
     31279
@@ -35,7 +35,7 @@ def num_steps(num_images: int, epochs: float, batch_size: int) -> int:
 
 
 def num_warmup_steps(num_images: int, epochs: float, batch_size: int) -> int:
-    """Steps of the warm-up, ⌊N·epochs / B⌋.
+    """Return the steps of the warm-up, ⌊N·epochs / B⌋.
 
     >>> num_warmup_steps(1_281_167, 10, 4096)
     3127
@@ -44,7 +44,7 @@ def num_warmup_steps(num_images: int, epochs: float, batch_size: int) -> int:
 
 
 def warmup_cosine(step: int, total: int, warmup: int, peak: float = 1.0) -> float:
-    """The learning rate of a step: from 0 linearly to `peak` in `warmup` steps, then half a cosine to 0.
+    """Return the learning rate of a step: from 0 linearly to `peak` in `warmup` steps, then half a cosine to 0.
 
         step < warmup:   peak · step / warmup
         later:           peak · ½(1 + cos(π · (step − warmup) / (total − warmup)))

@@ -14,30 +14,30 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastclr.config import MAX_WHOLE_NUMBER, Config, flatten
+from fastclr.renamed import current
 from pipelines.system.terminal import printable
 from pipelines.views import ViewSpec
-from pipelines.views.spec import RENAMED
 
-FOLDER = Path(__file__).parent
-CONFIG = "config.toml"
-"""The recipe that a run leaves in its folder: its settings, those of the command line among them."""
+RECIPES_DIR = Path(__file__).parent
+CONFIG_FILE = "config.toml"
+"""The recipe that a run writes to its folder: its settings, including those of the command line."""
 MAX_BYTES = 1 << 20
-"""Largest recipe that is read; those of the package have 1 or 2 kB."""
+"""Maximum size of a recipe in bytes; those of the package have 1 or 2 kB."""
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
 
 
 def recipe_of(argv: list[str], command: str) -> Config:
-    """The recipe that the first argument names, whose settings are the defaults of the others.
+    """Return the recipe that the first argument names: its settings are the defaults of the other arguments.
 
-    Where only help is asked for, the defaults of `Config`.
+    If only help is asked for, return the defaults of `Config`.
 
     Raises:
-        ValueError: the first argument is no recipe; the message shows how `command` begins.
+        ValueError: the first argument is no recipe; the message shows how to call `command`.
         OSError: a file that can't be read.
     """
     if argv and not argv[0].startswith("-"):
@@ -53,18 +53,19 @@ def recipe_of(argv: list[str], command: str) -> Config:
 def load_recipe(name_or_path: str) -> Config:
     """Read a recipe: one of the package's by its name, or any TOML file or run folder by its path.
 
-    What the file leaves out has the default of its dataclass; `[views]` starts from `ViewSpec.simclr(size)`.
+    Settings that the file leaves out have the default of their dataclass; `[views]` starts from
+    `ViewSpec.simclr(size)`.
 
     Raises:
         ValueError: no such recipe, no valid TOML, an unknown key (the message has the nearest valid one), or
             a value of the wrong type or outside its range.
         OSError: a file that can't be read.
     """
-    path = FOLDER / f"{name_or_path}.toml"
+    path = RECIPES_DIR / f"{name_or_path}.toml"
     if name_or_path not in recipe_names():
         path = Path(name_or_path)
         if path.is_dir():
-            path /= CONFIG
+            path /= CONFIG_FILE
         if not path.suffix and not path.exists():
             raise ValueError(
                 f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or give the path of a TOML file"
@@ -78,10 +79,10 @@ def load_recipe(name_or_path: str) -> Config:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Read the tables of a TOML file.
 
     Raises:
-        ValueError: it is too large, no TOML, or nested so deeply that Python's reader gives up.
+        ValueError: it is too large, no TOML, or nested too deeply for Python's parser.
     """
     with open(path, "rb") as file:
         content = file.read(MAX_BYTES + 1)
@@ -91,13 +92,13 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(content.decode())
     except RecursionError:
         raise ValueError("not valid as a recipe: brackets nested too deeply") from None
-    # a number of more than 4,300 digits is a ValueError of Python's, too
+    # Python also raises ValueError for a number of more than 4,300 digits
     except ValueError as error:
         raise ValueError(f"not valid TOML: {printable(error, 300)}") from None
 
 
 def run_folder_of(name_or_path: str) -> Path:
-    """The folder of a run by this recipe, unless the user names one: the recipe's own if it is that of a run."""
+    """Return the default run folder of a recipe: the recipe itself if it is a run folder, else runs/RECIPE."""
     path = Path(name_or_path)
     if name_or_path not in recipe_names() and path.is_dir():
         return path
@@ -105,7 +106,7 @@ def run_folder_of(name_or_path: str) -> Path:
 
 
 def from_table(table: dict[str, Any]) -> Config:
-    """Config from nested tables, as TOML gives them.
+    """Make a Config from nested tables, as a TOML parser gives them.
 
     >>> from_table({"train": {"epochs": 50}}).train.epochs
     50
@@ -122,10 +123,10 @@ def from_table(table: dict[str, Any]) -> Config:
         if not isinstance(given, dict):
             raise ValueError(f"{name} is {_shown(given)}; it must be a section, [{name}]")
         hints = get_type_hints(types[name])
-        if types[name] is ViewSpec:
-            given = {RENAMED.get(key, key): value for key, value in given.items()}
         values = {}
-        for key, value in given.items():
+        for old_key, old_value in given.items():
+            full_name, value = current(f"{name}.{old_key}", old_value)
+            key = full_name.partition(".")[2]
             if key not in hints:
                 raise ValueError(f"unknown key {name}.{_shown(key)}{_nearest(f'{name}.{key}', known)}")
             values[key] = _checked(f"{name}.{key}", value, hints[key])
@@ -135,7 +136,7 @@ def from_table(table: dict[str, Any]) -> Config:
 
 
 def to_toml(config: Config) -> str:
-    """The config as a TOML text that `load_recipe` reads back; settings that are None are left out."""
+    """Return the config as TOML, which `load_recipe` reads back; settings that are None are left out."""
     lines = []
     for section in dataclasses.fields(config):
         lines.append(f"[{section.name}]")
@@ -143,21 +144,21 @@ def to_toml(config: Config) -> str:
         for key in dataclasses.fields(values):
             value = getattr(values, key.name)
             if value is not None:
-                # JSON's strings, numbers, booleans and lists are valid TOML as they stand
+                # JSON's strings, numbers, booleans and lists are valid TOML
                 lines.append(f"{key.name} = {json.dumps(value)}")
         lines.append("")
     return "\n".join(lines)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the key that was meant: the same one in another section, else one spelled alike."""
+    """Return a hint at the key that was meant: the same key in another section, else one spelled alike."""
     same = [full for full in known if full.rpartition(".")[2] == name.rpartition(".")[2]]
     near = same or difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else "; `fastclr train --help` lists the keys"
 
 
 def _shown(value: Any) -> str:
-    """A value of a recipe as an error message shows it: printable, and not long."""
+    """Return a value of a recipe for an error message: printable and short."""
     if isinstance(value, str):
         return printable(value, 80)
     if isinstance(value, list) and value and len(value) <= 8 and not any(map(_is_long, value)):
@@ -174,13 +175,13 @@ def _is_long(value: Any) -> bool:
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
-    """The value as the type of its field, or a ValueError that names the type."""
+    """Return the value in the type of its field, or raise a ValueError that names the type."""
     options = [option for option in get_args(hint) if option is not NoneType]
-    # a type and None, which TOML can't say
+    # "type or None": TOML has no None
     if get_origin(hint) is UnionType:
         return _checked(name, value, options[0])
     if get_origin(hint) is Literal:
-        # a list can't be looked up, and true is not 1
+        # the type is compared because a list is not hashable, and true equals 1
         if type(value) is not type(options[0]) or value not in options:
             raise ValueError(f"{name} is {_quoted(value)}; it must be one of {', '.join(map(str, options))}")
         return value
@@ -192,7 +193,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         raise ValueError(f"{name} is {_shown(value)}; it must be below 2⁶⁴")
     if hint is float and type(value) is int:
         return float(value)
-    # not isinstance: true is no number of epochs
+    # not isinstance, because true would pass for a number of epochs
     if type(value) is not hint:
         raise ValueError(f"{name} is {_quoted(value)}; it must be {_NAMES[hint]}")
     return value

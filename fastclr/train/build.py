@@ -1,35 +1,36 @@
-"""From a config to the parts of a run: what `auto` means here, model, loss and optimizer."""
+"""Builds the parts of a run from its config: resolves `auto`, checks, and makes loader, model and optimizer."""
 
+import copy
 import dataclasses
-from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from fastclr.config import RESNET_SETTINGS, Config, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from fastclr.config import RESNET_SETTINGS, Config, ModelConfig, OptimConfig, TrainConfig
 from fastclr.device import has_bfloat16
-from fastclr.loss import margin_triplet, nt_logistic, nt_xent
 from fastclr.model import SimCLR, make_encoder, projector
 from fastclr.optim import LARS
-from fastclr.train.distributed import Ranks, data_parallel
-from fastclr.train.step import CapturedStep, EagerStep
+from fastclr.train.distributed import Ranks
 from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.cpus import cores
+from pipelines.system.memory import available_memory
 
 RESIDENT_BYTES = 1 << 30
-"""Up to this size a decoded data set is held in memory."""
+"""Decoded data sets of up to this many bytes are held in memory: little beside what a training step takes."""
 CIFAR_SIZE = 32
 """Views of at most this many pixels get the CIFAR stem."""
+BATCHES = 4
+"""Batches of views in memory at a time: one that is trained on, one that is being made, two that wait."""
+COPIES = 4
+"""Memory per weight, in copies of it: itself, its gradient, its momentum, and as much for temporary memory."""
 
 
 def resolve(config: Config, reader: BetonReader, device: torch.device, local_ranks: int = 1) -> Config:
-    """The same config with every `auto` and None of data, stem, precision and threads decided.
+    """Return the config with a decision for every `auto` and None of data, stem, precision and threads.
 
     Args:
-        config, reader, device: of the run.
+        config, reader, device: those of the run.
         local_ranks: processes of the run on this machine, which share its cores.
     """
     own_cores = max(1, cores() // local_ranks)
@@ -38,14 +39,14 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
     if engine == "auto":
         decoded_bytes = 3 * int((reader.heights.astype("int64") * reader.widths).sum())
         engine = "resident" if decoded_bytes <= RESIDENT_BYTES else "native"
-    # other encoders have no stem of ours; "auto" says so, also where the run's config.toml is a recipe again
+    # other encoders have no stem to choose: "auto" stays, so that the run's config.toml can serve as a recipe
     if stem == "auto" and config.model.encoder == "resnet":
         stem = "cifar" if config.views.size <= CIFAR_SIZE else "imagenet"
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
-    # a CPU's training step takes far longer than its views: one thread keeps up, more would disturb it
+    # on a CPU a training step takes far longer than its views: one loader thread keeps up, more would disturb it
     loader_threads = config.data.threads or (1 if on_cpu else own_cores)
-    # a step's threads wait for each other: one that shares its core with the loader would hold all of them up
+    # the threads of a step wait for each other: one that shares its core with the loader would delay them all
     step_threads = config.train.threads or (
         own_cores - loader_threads if on_cpu and own_cores > 2 else own_cores
     )
@@ -63,7 +64,7 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
 
 
 def check_batch(config: TrainConfig, reader: BetonReader, ranks: Ranks) -> None:
-    """Raise a ValueError if the batch is larger than the data, or can't be cut into what the config wants."""
+    """Raise a ValueError if the batch is larger than the data, or can't be split among ranks and micro-batches."""
     batch_size = config.batch_size
     if batch_size > len(reader):
         raise ValueError(
@@ -82,11 +83,11 @@ def check_batch(config: TrainConfig, reader: BetonReader, ranks: Ranks) -> None:
 
 
 def check_graph(config: Config, device: torch.device, ranks: Ranks) -> None:
-    """Raise a ValueError if the config wants its steps captured and they can't be."""
+    """Raise a ValueError if `train.graph` is set but the steps of this run can't be captured."""
     reasons = {
         "a CUDA device": device.type != "cuda",
         "a single rank": ranks.world_size > 1,
-        "optim.name lars": config.optim.name != "lars",  # torch's own take their rate from Python
+        "optim.name lars": config.optim.name != "lars",  # torch's optimizers read their rate in Python
         "no train.micro_batch": config.train.micro_batch is not None,
     }
     missing = [what for what, is_missing in reasons.items() if is_missing]
@@ -94,8 +95,55 @@ def check_graph(config: Config, device: torch.device, ranks: Ranks) -> None:
         raise ValueError(f"train.graph needs {' and '.join(missing)}; leave it out")
 
 
+def check_memory(config: Config, model: nn.Module, local_ranks: int = 1, world_size: int = 1) -> None:
+    """Raise a ValueError if a step on this CPU would need more memory than there is.
+
+    Without this check the system would kill the process without a message, perhaps minutes into the run.
+
+    Args:
+        config: resolved.
+        model: on the CPU, with views [B, 3, H, W] as input; stays as it is.
+        local_ranks: processes of the run on this machine, which share its memory.
+        world_size: processes of the run in all, which share a batch.
+    """
+    batch_size, size = config.train.batch_size // world_size, config.views.size
+    at_once = config.train.micro_batch or batch_size
+    kept = activation_bytes(model, size, config.train.precision == "bfloat16")
+    weights = sum(p.nbytes for p in model.parameters())
+    views = 2 * batch_size * 3 * size**2 * 4
+    needed = 2 * at_once * kept + BATCHES * views + COPIES * weights
+    available = available_memory() // local_ranks
+    if needed > available:
+        raise ValueError(
+            f"a step of {batch_size} images of {size} px needs about {needed / 2**30:.0f} GiB of memory, "
+            f"{available / 2**30:.0f} GiB are available; lower --train.batch-size, or take a recipe for CPUs "
+            "(cifar10-cpu)"
+        )
+
+
+def activation_bytes(model: nn.Module, size: int, bfloat16: bool = False) -> int:
+    """Return the bytes per view that a forward pass keeps for the backward pass, without weights (two are tried)."""
+    model = copy.deepcopy(model).train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    views = torch.zeros(2, 3, size, size).contiguous(memory_format=torch.channels_last)
+    with (
+        torch.autocast("cpu", torch.bfloat16, bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        _ = model(views)  # the graph keeps the memory alive, so that no address is reused
+    return sum(kept.values()) // 2
+
+
 def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch.device) -> TwoViewLoader:
-    """This rank's share of the batches; the config must be resolved."""
+    """Return the loader of this rank's share of the batches; the config must be resolved."""
     engine = config.data.engine
     assert engine != "auto", "the config must be resolved"
     return TwoViewLoader(
@@ -114,7 +162,7 @@ def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch
 
 
 def encoder_spec(config: ModelConfig, size: int) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of the encoder for `make_encoder`; the stem must be resolved.
+    """Return name and arguments of the encoder for `make_encoder`; the stem must be resolved.
 
     Args:
         size: pixels of a view.
@@ -125,7 +173,7 @@ def encoder_spec(config: ModelConfig, size: int) -> tuple[str, dict[str, Any]]:
 
 
 def make_model(config: ModelConfig, size: int = 224) -> SimCLR:
-    """Encoder and projection head with fresh weights from torch's generator; the stem must be resolved.
+    """Make encoder and projection head with fresh weights from torch's generator; the stem must be resolved.
 
     Args:
         size: pixels of a view; a ResNet does not depend on it.
@@ -133,36 +181,12 @@ def make_model(config: ModelConfig, size: int = 224) -> SimCLR:
     name, kwargs = encoder_spec(config, size)
     encoder = make_encoder(name, **kwargs)
     num_features = cast(int, encoder.num_features)
-    head = projector(num_features, config.head, config.head_layers, config.head_hidden, config.head_out)
+    head = projector(num_features, config.head, config.head_layers, config.proj_hidden_dim, config.proj_dim)
     return SimCLR(encoder, head)
 
 
-def make_step(
-    config: Config, model: SimCLR, optimizer: torch.optim.Optimizer, ranks: Ranks, device: torch.device
-) -> EagerStep | CapturedStep:
-    """What a training step calls, (views, lr) → (loss, z); the config must be resolved.
-
-    The model's batch norms become global ones where there are several ranks; its parameters stay the same.
-    """
-    train = config.train
-    forward = data_parallel(model, ranks, compiled=train.compile, accumulates=train.micro_batch is not None)
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, train.precision == "bfloat16")
-    loss_of = loss_function(config.loss, ranks.group)
-    eager = EagerStep(forward, loss_of, optimizer, autocast, train.micro_batch)
-    return CapturedStep(eager) if train.graph else eager
-
-
-def loss_function(config: LossConfig, group: dist.ProcessGroup | None = None) -> Callable[[Tensor], Tensor]:
-    """The loss that the config names, of z [2n, D]; `group` are the ranks whose rows are negatives too."""
-    if config.name == "nt_xent":
-        return lambda z: config.scale * nt_xent(z, config.temperature, group)
-    if config.name == "nt_logistic":
-        return lambda z: config.scale * nt_logistic(z, config.temperature, config.semi_hard, group)
-    return lambda z: config.scale * margin_triplet(z, config.margin, config.semi_hard, group)
-
-
 def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimizer that the config names; biases and batch norm have no weight decay in any of them."""
+    """Make the optimizer that the config names; biases and batch norm have no weight decay in any of them."""
     params = [p for p in model.parameters() if p.requires_grad]
     if config.name == "lars":
         lars = LARS(
@@ -174,7 +198,8 @@ def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.op
             form=config.form,
             impl=config.impl,
         )
-        lars.check()  # now, not in the first step, when the run folder is written
+        # raise now, not in the first step, when the run folder has been written
+        lars.check()
         return lars
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},

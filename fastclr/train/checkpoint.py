@@ -1,7 +1,7 @@
 """Checkpoints: the whole state of a run in `last.pt`.
 
-It is written to a hidden file that is synced and renamed, so whatever happens, what stands under the name is a
-whole file.  It is a zip file, as torch writes it, and the checksums of its members are compared when it is read.
+It is written to a hidden file that is synced and renamed, so a file of that name is always complete.  It is a zip file,
+as torch writes it; the checksums of its members are compared when it is read.
 """
 
 import time
@@ -27,10 +27,10 @@ STATE_KEYS = {"step", "identity", "model", "optimizer", "loader", "random"}
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the `with` block has ended well, and leaves nothing otherwise.
+    """Yield a file that gets its name when the `with` block has ended well; otherwise nothing is left of it.
 
     Raises:
-        OSError: naming the file, if it can't be written.
+        OSError: the file can't be written; the error names it.
     """
     try:
         with replacing(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
@@ -58,19 +58,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is cut or damaged, or no checkpoint of fastclr.
+        ValueError: the file is corrupt, or no checkpoint of fastclr.
     """
     with open(path, "rb") as file:
         try:
             _check_members(file)
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
-        # what zipfile and torch raise depends on the damage: BadZipFile, RuntimeError, UnpicklingError, KeyError …
+        # zipfile and torch raise many errors for corrupt files: BadZipFile, RuntimeError, UnpicklingError, KeyError …
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
-                f"{path} is cut or damaged ({printable(reason, 120)}); put a copy of it in its place, or start anew in "
-                "another --out"
+                f"{path} is corrupt ({printable(reason, 120)}); replace it by a copy, or start a new run in another "
+                "--out"
             ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not state.keys() >= STATE_KEYS:
         raise ValueError(f"{path} is no checkpoint of this version of fastclr")
@@ -78,11 +78,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_members(file: BinaryIO) -> None:
-    """Compare each member of the zip file with its CRC-32, which torch writes but does not look at."""
+    """Compare each member of the zip file with its CRC-32, which torch writes but does not check."""
     with zipfile.ZipFile(file) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        corrupt = archive.testzip()
+    if corrupt is not None:
+        raise zipfile.BadZipFile(f"the checksum of {corrupt} is wrong")
 
 
 def run_state(
@@ -92,12 +92,12 @@ def run_state(
     optimizer: torch.optim.Optimizer,
     loader: TwoViewLoader,
 ) -> dict[str, Any]:
-    """All that a run needs to go on as if it had not been interrupted.
+    """Return everything that a run needs to continue as if it had not been interrupted.
 
     Args:
-        step: steps done.
+        step: number of steps done.
         identity: the settings that must be the same when the run is resumed.
-        model, optimizer, loader: as they are after that step.
+        model, optimizer, loader: the parts of the run, after that step.
     """
     return {
         "step": step,
@@ -116,10 +116,10 @@ def run_state(
 def restore(
     state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, loader: TwoViewLoader
 ) -> int:
-    """Put a state of `run_state` back into its parts, and torch's generators; returns the steps done.
+    """Restore model, optimizer, loader and torch's generators from a `run_state`; return the steps done.
 
     Raises:
-        ValueError: a state of other parts.
+        ValueError: the state does not fit these parts.
     """
     try:
         model.load_state_dict(state["model"])
@@ -132,16 +132,16 @@ def restore(
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"the checkpoint does not fit this model: {reason}; start anew in another --out"
+            f"the checkpoint does not fit this model: {reason}; start a new run in another --out"
         ) from error
 
 
 def differences(
     saved: Mapping[str, object], now: Mapping[str, object], defaults: Mapping[str, object] | None = None
 ) -> list[str]:
-    """Settings with two values, as "name was A, is now B".
+    """Return the settings that differ, each as "name was A, is now B".
 
-    A setting that is not in `saved`, because an older version wrote that, had the value in `defaults`.
+    A setting that is missing in `saved`, because an older version wrote it, had the value in `defaults`.
 
     >>> differences({"train.epochs": 5, "train.seed": 0}, {"train.epochs": 6, "train.seed": 0})
     ['train.epochs was 5, is now 6']

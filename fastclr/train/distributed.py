@@ -1,8 +1,8 @@
-"""Ranks: one process per device, started by torchrun, or the single process; and what they compute together.
+"""Ranks (one process per device, started by torchrun, or a single process) and their collective operations.
 
-torchrun sets RANK, LOCAL_RANK and WORLD_SIZE in the environment of each process; without them there is one
-rank, and nothing here communicates.  torchrun also ends the job: when a process dies, it kills the others,
-names the first that failed, and starts all of them again if `--max-restarts` says so.
+torchrun sets RANK, LOCAL_RANK and WORLD_SIZE in the environment of each process; without them there is one rank, and
+nothing here communicates.  torchrun also ends the job: when a process dies, it kills the others, names the first that
+failed, and restarts all of them if `--max-restarts` allows it.
 """
 
 import gc
@@ -19,8 +19,8 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-# its functions take the group of the moment of import as a default and so keep it for ever (seen in torch 2.15);
-# DDP imports it, by then with a group: imported here there is none yet, and a group that ends is really gone
+# Import now, before a group exists: this module binds the default group as an argument default, and would keep it and
+# its threads alive (seen in torch 2.15).  DDP would import it later, with a group.  Remove when torch binds it late.
 import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,11 +32,11 @@ from fastclr.model.global_bn import convert_batchnorm
 Answer = TypeVar("Answer")
 
 TIMEOUT = {"gloo": timedelta(seconds=60), "cpu:gloo,cuda:nccl": timedelta(minutes=10)}
-"""How long a rank waits for one that hangs; one that dies is noticed at once.  On GPUs compiling may take longer
-on one rank than on another."""
+"""How long a rank waits for one that hangs; a rank that dies is noticed at once.  On GPUs one rank may compile longer
+than another."""
 EXIT_DELAY_S = 20.0
-"""How long a rank that lost another stays alive, so that torchrun finds the one that died first, and names it.  It
-ends the others as soon as it has; on a busy machine a process that failed takes several seconds to be gone."""
+"""How long a rank that lost another one stays alive, so that torchrun finds and names the one that died first.  On a
+busy machine a failed process takes several seconds to exit; then torchrun ends the others."""
 
 
 class RankLost(ConnectionError):
@@ -45,7 +45,7 @@ class RankLost(ConnectionError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who this process is among the processes of the run."""
+    """This process's place among the processes of the run."""
 
     rank: int = 0
     """Number of this process, 0 ≤ rank < world_size."""
@@ -63,15 +63,15 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run folder and speaks to the user."""
+        """Whether this process writes the run folder and prints."""
         return self.rank == 0
 
 
 def ranks_from_env() -> Ranks:
-    """The ranks that torchrun's environment describes, or the single process.
+    """Return the ranks that torchrun's environment describes, or a single process.
 
     Raises:
-        ValueError: the environment holds a part of torchrun's variables, or numbers that don't fit.
+        ValueError: the environment has only some of torchrun's variables, or numbers that don't fit.
     """
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         return Ranks()
@@ -92,18 +92,18 @@ def ranks_from_env() -> Ranks:
 def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
     """Join the ranks for the duration of a `with` block: NCCL between GPUs, gloo between CPUs.
 
-    What is raised inside gets the rank's name.  A rank that finds another one gone waits a little, so that
-    torchrun sees who died first, and raises too: nobody waits for ever.
+    Errors raised inside get the rank's name.  A rank that loses another one waits a little, so that torchrun sees which
+    rank died first, and then raises, too: no rank waits for ever.
 
     Raises:
-        RankLost: another rank died, or was not heard of for as long as `TIMEOUT`.
+        RankLost: another rank died, or did not answer for as long as `TIMEOUT`.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ranks.world_size == 1:
         yield
         return
-    # with GPUs, too, a few numbers are agreed on between CPUs: those do not wait for the device
+    # also with GPUs a few numbers are exchanged between the CPUs, which need not wait for the device
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = TIMEOUT[backend]
     name = f"rank {ranks.rank} of {ranks.world_size}"
@@ -114,7 +114,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
         )
         yield
     except Exception as error:
-        # the group is left to the end of the process: to take it down, NCCL would wait for the others
+        # the group is not destroyed before the process ends, because NCCL would wait for the other ranks
         if _is_about_another_rank(error):
             time.sleep(EXIT_DELAY_S)
             raise RankLost(
@@ -127,19 +127,19 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[None]:
             raise ValueError(f"{name}: {error}") from error
         error.add_note(f"raised by {name}")
         raise
-    # gloo's threads end with the last reference to the group, and DDP has one, in a cycle; a thread that is still
+    # gloo's threads end with the last reference to the group; DDP holds one, in a cycle.  A thread that is still
     # about when Python ends may abort the process (SIGABRT, "terminate called without an active exception")
     gc.collect()
     dist.destroy_process_group()
 
 
 def _store_of_this_attempt(ranks: Ranks, timeout: timedelta) -> dist.Store:
-    """Where the ranks find each other.
+    """Return the store through which the ranks find each other, with separate keys for each attempt of torchrun.
 
-    torchrun keeps its store when it restarts the processes (seen in torch 2.15), so a rank that is early would find
-    the address of one that is dead, and fail with "Connection refused": each attempt gets keys of its own.  The
-    nodes don't count restarts alike, so this is for one node; for several, torchrun makes a new store each time
-    if TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is set, as in deploy/.
+    Symptom without separate keys: "Connection refused".  torchrun keeps its store when it restarts the processes
+    (seen in torch 2.15), so a rank that is early finds the address of a dead one.  Nodes may count restarts
+    differently, so this is for one node; for several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun open a new
+    store for each attempt, as in deploy/.
     """
     store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
     if ranks.local_world_size < ranks.world_size:
@@ -148,7 +148,7 @@ def _store_of_this_attempt(ranks: Ranks, timeout: timedelta) -> dist.Store:
 
 
 def _is_about_another_rank(error: Exception) -> bool:
-    # gloo has no exception of its own: what it raises is a RuntimeError that names its source file
+    # gloo has no exception of its own; it raises RuntimeErrors that name its source file
     return isinstance(error, (dist.DistError, RankLost)) or (
         type(error) is RuntimeError and "gloo" in str(error)
     )
@@ -162,26 +162,26 @@ def data_parallel(
     accumulates: bool = False,
     global_bn: bool = True,
 ) -> nn.Module:
-    """The module to call in training: batch norms over all ranks, weight gradients averaged over them.
+    """Return the module to call in training, with batch norms over all ranks and weight gradients averaged over them.
 
     Args:
         model: on its device, with the same weights on every rank; its batch norms are replaced in place, and
             parameters, buffers and their names stay as they are.
-        ranks: of the run; with one, the model itself is returned.
+        ranks: the ranks of the run; if there is one, the model itself is returned.
         compiled: compile it with `torch.compile`.
-        accumulates: gradients of several backward passes are added up under `no_sync`, which DDP can't do with a
-            static graph.
-        global_bn: False leaves the batch norms to each rank: to measure what their synchronisation costs.
+        accumulates: several backward passes add up their gradients under `no_sync`, which DDP can't do with a static
+            graph.
+        global_bn: False keeps batch norms local to each rank, to measure the cost of their synchronisation.
     """
     if ranks.world_size > 1 and global_bn:
         model = convert_batchnorm(model, ranks.group)
-    # compiled inside of DDP, not around it: torch.compile can't split a static graph at DDP's buckets
+    # compiled inside DDP, because torch.compile can't split a static graph at DDP's buckets
     forward = cast(nn.Module, torch.compile(model)) if compiled else model
     if ranks.world_size == 1:
         return forward
     device = next(model.parameters()).device
     with warnings.catch_warnings():
-        # newer versions of torch (2.15) have another name for broadcast_buffers, older ones (2.8) only this
+        # newer versions of torch (2.15) have renamed broadcast_buffers; older ones (2.8) know only this name
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
         parallel = DistributedDataParallel(
             forward,
@@ -196,10 +196,11 @@ def data_parallel(
 
 
 def _average_in_order(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """A bucket of gradients, averaged over the ranks: each rank adds up a share of it, in the order of the ranks.
+    """Average a bucket of gradients over the ranks; each rank sums a part of it, in the order of the ranks.
 
-    gloo's own order depends on where in a bucket a gradient lies, and DDP packs its buckets anew after the first
-    step of a process: with three ranks or more a resumed run would differ in the last bits.
+    gloo's own order of summation depends on a gradient's place in its bucket, and DDP repacks its buckets after the
+    first
+    step of a process: with three ranks or more, a resumed run would differ in the last bits.
     """
     own, world_size = bucket.buffer(), group.size()
     shares = F.pad(own, (0, -len(own) % world_size)).view(world_size, -1)
@@ -212,11 +213,11 @@ def _average_in_order(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torc
 
 
 def run_on_main_and_broadcast(ranks: Ranks, compute: Callable[[], Answer]) -> Answer:
-    """Return on every rank what `compute()` returns on rank 0: only one looks at files that others may be writing.
+    """Return on every rank what `compute()` returns on rank 0, so that only one rank looks at files that may change.
 
     Raises:
-        ValueError, OSError: on rank 0, what `compute` raised.
-        RankLost: in that case on the other ranks, so that only rank 0 tells the reason.
+        ValueError, OSError: on rank 0, the error of `compute`.
+        RankLost: on the other ranks, so that only rank 0 reports the reason.
     """
     if ranks.world_size == 1:
         return compute()
@@ -235,8 +236,8 @@ def run_on_main_and_broadcast(ranks: Ranks, compute: Callable[[], Answer]) -> An
 def all_reduce_max(ranks: Ranks, *values: int) -> tuple[int, ...]:
     """Return the largest of each value over all ranks, on every rank; the values are on the CPU.
 
-    A signal reaches the ranks in different steps, and clocks differ: what ends a step must be decided together,
-    or one rank waits in an all-reduce that the others don't do.
+    Ranks receive a signal in different steps, and their clocks differ.  They must decide together whether to stop, or
+    one rank would wait in an all-reduce that the others don't reach.
     """
     if ranks.world_size == 1:
         return values

@@ -1,11 +1,11 @@
-"""The encoder of a run as one file, `encoder.safetensors`: weights, and as metadata what rebuilds and feeds it.
+"""The encoder of a run in one file, `encoder.safetensors`: weights, and metadata to rebuild it and make its images.
 
 Each metadata entry is JSON:
 
     encoder, kwargs    which encoder: a key of `fastclr.model.ENCODERS` and its arguments
     size, mean, std    how images are made for it
     sha256             checksum of everything else in the file
-    …                  whatever else is worth knowing (precision, step)
+    …                  further information (precision, step)
 
 Files of fastclr 0.1 have no checksum, and `depth`, `width`, `stem` and `sk_ratio` instead of `encoder`.
 """
@@ -27,22 +27,22 @@ from pipelines.system.atomic_file import replacing, write_at
 from pipelines.system.terminal import printable
 
 ENCODER = "encoder.safetensors"
-"""Its name in a run folder."""
+"""Name of the file in a run folder."""
 VIEW_KEYS = ("size", "mean", "std")
-"""Metadata that says how images are made for an encoder."""
+"""Keys of the metadata that say how images are made for the encoder."""
 RESNET_KEYS = ("depth", "width", "stem", "sk_ratio")
-"""Metadata of fastclr 0.1 that says which ResNet it is: the arguments of `resnet`."""
+"""Keys of the metadata of fastclr 0.1 that say which ResNet it is: the arguments of `resnet`."""
 CHECKSUM = "sha256"
 
 
 def export_encoder(path: Path, encoder: nn.Module, meta: Mapping[str, Any]) -> None:
-    """Write the encoder's weights under their own names (a ResNet's are torchvision's), without a classifier.
+    """Write the encoder's weights, without a classifier, under their own names (those of a ResNet are torchvision's).
 
     Args:
         path: a .safetensors file.
-        encoder: what `make_encoder(meta["encoder"], **meta["kwargs"])` makes, trained.
+        encoder: an encoder made by `make_encoder(meta["encoder"], **meta["kwargs"])`.
         meta: encoder and kwargs (or the arguments of `resnet` themselves), size (pixels), mean, std (per channel, on
-            a scale of [0, 1]), and whatever else is worth knowing: values that JSON knows.
+            a scale of [0, 1]), and further information of JSON's types.
 
     Raises:
         OSError: the file can't be written.
@@ -63,12 +63,12 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         path: an `encoder.safetensors`, or the run folder that holds one.
 
     Returns:
-        The encoder, in evaluation mode on the CPU, and the metadata that `export_encoder` was given; that of
-        fastclr 0.1 has `encoder` and `kwargs` beside its own keys.
+        The encoder, in evaluation mode on the CPU, and the metadata that were given to `export_encoder`.  For files of
+        fastclr 0.1, `encoder` and `kwargs` are added to them.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is damaged, was not written by fastclr, or its weights don't fit its metadata.
+        ValueError: the file is corrupt, was not written by fastclr, or its weights don't fit its metadata.
     """
     path = Path(path)
     if path.is_dir():
@@ -80,8 +80,8 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     if CHECKSUM in meta or "encoder" in meta:
         if meta.pop(CHECKSUM, None) != _checksum(weights, metadata):
             raise ValueError(
-                f"{path} is damaged: its checksum is not that of its content; take a copy of it, or "
-                "continue the run, which writes it again"
+                f"{path} is corrupt: its checksum does not match its content; replace it by a copy, or continue the "
+                "run, which writes it again"
             )
     else:
         meta = _with_encoder(meta)
@@ -98,7 +98,7 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def encoder_title(meta: Mapping[str, Any]) -> str:
-    """What the encoder of a file is called in a table.
+    """Return the title of a file's encoder, for tables.
 
     >>> encoder_title({"encoder": "resnet", "kwargs": {"depth": 18, "width": 0.5}})
     'ResNet-18 ×0.5'
@@ -113,16 +113,16 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return weights, file.metadata() or {}
-    # a header with an unknown type is a KeyError or TypeError of safetensors' Python half
+    # for an unknown type in the header, safetensors raises KeyError or TypeError
     except (SafetensorError, UnicodeError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is cut or damaged, or no safetensors file ({printable(error, 120)}); give the run folder or "
+            f"{path} is corrupt, or no safetensors file ({printable(error, 120)}); give the run folder or "
             "its encoder.safetensors"
         ) from None
 
 
 def _decode(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The entries as `export_encoder` was given them; none if they are not JSON."""
+    """Return the metadata as they were given to `export_encoder`; empty if they are not JSON."""
     try:
         return {key: json.loads(value) for key, value in metadata.items() if key != "format"}
     except (ValueError, RecursionError):
@@ -130,7 +130,7 @@ def _decode(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _with_encoder(meta: dict[str, Any]) -> dict[str, Any]:
-    """Metadata of 0.1, with `encoder` and `kwargs` as it has been written since."""
+    """Add `encoder` and `kwargs` to metadata of version 0.1."""
     if "encoder" in meta or not all(key in meta for key in RESNET_KEYS):
         return meta
     return {**meta, "encoder": "resnet", "kwargs": {key: meta[key] for key in RESNET_KEYS}}
@@ -148,7 +148,7 @@ def _check_views(meta: Mapping[str, Any]) -> None:
 
 
 def _rebuild(name: str, kwargs: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
-    # our own needs no memory until the weights are known to fit: the metadata of 0.1 may lie about the size
+    # our ResNet is made without memory until the weights are known to fit: metadata of 0.1 may claim any size
     with torch.device("meta") if name == "resnet" else nullcontext():
         encoder = make_encoder(name, **kwargs)
     for key, tensor in encoder.state_dict().items():
@@ -159,7 +159,7 @@ def _rebuild(name: str, kwargs: dict[str, Any], weights: dict[str, Tensor]) -> n
 
 
 def _checksum(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over weights (names, types, shapes, bytes) and metadata, the checksum itself left out."""
+    """Return the SHA-256 of the weights (names, types, shapes, bytes) and the metadata, without the checksum itself."""
     digest = hashlib.sha256()
     entries = sorted(item for item in metadata.items() if item[0] != CHECKSUM)
     digest.update(json.dumps(entries).encode())

@@ -1,9 +1,9 @@
 """GradCache: the gradient of a large batch in the memory of a small one (Gao et al. 2021, arXiv 2101.06983).
 
-A contrastive loss needs all z at once, and a z needs nothing of the other images but their share in batch norm's
-statistics.  So the encoder may see the batch in pieces: once without a graph, for z; then the loss of all z
-gives dL/dz; then each piece again, with a graph that is backed through from its rows of dL/dz and freed.  It costs
-one forward pass more and saves the activations of all pieces but one.
+A contrastive loss needs all z at once, but each z depends on the other images only through batch norm's statistics.  So
+the encoder can process the batch in pieces: first without a graph, to get z; then the loss of all z gives dL/dz; then
+each piece again, with a graph, through which its rows of dL/dz are propagated back before it is freed.  This costs one
+more forward pass, and saves the activations of all pieces but one.
 
 Legend: V views, B images of this rank, b images of a micro-batch, D width of z.
 """
@@ -26,15 +26,15 @@ def cached_backward(
 ) -> tuple[Tensor, Tensor]:
     """Add the weight gradients of `loss_of(z)` to the parameters, with `micro_batch` images at a time.
 
-    With frozen batch norm (eval mode) it is the gradient of one pass over the whole batch.  In training a batch
-    norm takes its statistics from a micro-batch (both views, all ranks) where one pass takes them from the whole
-    batch: exact statistics would need every layer's activations of all images at once, which is the memory that
-    is to be saved.  Both passes see the same micro-batch and so the same statistics, and the gradient is exactly
-    that of the loss that is returned.  Running statistics move in the second pass alone, once per micro-batch.
+    With frozen batch norm (eval mode) the gradient equals that of one pass over the whole batch.  In training, batch
+    norm takes its statistics from a micro-batch (both views, all ranks) instead of the whole batch: exact statistics
+    would need the activations of all images in every layer at once, the very memory to be saved.  Both passes see the
+    same micro-batch, hence the same statistics, and the gradient is exactly that of the returned loss.  Running
+    statistics are updated in the second pass only, once per micro-batch.
 
     Args:
         forward: views [V·b, 3, H, W], view 0 first → (h, z [V·b, D]); under DDP gradients are averaged over ranks,
-            in the last micro-batch.
+            with the last micro-batch.
         loss_of: z [V·B, D], view 0 first → a 0-dim loss; over all ranks if it has a group.
         views: [V, B, 3, H, W].
         micro_batch: b, which divides B.
@@ -55,7 +55,7 @@ def cached_backward(
     with torch.no_grad(), _running_statistics_kept(forward):
         for piece in pieces:
             random_states.append(_random_state(views.device))
-            with autocast():  # one context per pass: its cache of cast weights has no graph here
+            with autocast():  # a context of its own, because its cached casts of weights have no graph
                 parts.append(forward(_flat(piece))[1].unflatten(0, (num_views, -1)))
         after = _random_state(views.device)
     z = torch.cat(parts, 1).flatten(0, 1).requires_grad_()
@@ -64,7 +64,7 @@ def cached_backward(
 
     grads = dz.unflatten(0, (num_views, batch_size)).split(micro_batch, dim=1)
     for number, (piece, grad, state) in enumerate(zip(pieces, grads, random_states, strict=True), 1):
-        _set_random_state(views.device, state)  # dropout, if there is any, drops the same again
+        _set_random_state(views.device, state)  # so that dropout drops the same units again
         with nullcontext() if number == len(pieces) else _no_sync(forward):
             with autocast():
                 _, z_again = forward(_flat(piece))
@@ -74,18 +74,18 @@ def cached_backward(
 
 
 def _flat(piece: Tensor) -> Tensor:
-    """[V, b, 3, H, W] → [V·b, 3, H, W], channels last as it came: a plain flatten would copy it channels first."""
+    """Flatten [V, b, 3, H, W] to [V·b, 3, H, W], channels last; a plain flatten would copy it to channels first."""
     return piece.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def _no_sync(forward: nn.Module) -> AbstractContextManager:
-    """Gradients stay on this rank and add up."""
+    """Return a context in which gradients stay on this rank and add up."""
     return forward.no_sync() if isinstance(forward, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
 def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Batch norms in training compute with the batch's statistics and don't add them to the running ones."""
+    """Let batch norms in training use the batch's statistics without updating the running ones."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

@@ -1,4 +1,4 @@
-"""Meter: what the run did since it was last asked, without making the device wait in between."""
+"""Meter: collects loss and speed between two log lines, without synchronising with the device in every step."""
 
 import math
 import time
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 class NotFinite(ValueError):
-    """Something became NaN or infinite; the message names the step (the first of a run is step 1)."""
+    """A value became NaN or infinite; the message names the step (the first step of a run is step 1)."""
 
     def __init__(self, step: int, what: str, value: object) -> None:
         super().__init__(f"step {step}: {what} became {value}")
@@ -24,8 +24,8 @@ class NotFinite(ValueError):
 class Meter:
     """Collects the numbers of the steps between two log lines.
 
-    Losses are averaged over the ranks, images are those of all of them.  Losses stay tensors on the device until
-    `flush`: one transfer per log line, no synchronisation per step.
+    Losses are averaged and images summed over the ranks.  Losses stay on the device until `flush`: one transfer per log
+    line, no synchronisation per step.
 
         for batch in meter.timed(loader):
             …
@@ -34,8 +34,8 @@ class Meter:
                 numbers = meter.flush(step)      # on every rank
 
     Args:
-        ranks: of the run; None: a single process.
-        clock: gives seconds.
+        ranks: the ranks of the run; None: a single process.
+        clock: returns seconds.
     """
 
     def __init__(self, ranks: Ranks | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -46,10 +46,9 @@ class Meter:
         self._start = self._last = (0, 0.0, self._now())
 
     def timed(self, batches: Iterable[Item]) -> Generator[Item]:
-        """Yield the batches, and count the time that this thread is blocked in `next`.
+        """Yield the batches, and measure the time that this thread is blocked in `next`.
 
-        On a GPU, which runs behind the thread that feeds it, this is an upper bound: the device may still
-        have work while the thread waits.
+        On a GPU this is an upper bound of the device's idle time, since the device may still have queued work.
         """
         iterator = iter(batches)
         try:
@@ -69,7 +68,7 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time that the block takes, for an evaluation, does not count."""
+        """Leave the duration of the block, an evaluation, out of the measurement."""
         start = self._clock()
         try:
             yield
@@ -85,10 +84,10 @@ class Meter:
         self._images += images * self._ranks.world_size
 
     def flush(self, step: int) -> dict[str, float]:
-        """Mean loss of the steps since the last `flush`, and the speed; then starts anew.
+        """Return the mean loss of the steps since the last `flush`, and the speed; then start over.
 
         Args:
-            step: steps done so far; the last one that was added.
+            step: number of the last step that was added.
 
         Returns:
             loss (mean over the steps), images_per_s (source images; one image is two views),
@@ -110,7 +109,7 @@ class Meter:
         return {"loss": math.fsum(losses) / len(losses), **speed}
 
     def totals(self) -> dict[str, float]:
-        """images_per_s and data_wait since the meter was made."""
+        """Return images_per_s and data_wait since the meter was made."""
         return self._speed_since(self._start)
 
     def _speed_since(self, past: tuple[int, float, float]) -> dict[str, float]:

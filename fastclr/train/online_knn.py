@@ -1,6 +1,6 @@
-"""kNN accuracy of the encoder while it is being trained, on images that are held out.
+"""kNN accuracy of the encoder on held-out images, measured during the training.
 
-It changes nothing of the run: no random state, no running statistics, no weights.
+It does not influence the run: random state, running statistics and weights stay the same.
 """
 
 import numpy as np
@@ -9,14 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastclr.config import Config
-from fastclr.evaluate.encoder import Frozen, labelled_samples, need_same_classes
+from fastclr.evaluate.encoder import FrozenEncoder, check_same_classes, labelled_samples
 from fastclr.evaluate.features import extract_features
 from fastclr.evaluate.knn import knn_predict
 from fastclr.train.distributed import Ranks
 from pipelines import BetonReader
 
 MAX_BANK = 50_000
-"""Training images among which neighbours are looked for: at most so many, evenly spaced over the file."""
+"""Maximum number of training images that neighbours are searched in; they are evenly spaced over the file."""
 K = 200
 
 
@@ -24,11 +24,11 @@ class OnlineKnn:
     """Weighted kNN (k = 200, T = 0.1) on centre crops; the ranks share the images.
 
     Args:
-        encoder: that of the run; used as it is at each call.
+        encoder: the encoder of the run; each call uses its current weights.
         train: the file that the run trains on.
         val: a file of other images of the same classes.
         config: resolved.
-        ranks, device: of the run.
+        ranks, device: those of the run.
 
     Raises:
         ValueError: labels are missing, classes differ, or a file has fewer labelled images than there are ranks.
@@ -46,13 +46,13 @@ class OnlineKnn:
         check_val(train, val, ranks)
         views = config.views
         autocast = torch.bfloat16 if config.train.precision == "bfloat16" else None
-        self._encoder = Frozen(
+        self._encoder = FrozenEncoder(
             encoder, views.size, views.mean, views.std, device, autocast, num_threads=config.data.threads
         )
         self._train, self._val, self._ranks = train, val, ranks
 
     def __call__(self) -> float:
-        """Return the share of the held-out images that kNN puts into their class, on every rank."""
+        """Return, on every rank, the fraction of the held-out images that kNN puts into their class."""
         device = self._encoder.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             bank, bank_labels = self._gathered(*self._features(self._train, MAX_BANK))
@@ -65,7 +65,7 @@ class OnlineKnn:
         return correct / total
 
     def _features(self, reader: BetonReader, max_images: int) -> tuple[Tensor, Tensor]:
-        """Features and labels of this rank's share of a file's images."""
+        """Return features and labels of this rank's share of a file's images."""
         labelled = labelled_samples(reader)
         samples = np.arange(len(reader)) if labelled is None else labelled
         chosen = samples[np.linspace(0, len(samples) - 1, min(max_images, len(samples))).round().astype(int)]
@@ -88,7 +88,7 @@ class OnlineKnn:
 
 def check_val(train: BetonReader, val: BetonReader, ranks: Ranks) -> None:
     """Raise a ValueError if the two files can't give a kNN accuracy."""
-    need_same_classes(train, val)
+    check_same_classes(train, val)
     for reader in (train, val):
         count = int((reader.labels >= 0).sum())
         if count < ranks.world_size:

@@ -1,6 +1,6 @@
-"""Where the numbers of a run go: a sink is any callable that takes a record, a dict with `step` and `epoch`.
+"""Sinks of a run's log: callables that take a record, a dict with `step`, `epoch` and the numbers of the step.
 
-`train(…, sinks=[…])` takes more of them; docs/training.md shows one for Weights & Biases.
+`train(…, sinks=[…])` takes further ones; docs/training.md shows one for Weights & Biases.
 """
 
 import json
@@ -27,7 +27,7 @@ from pipelines.system.output import LenientOutput, say
 Sink = Callable[[dict[str, Any]], None]
 
 PRINT_EVERY_S = 10.0
-"""Where stdout is no terminal, seconds between two printed lines."""
+"""Time between two printed lines if stdout is not a terminal."""
 
 
 class MetricsFile:
@@ -35,10 +35,10 @@ class MetricsFile:
 
     Args:
         folder: the run folder, which exists.
-        step: steps done before; later records of an earlier life of the run are dropped.
+        step: steps done before; records of later steps, from before a resume, are dropped.
 
     Raises:
-        OSError: here, in a call or at the end of the block: the file can't be written; its name is in the error.
+        OSError: the file can't be written (at construction, in a call or at the end of the block); the error names it.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -55,15 +55,15 @@ class MetricsFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # on a full disk closing fails, too, and must not hide what failed first
+        # on a full disk closing fails, too, and must not hide the first error
         with nullcontext() if kind is None else suppress(OSError), _named(self._path):
             self._file.close()
 
 
 class EventsFile:
-    """Writes records as TensorBoard's events, each at once: its own writer has a thread, whose errors get lost.
+    """Writes records as TensorBoard events, each at once: errors in the thread of TensorBoard's own writer get lost.
 
-    Args and errors as `MetricsFile`.
+    Arguments and errors are those of `MetricsFile`.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -74,7 +74,7 @@ class EventsFile:
             self._writer = RecordWriter(self._file)
             self._write(Event(wall_time=now, file_version="brain.Event:2"))
             if step:
-                # TensorBoard then drops what earlier files have from this step on
+                # makes TensorBoard drop the records of earlier files from this step on
                 self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def __call__(self, record: dict[str, Any]) -> None:
@@ -99,9 +99,9 @@ class EventsFile:
 
 
 class LiveLine:
-    """Shows the last record on stdout: a bar on a terminal, elsewhere a line now and then.
+    """Shows the last record on stdout: as a bar on a terminal, elsewhere as a line now and then.
 
-    Nothing that happens to stdout is an error.
+    Errors of stdout are ignored.
 
     Args:
         step: steps done before.
@@ -115,7 +115,7 @@ class LiveLine:
         self._val_knn: float | None = None
         self._bar: Progress | None = None
         if sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty():
-            # a column of its own making: rich's would cut the line on a narrow terminal instead of folding it
+            # a custom column folds the line on a narrow terminal; rich's own would cut it
             self._bar = Progress(
                 BarColumn(20),
                 TextColumn("{task.description}", table_column=Column()),
@@ -173,7 +173,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop the records after `step`, and a line that a crash cut off: the run is about to write them again."""
+    """Drop the records after `step`, and a line that a crash truncated: the run will write them again."""
     if not path.exists():
         return
     kept = 0
@@ -184,5 +184,5 @@ def _keep_until(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             break
         kept += len(line)
-    # in place: nothing that is kept can be lost, and the run's lock is on this file
+    # in place, so that kept records can't be lost, and because the run's lock is on this file
     os.truncate(path, kept)

@@ -1,4 +1,4 @@
-"""One training step, from views to moved weights: as Python runs it, or captured whole in a CUDA graph.
+"""One training step, from views to updated weights: eager, or captured whole in a CUDA graph.
 
 lr ─▶ zero_grad ─▶ forward ─▶ loss ─▶ backward ─▶ optimizer
 """
@@ -29,13 +29,13 @@ class EagerStep:
     """Images of this rank in memory at once; None: all."""
 
     def __call__(self, views: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """Take a step at learning rate `lr` on views [V, n, 3, H, W]; returns the loss and z, without a graph."""
+        """Take a step at learning rate `lr` on views [V, n, 3, H, W]; return the loss and z, detached."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         return self.compute(views)
 
     def compute(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """The step with the learning rate that the optimizer has."""
+        """Take a step at the learning rate that the optimizer has."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.micro_batch is None:
             with self.autocast():
@@ -49,11 +49,11 @@ class EagerStep:
 
 
 class CapturedStep:
-    """The same step as one launch: small images keep a GPU busy for less time than Python takes to ask for it.
+    """A step as one CUDA graph, for small images: a GPU computes them in less time than Python takes to launch kernels.
 
-    The first `WARM_UP` steps run one kernel after the other, on a stream of their own, as capturing demands: they
-    are ordinary steps of the run.  Then the step is captured, and replayed from there on.  The graph keeps the
-    memory of a step for itself.
+    The first `WARM_UP` steps are ordinary steps of the run, launched kernel by kernel on a stream of their own, as
+    capturing requires.  Then the step is captured and, from then on, replayed.  The graph keeps the memory of a step
+    for itself.
 
     Args:
         step: on a CUDA device, of one rank, with an optimizer that reads its rate on the device (LARS).
@@ -67,10 +67,10 @@ class CapturedStep:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, views: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """As `EagerStep`; z is valid until the next call."""
+        """Take a step, see `EagerStep.__call__`; z is valid until the next call."""
         if self._taken == 0:
             self._lr = torch.zeros((), device=views.device)
-            # one for all: torch keeps the memory of a step for the stream that it ran on
+            # one stream for all warm-up steps: torch keeps the memory of a step for the stream that it ran on
             self._side = torch.cuda.Stream()
             for group in self._step.optimizer.param_groups:
                 group["lr"] = self._lr
@@ -96,12 +96,12 @@ class CapturedStep:
         return results
 
     def _capture(self, views: Tensor) -> torch.cuda.CUDAGraph:
-        """Record a step; nothing is computed."""
+        """Record a step without computing anything."""
         self._views = torch.empty_like(views)
-        # gradients that are made anew inside live in the graph's memory, and need no zeroing in a replay
+        # gradients that are allocated during the capture are in the graph's memory and need no zeroing in a replay
         self._step.optimizer.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
-        # loader threads may allocate meanwhile: what other threads do is none of the capture's business
+        # thread_local: loader threads may allocate meanwhile, which is not part of the capture
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._results = self._step.compute(self._views)
         return graph

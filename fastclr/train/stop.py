@@ -1,4 +1,4 @@
-"""StopRequest: signals that end a run become a flag that the loop looks at between two steps."""
+"""StopRequest: turns signals that end a run into a flag that the loop checks between two steps."""
 
 import signal
 import threading
@@ -13,8 +13,8 @@ class StopRequest:
         SIGHUP     the terminal or the SSH session is gone; ignored if it was before, as under nohup
         SIGUSR1    from Slurm, before the time is up (`--signal=USR1@120`)
 
-    After it Ctrl-C acts as it would without this class, for the user who does not want to wait.  The others do not:
-    a cluster sends SIGTERM to torchrun and to the ranks alike, and torchrun sends it to the ranks once more.
+    A second Ctrl-C acts as usual, for users who do not want to wait.  Further signals of the other kinds are ignored: a
+    cluster sends SIGTERM to torchrun and to the ranks, and torchrun sends it to the ranks once more.
     Outside the main thread, where Python allows no handlers, the flag is never set.
     """
 

@@ -1,7 +1,7 @@
-"""What the markers of a JPEG file say (ITU-T T.81, annex B), read before a decoder is given the file.
+"""Reads the markers of a JPEG file (ITU-T T.81, annex B) before a decoder is given the file.
 
-Headers lie cheaply: a few hundred bytes can claim 65,535² pixels, or hold thousands of scans over an image, each of
-which costs as much as decoding the whole.
+A hostile header is cheap: a file of a few hundred bytes can claim 65,535² pixels, or hold thousands of scans, each of
+which costs as much as decoding the whole image.
 """
 
 import io
@@ -11,11 +11,11 @@ import numpy as np
 import simplejpeg
 
 MAX_SCANS = 100
-"""Scans of a JPEG that is decoded; encoders write up to about ten."""
+"""Maximum number of scans of a JPEG that is decoded; encoders write at most about ten."""
 MAX_PIXELS_PER_BYTE = 1024
-"""Pixels per byte of a large JPEG.  A block of 64 pixels takes at least a bit, which is 512 pixels per byte."""
+"""Maximum pixels per byte of a large JPEG.  A block of 64 pixels takes at least a bit, which is 512 pixels per byte."""
 LARGE = 1 << 22
-"""Pixels from which the bound above matters: 12 MB decoded."""
+"""Images with more pixels than this (12 MB decoded) are held to the bound above."""
 
 
 class Frame(NamedTuple):
@@ -64,7 +64,9 @@ def check_scans(data: bytes, max_scans: int = MAX_SCANS) -> None:
     """Raise ValueError where a JPEG has more scans than `max_scans`."""
     # every scan has this marker; other segments may contain the bytes by chance
     if data.count(b"\xff\xda") > max_scans and _has_more_scans(data, max_scans):
-        raise ValueError(f"its JPEG has more than {max_scans} scans, each of which costs a decoding")
+        raise ValueError(
+            f"its JPEG has more than {max_scans} scans, each of which costs as much as decoding the image"
+        )
 
 
 def _has_more_scans(data: bytes, max_scans: int) -> bool:
@@ -97,7 +99,7 @@ def read_header(data: bytes | np.ndarray) -> tuple[int, int, str]:
         return height, width, colorspace
     except (ValueError, MemoryError):
         raise
-    # of chroma samplings that it does not know simplejpeg raises KeyError
+    # simplejpeg raises KeyError for chroma samplings that it does not know
     except Exception as error:
         frame = read_frame(bytes(data))
         if frame is None:
@@ -111,7 +113,7 @@ def read_header(data: bytes | np.ndarray) -> tuple[int, int, str]:
 
 
 def decode(data: np.ndarray, fast_dct: bool = False, out: np.ndarray | None = None) -> np.ndarray:
-    """Return the pixels of a JPEG, uint8 [h, w, 3], strictly decoded by simplejpeg, or by Pillow if it can't.
+    """Decode a JPEG strictly with simplejpeg, or with Pillow if simplejpeg does not know its kind: uint8 [h, w, 3].
 
     Args:
         data: uint8: the file.
@@ -125,7 +127,7 @@ def decode(data: np.ndarray, fast_dct: bool = False, out: np.ndarray | None = No
         return simplejpeg.decode_jpeg(data, fastdct=fast_dct, buffer=out)
     except (ValueError, MemoryError):
         raise
-    # of chroma samplings that it does not know simplejpeg raises KeyError
+    # simplejpeg raises KeyError for chroma samplings that it does not know
     except Exception:
         pixels = decode_by_pillow(data.tobytes())
     if out is None:
@@ -137,19 +139,19 @@ def decode(data: np.ndarray, fast_dct: bool = False, out: np.ndarray | None = No
 
 
 def decode_by_pillow(data: bytes) -> np.ndarray:
-    """Return the pixels of a JPEG, uint8 [h, w, 3], that simplejpeg cannot decode.
+    """Decode a JPEG of a kind that simplejpeg does not know: uint8 [h, w, 3].
 
     Raises:
-        ValueError: Pillow cannot, either.
+        ValueError: Pillow cannot decode it either.
     """
     from PIL.JpegImagePlugin import JpegImageFile
 
     try:
-        # not by Image.open, whose bound on pixels is not ours
+        # Image.open would apply Pillow's own limit on the number of pixels
         with JpegImageFile(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))
     except MemoryError:
         raise
-    # SyntaxError and others, of corrupt files
+    # Pillow raises SyntaxError and others for corrupt files
     except Exception as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error

@@ -29,7 +29,7 @@ HEADER = np.dtype(
 """24 bytes at the start of the file."""
 
 FIELD_DESCRIPTOR = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
-"""One per field: its type, its name (zero-padded ASCII), and what its type needs to know beside."""
+"""One per field: its type, its name (zero-padded ASCII), and the arguments of its type."""
 
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 """One per payload, to the end of the file, in any order; `ptr` counts from the start of the file."""
@@ -51,8 +51,8 @@ FIELD_METADATA: dict[int, np.dtype] = {
     5: _POINTER_AND_SIZE,  # JSON
     6: np.dtype("<u8"),  # tensor: as array
 }
-"""What a field of a type id takes in a row of the metadata.  255 is a type that its user defined: its size
-is in no file."""
+"""Storage of a field in a row of the metadata, by type id.  Type id 255 is defined by the user who wrote the file; the
+file does not say its size."""
 
 FIELD_KINDS = {
     0: "float",
@@ -63,25 +63,25 @@ FIELD_KINDS = {
     5: "JSON",
     6: "tensor",
 }
-"""What a field of a type id holds."""
+"""Name of each field type, by type id."""
 
 MAX_PIXELS = 1 << 28
-"""Pixels of the largest image that is read or written (0.8 GB decoded): a bound for what an untrusted file
-can make a reader allocate."""
+"""Maximum pixels of an image that is read or written (0.8 GB decoded): bounds the memory that an untrusted file can
+make a reader allocate."""
 MAX_SIDE = (1 << 16) - 1
 """The largest height or width that the metadata can hold."""
 MIN_PAGE_SIZE = 1 << 23
 MAX_CLASSES = 1 << 20
-"""Classes that labels are counted for: a bound for what the labels of an untrusted file can make an evaluation
-allocate, whose votes and heads have a column for each, up to the largest label."""
+"""Maximum number of classes.  An evaluation allocates a column for every class up to the largest label: this bounds the
+memory that the labels of an untrusted file can make it take."""
 
 
 def count_classes(largest_label: int, where: object) -> int:
-    """Return the number of classes that a largest label stands for; 0 where it is negative.
+    """Return the number of classes of a set: its largest label + 1, or 0 if no sample has a label.
 
     Args:
         largest_label: the largest label of a set, -1 where no sample has one.
-        where: what has the label, for the message.
+        where: the file or set that has the label, for the message.
 
     Raises:
         ValueError: it is too large for a class.
@@ -115,16 +115,16 @@ class Field:
     kind: str
     """One of `FIELD_KINDS`."""
     read_as: str | None
-    """What the reader takes it for: "image" or "label"; None: it ignores the field."""
+    """How the reader uses it: as "image" or as "label"; None: it ignores the field."""
 
 
 def metadata_type(type_ids: list[int]) -> np.dtype:
-    """A row of the metadata: the fields f0, f1, … in order, aligned as a C compiler would."""
+    """Return the type of a row of the metadata: fields f0, f1, … in order, aligned as a C compiler would."""
     return np.dtype([(f"f{i}", FIELD_METADATA[id]) for i, id in enumerate(type_ids)], align=True)
 
 
 def page_size(max_side: int) -> int:
-    """Bytes of a page that any image fits whose longer side is `max_side` pixels, raw or as JPEG.
+    """Return the page size in bytes that fits any image whose longer side is `max_side` pixels, raw or as JPEG.
 
     8 MiB, or the next power of two that is ≥ 3·max_side²; 1 GiB at most, which holds `MAX_PIXELS` pixels.
 
@@ -136,17 +136,18 @@ def page_size(max_side: int) -> int:
 
 
 FINGERPRINT_PREFIX = "v2_"
-"""Start of the fingerprints that take in payload; those of version 0.1 have none."""
+"""Prefix of fingerprints that cover parts of the payloads; those of version 0.1 have no prefix."""
 _PROBES, _PROBE_BYTES = 64, 64
 
 
 def fingerprint_probes(offsets: np.ndarray, sizes: np.ndarray) -> list[tuple[int, int]]:
-    """Return the parts of the file, as (first byte, length), that a fingerprint takes in besides the metadata.
+    """Return the parts of the file, as (first byte, length), that a fingerprint covers besides the metadata.
 
-    The 64 bytes in the middle of up to 64 samples' payloads, at even distances: 64 reads, whatever the file's size.
+    They are the 64 bytes in the middle of up to 64 samples' payloads, at even distances: at most 64 reads, whatever the
+    file's size.
 
     Args:
-        offsets, sizes: int [N], of the samples' payloads.
+        offsets, sizes: int [N]: first byte and length of the samples' payloads.
     """
     samples = np.unique(np.linspace(0, len(offsets) - 1, min(_PROBES, len(offsets))).astype(np.int64))
     probes = []
@@ -157,7 +158,7 @@ def fingerprint_probes(offsets: np.ndarray, sizes: np.ndarray) -> list[tuple[int
 
 
 def fingerprint(file_bytes: int, head: bytes | memoryview, probes: Iterable[bytes]) -> str:
-    """Return "v2_" and 16 hex digits that tell a file from another.
+    """Return "v2_" and 16 hex digits that identify a file.
 
     Args:
         file_bytes: the file's length.
@@ -172,7 +173,7 @@ def fingerprint(file_bytes: int, head: bytes | memoryview, probes: Iterable[byte
 
 
 def legacy_fingerprint(file_bytes: int, head: bytes | memoryview) -> str:
-    """Return the 16 hex digits of version 0.1, a hash of length and metadata: raw files of equal shapes share it."""
+    """Return the fingerprint of version 0.1: 16 hex digits, equal for raw files whose images have equal shapes."""
     digest = hashlib.blake2b(file_bytes.to_bytes(8, "little"), digest_size=8)
     digest.update(head)
     return digest.hexdigest()

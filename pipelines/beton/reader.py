@@ -37,12 +37,12 @@ from pipelines.beton.sidecar import read_sidecar
 class BetonReader:
     """The samples of a `.beton` file, decoded on demand from a memory map.
 
-    Everything in the file that leads to an address is checked when it opens, for all samples at once, so a
-    damaged or hostile file is refused with a reason, or else safe to read.  One reader serves any number of
-    threads; pickled, it opens the file again.
+    All offsets and sizes in the file are checked when it opens, for all samples at once: a corrupt or hostile file is
+    refused with a reason, and one that opens is safe to read.  One reader serves any number of threads; a pickled one
+    opens the file again.
 
-    A file of FFCV's may hold further fields.  The image is the field of FFCV's image type, the label that of
-    its int type; of several, the one named "image" ("label") or else the first.
+    A file that FFCV wrote may hold further fields.  The image is the field of FFCV's image type, and the label that of
+    its int type.  Where there are several, it is the one named "image" ("label"), or else the first.
 
     Args:
         path: the file.
@@ -50,7 +50,7 @@ class BetonReader:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no `.beton` file, or a damaged one; the message names the first bad sample.
+        ValueError: it is no `.beton` file, or a corrupt one; the message names the first corrupt sample.
 
     >>> with BetonReader("train.beton") as reader:  # doctest: +SKIP
     ...     pixels, label = reader[0]
@@ -78,7 +78,8 @@ class BetonReader:
     ) -> None:
         self._image_field, self._label_field = image_field, label_field
         self.path = Path(path)
-        self._absolute = self.path.absolute()  # to open it again, in a process that may be elsewhere
+        # another process that opens the file again may have another working directory
+        self._absolute = self.path.absolute()
         self._data: np.ndarray | None = None
         with open(self.path, "rb") as file:
             self._descriptor = os.dup(file.fileno())
@@ -104,7 +105,7 @@ class BetonReader:
         self._data = data
 
     def _open(self, data: np.ndarray) -> None:
-        """Check the tables, and take from them what the samples need."""
+        """Check the tables, and read the columns that describe the samples."""
         header = data[: HEADER.itemsize].view(HEADER)[0]
         version, num_fields, page, num, table = (int(header[name]) for name in HEADER.names or ())
         if version != VERSION:
@@ -119,18 +120,18 @@ class BetonReader:
 
         start = HEADER.itemsize + num_fields * FIELD_DESCRIPTOR.itemsize
         if start > len(data):
-            raise self._error(f"cut short: {num_fields} field descriptors do not fit into {len(data)} bytes")
+            raise self._error(f"truncated: {num_fields} field descriptors do not fit into {len(data)} bytes")
         fields = data[HEADER.itemsize : start].view(FIELD_DESCRIPTOR)
         row = self._row_type(fields)
         end = start + num * row.itemsize
         if end > len(data):
-            raise self._error(f"cut short: the metadata of {num} samples end at byte {end} of {len(data)}")
+            raise self._error(f"truncated: the metadata of {num} samples end at byte {end} of {len(data)}")
         if not end <= table <= len(data):
             raise self._error(
-                f"cut short: its allocation table is at byte {table} of {len(data)}; copy or convert it again"
+                f"truncated: its allocation table is at byte {table} of {len(data)}; copy or convert it again"
             )
         if (len(data) - table) % ALLOCATION.itemsize:
-            raise self._error("cut short: the last entry of its allocation table is incomplete")
+            raise self._error("truncated: the last entry of its allocation table is incomplete")
         self._metadata_end = end
 
         metadata = data[start:end].view(row)
@@ -177,7 +178,7 @@ class BetonReader:
 
     def _locate(self, pointers: np.ndarray, table: np.ndarray, low: int, high: int) -> None:
         """Find the payload of every image; check that all payloads are apart and within bytes [low, high)."""
-        # of an empty payload (FFCV's bytes field allows them) the address may be that of its neighbour
+        # an empty payload (FFCV's bytes field allows them) may have the address of its neighbour
         table = table[table["size"] > 0]
         table = table[np.argsort(table["ptr"], kind="stable")]
         begin, size = table["ptr"], table["size"]
@@ -226,7 +227,7 @@ class BetonReader:
         )
 
     def _refuse(self, bad: np.ndarray, describe: Callable[[int], str]) -> None:
-        """Raise ValueError for the first sample that is bad, if there is one."""
+        """Raise ValueError for the first bad sample, if there is one."""
         if bad.any():
             k = int(bad.argmax())
             raise self._error(describe(k), k)
@@ -235,7 +236,7 @@ class BetonReader:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Pixels (uint8 [h, w, 3], RGB) and label of a sample.  ValueError: it is corrupt."""
+        """Return pixels (uint8 [h, w, 3], RGB) and label of a sample.  ValueError: it is corrupt."""
         return self.decode(index), int(self.labels[index])
 
     def is_jpeg(self, index: int) -> bool:
@@ -255,10 +256,10 @@ class BetonReader:
         return self._data
 
     def will_need(self, indices: np.ndarray) -> None:
-        """Have the system read these samples' bytes from the disk already; does not wait for them.
+        """Ask the operating system to read these samples from the disk ahead of their use; return at once.
 
-        Samples in random order are a page fault each, which a decoding thread waits for; told beforehand, the
-        system reads many at a time.  Where it can't be told so (no Linux), this does nothing.
+        In random order each sample costs a page fault that a decoding thread waits for.  Asked beforehand, the system
+        reads many samples at a time.  Does nothing where the system takes no such advice (outside Linux).
         """
         if self._data is None:
             raise self._error("the reader is closed")
@@ -269,7 +270,7 @@ class BetonReader:
                 os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def decode(self, index: int, out: np.ndarray | None = None, fast_dct: bool = False) -> np.ndarray:
-        """The pixels of a sample; libjpeg-turbo's decoder runs without holding the interpreter's lock.
+        """Return the pixels of a sample; libjpeg-turbo's decoder runs without the GIL.
 
         Args:
             index: the sample.
@@ -280,7 +281,7 @@ class BetonReader:
             uint8 [h, w, 3], RGB, writable: the start of `out`, or an array of its own.
 
         Raises:
-            ValueError: the JPEG is corrupt, cut short, or not what the metadata say; `out` is too small.
+            ValueError: the JPEG is corrupt or does not match the metadata; or `out` is too small.
         """
         payload = self.image_bytes(index)
         height, width = int(self.heights[index]), int(self.widths[index])
@@ -297,7 +298,7 @@ class BetonReader:
             return jpeg.decode(payload, fast_dct, out)
         except MemoryError:
             raise
-        # whatever a decoder raises: the engines replace a sample for a ValueError alone
+        # any error of a decoder becomes a ValueError, for which the engines replace the sample
         except Exception as error:
             raise self._error(str(error), index) from error
 
@@ -325,13 +326,13 @@ class BetonReader:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells this file from another: a hash of its length, its metadata and some bytes of its payloads."""
+        """Identifies the file's content: a hash of its length, its metadata and some bytes of its payloads."""
         probes = fingerprint_probes(self.offsets, self.sizes)
         parts = (self.data[start : start + length].tobytes() for start, length in probes)
         return fingerprint(self.file_bytes, self.data[: self._metadata_end].data, parts)
 
     def matches_fingerprint(self, saved: object) -> bool:
-        """Whether a saved fingerprint is this file's, also one that version 0.1 saved."""
+        """Whether a saved fingerprint is this file's; fingerprints of version 0.1 are compared as well."""
         return saved in (self.fingerprint, self._legacy_fingerprint)
 
     @cached_property
@@ -352,19 +353,19 @@ class BetonReader:
 
     @cached_property
     def sidecar(self) -> dict[str, Any] | None:
-        """What the side-car says; None where there is none that was written with this very file.
+        """Content of the side-car; None where there is none, or one that belongs to another file.
 
         Raises:
-            ValueError: the side-car is damaged.
+            ValueError: the side-car is corrupt.
         """
         found = read_sidecar(self.path)
-        # one that stayed behind when its file was written anew would give the classes wrong names
+        # a side-car left over from an earlier file of this name would give the classes wrong names
         if found is None or ("fingerprint" in found and not self.matches_fingerprint(found["fingerprint"])):
             return None
         return found
 
     def close(self) -> None:
-        """Let go of the file; what was handed out stays valid."""
+        """Close the file; arrays that were handed out stay valid."""
         self._data = None
         self._close()
 

@@ -1,7 +1,7 @@
-"""The side-car of a `.beton` file: a JSON file beside it with what the format has no room for.
+"""The side-car of a `.beton` file: a JSON file beside it, for what the format has no room for.
 
-`train.beton` has `train.json`: class names, where the images came from, what was re-encoded or left out.
-No part needs it to read the images.
+`train.json` belongs to `train.beton` and tells the class names, where the images came from, and what was re-encoded or
+left out.  The images can be read without it.
 """
 
 import hashlib
@@ -13,18 +13,18 @@ from typing import Any
 from pipelines.system.atomic_file import replacing, write_at
 
 FORMAT = "fastclr side-car 1"
-"""Value of the key "format"; a JSON file without it is somebody else's."""
+"""Value of the key "format"; a JSON file without it is not a side-car."""
 CHECKSUM = "checksum"
 """Key of the checksum of all other keys."""
 MAX_BYTES = 1 << 28
-"""Bytes of the largest file that is read as a side-car: ten times that of a set with a million images left out."""
+"""Maximum size of a side-car that is read, in bytes: ten times that of a set with a million images left out."""
 
-# the writer puts this key first, so it is found in a side-car that is damaged further down
+# the writer puts this key first, so it is found even if the side-car is corrupt further down
 _OUR_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"fastclr side-car ')
 
 
 def sidecar_path(beton: Path | str) -> Path:
-    """Where the side-car of a file is read: beside it, or else beside the file that a symbolic link leads to.
+    """Return the side-car that is read for a file: beside it, or else beside the file that a symbolic link points to.
 
     >>> sidecar_path("sets/train.beton").name
     'train.json'
@@ -42,7 +42,7 @@ def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
     `BetonReader.sidecar` compares the fingerprint, too.
 
     Raises:
-        ValueError: the side-car is damaged: no valid JSON, or other content than was written.
+        ValueError: the side-car is corrupt: no valid JSON, or not the content that was written.
     """
     path = sidecar_path(beton)
     try:
@@ -79,7 +79,7 @@ def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
 def write_sidecar(beton: Path | str, content: dict[str, Any]) -> None:
     """Write the side-car of a file, with a checksum of its content.
 
-    It goes beside `beton`, also where that is a symbolic link: BetonWriter replaces the link, not what it leads to.
+    It goes beside `beton`, also where that is a symbolic link: BetonWriter replaces the link, not its target.
 
     Raises:
         OSError: no space left, the folder is not writable, or a file of that name is not a side-car.
@@ -91,10 +91,10 @@ def write_sidecar(beton: Path | str, content: dict[str, Any]) -> None:
 
 
 def check_sidecar_path(beton: Path | str) -> Path:
-    """Return where the side-car of a file is written: beside it, whatever a symbolic link leads to.
+    """Return the path that the side-car of a file is written to: beside the file, even if that is a symbolic link.
 
     Raises:
-        FileExistsError: a file of that name is there which is not a side-car; it must not be overwritten.
+        FileExistsError: a file of that name exists and is not a side-car, so it must not be overwritten.
     """
     path = Path(beton).with_suffix(".json")
     if path.exists() and not _is_ours(path):
@@ -106,7 +106,7 @@ def check_sidecar_path(beton: Path | str) -> Path:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is a side-car, also a damaged one."""
+    """Whether a file is a side-car, possibly a corrupt one."""
     if not path.is_file():
         return False
     data = _read(path)
@@ -122,8 +122,8 @@ def _is_ours(path: Path) -> bool:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the bytes of a file; None if it is too large, or no regular file."""
-    # a named pipe would wait for a writer for ever
+    """Return the bytes of a file; None if it is too large or not a regular file."""
+    # opening a named pipe would wait for a writer for ever
     if path.exists() and not path.is_file():
         return None
     with open(path, "rb") as file:
@@ -132,6 +132,6 @@ def _read(path: Path) -> bytes | None:
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    """Return 32 hex digits: a hash of the content, whatever the order of its keys and the white space."""
+    """Return a hash of the content, 32 hex digits; the order of keys and the white space do not matter."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -34,8 +34,8 @@ BUFFER_BYTES = 1 << 22
 class BetonWriter:
     """A new `.beton` file with an image and a label per sample, as FFCV's writer lays it out.
 
-    A context manager.  Samples are streamed to a hidden file beside `path`, which takes the name `path` when
-    the block ends well and is removed when it does not.  Of a sample 32 bytes are kept in memory.
+    A context manager.  Samples are streamed to a hidden file beside `path`, which is renamed to `path` when the block
+    ends and removed when it raises.  Memory: 32 bytes per sample.
 
     Args:
         path: the file to write; an older one is replaced.
@@ -46,7 +46,7 @@ class BetonWriter:
 
     Raises:
         OSError: the folder is missing or not writable, or there is no space left.
-        ValueError: nothing, or too much, was added.
+        ValueError: no sample was added, or more than `num_samples`.
 
     >>> with BetonWriter("two.beton", num_samples=2) as writer:  # doctest: +SKIP
     ...     writer.add_jpeg(Path("cat.jpg").read_bytes(), label=3)
@@ -70,14 +70,15 @@ class BetonWriter:
         self.count = 0
         """Samples added so far."""
         self.file_bytes = 0
-        """Bytes of the whole file, once it is finished."""
+        """Bytes of the whole file; known after `finish`."""
         self.fingerprint = ""
-        """What `BetonReader.fingerprint` will be, once it is finished."""
+        """The fingerprint that `BetonReader` will report; known after `finish`."""
         self._rows = np.zeros(num_samples, metadata_type([IMAGE_FIELD, INT_FIELD]))
         self._sizes = np.zeros(num_samples, np.uint64)
         self._metadata_start = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize
         self._end = _round_up(self._metadata_start + self._rows.nbytes, self.page_size)
-        self._pending: list[bytes] = []  # payloads that end at byte _end of the file, yet to be written
+        # payloads still to be written; they will end at byte _end of the file
+        self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._file = -1
 
@@ -94,7 +95,7 @@ class BetonWriter:
             self._stack.__exit__(*error)  # type: ignore[arg-type]
 
     def add_jpeg(self, data: bytes, label: int = -1) -> None:
-        """Append a JPEG file as it is.
+        """Append a JPEG file, byte for byte.
 
         Raises:
             ValueError: its header is corrupt, it is too large, or it is neither color nor gray.
@@ -109,7 +110,7 @@ class BetonWriter:
         """Append the pixels of an image: uint8 [h, w, 3], RGB.
 
         Raises:
-            ValueError: another shape or type, or more bytes than a page has.
+            ValueError: the array has another shape or type, or more bytes than a page.
             OSError: no space left.
         """
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
@@ -150,20 +151,20 @@ class BetonWriter:
             self._pending, self._pending_bytes = [], 0
 
     def finish(self) -> None:
-        """Write what surrounds the payloads; nothing can be added any more.  The end of the block does it."""
+        """Write all that surrounds the payloads; the end of the block calls it.  No sample can be added afterwards."""
         if self.file_bytes:
             return
         if not self.count:
             raise ValueError(f"{self.path}: no sample to write")
         self._flush()
-        # pages are whole: between samples and pages the file has holes, which read as zeros
+        # pages have their full size: the gaps behind samples are holes in the file, which read as zeros
         table = _round_up(self._end, self.page_size)
         fields = np.zeros(2, FIELD_DESCRIPTOR)
         fields["type_id"], fields["name"] = [IMAGE_FIELD, INT_FIELD], self._field_names
         header = np.array((VERSION, len(fields), self.page_size, self.count, table), HEADER)
         rows = self._rows[: self.count]
         write_at(self._file, header.tobytes() + fields.tobytes(), 0, self.path)
-        # in pieces: a copy of either table would double the memory
+        # piece by piece, because a copy of either table would double the memory
         step = 1 << 16
         for low in range(0, self.count, step):
             piece = rows[low : low + step]

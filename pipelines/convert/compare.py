@@ -1,4 +1,4 @@
-"""What the ways to store JPEGs would cost: tried on some samples before the conversion."""
+"""Compares the ways to store JPEGs, in size and decoding speed, on some samples before the conversion."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from pipelines.jpeg.window import cut_window
 from pipelines.views import ViewSpec, draw_views
 
 COMPARED = 64
-"""Samples that are encoded and decoded."""
+"""Number of samples that are encoded and decoded."""
 
 _WAYS: tuple[Literal["keep", "lossless", "recompress"], ...] = ("keep", "lossless", "recompress")
 
@@ -31,13 +31,13 @@ class Comparison:
     mean_bytes: float
     """Per image."""
     images_per_s: float
-    """Decoded whole by one thread."""
+    """Whole images that one thread decodes."""
     crops_per_s: float
-    """Decoded by one thread as far as SimCLR's two random crops reach."""
+    """Images of which one thread decodes only the part that SimCLR's two random crops need."""
 
 
 def compare(source: Source, encoding: Encoding, seed: int = 0, workers: int = 1) -> list[Comparison]:
-    """Return what each way of `--jpeg` would cost: size and decoding speed of up to 64 random samples.
+    """Return size and decoding speed for each choice of `--jpeg`, measured on up to 64 random samples.
 
     Returns:
         A row for each way; none where no sample could be read.
@@ -52,7 +52,7 @@ def compare(source: Source, encoding: Encoding, seed: int = 0, workers: int = 1)
             if isinstance(result, Stored) and isinstance(result.image, bytes):
                 stored["keep"].append(result.image)
                 for other in others:
-                    # what cannot be kept is stored in the same way every time
+                    # a sample that cannot be kept is stored in the same way by all choices
                     again = encode(result.image, other).image if result.kept else result.image
                     assert isinstance(again, bytes)
                     stored[other.jpeg].append(again)
@@ -63,7 +63,7 @@ def compare(source: Source, encoding: Encoding, seed: int = 0, workers: int = 1)
     }
     crops = {way: [_decoding_of_crops(*each) for each in enumerate(images)] for way, images in stored.items()}
     rates, crop_rates = (dict.fromkeys(stored, 0.0) for _ in range(2))
-    # in turns, the best of each: other programs disturb all alike
+    # interleaved, best of each: other programs disturb all variants alike
     for _ in range(3):
         for way in stored:
             rates[way] = max(rates[way], _rate(tasks[way]))

@@ -1,4 +1,4 @@
-"""What is stored of an image: the file as it is, a new JPEG, or its pixels."""
+"""Encodes an image for storage: its file as it is, a new JPEG, or its pixels."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -18,11 +18,12 @@ from pipelines.beton.jpeg import (
 )
 from pipelines.beton.layout import MAX_SIDE, page_size
 from pipelines.convert import pillow
+from pipelines.convert.jpeg_encoder import encode_jpeg
 from pipelines.convert.memory_budget import MemoryBudget
 from pipelines.jpeg import Restart, TranscodeError, add_restarts
 
 BYTES_PER_PIXEL = 12
-"""Memory of an image while it is decoded: up to 9 bytes in libjpeg, or 11 in Pillow."""
+"""Memory per pixel while an image is decoded, in bytes: up to 9 in libjpeg, 11 in Pillow."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,23 @@ class Encoding:
     mode: Literal["jpg", "raw"] = "jpg"
     """"jpg": JPEG files; "raw": decoded pixels, about ten times as large and without a decoder's cost."""
     max_side: int = 500
-    """Longer side of a stored image, pixels; larger ones are resized to it (Lanczos, antialiased)."""
+    """Maximum longer side of a stored image, pixels; larger images are resized to it (Lanczos, antialiased)."""
     quality: int = 90
     """JPEG quality of images that are encoded anew, 1 to 100; chroma is always 4:2:0."""
     restart: Restart = "auto"
-    """MCUs (blocks of up to 16×16 pixels) between the restart markers of "lossless" and "recompress"; "auto": up to 64
-    pixels; "none": no markers."""
+    """MCUs (blocks of up to 16×16 pixels) between the restart markers of "lossless" and "recompress"; "auto": 1 in
+    "recompress", as many as 64 pixels are wide in "lossless"; "none": no markers."""
     verify: Literal["full", "header"] = "full"
     """"full": decode every JPEG, strictly, before it is stored; "header": read its header only ("keep" alone)."""
 
     max_scans: int = MAX_SCANS
-    """Scans of a JPEG, 1 or more; a file with more is left out: each costs as much as decoding the image."""
+    """Maximum scans of a JPEG, 1 or more; a file with more is left out: each costs as much as decoding the image."""
     max_pixels_per_byte: int = 10_000
-    """Pixels per byte of an image file over 4 megapixels, 1 or more; a file that claims more is left out (a JPEG from
-    1024 on: it cannot hold them)."""
+    """Maximum pixels per byte of an image file over 4 megapixels, 1 or more; a file that claims more is left out.  For
+    a JPEG it is never more than 1024, which is all that a JPEG can hold."""
     max_memory_mb: int = 0
-    """Megabytes that images may take while they are decoded, by all workers together; larger images are decoded fewer
-    at a time.  0: half of the memory that is available."""
+    """Memory limit for images while they are decoded, in megabytes, for all workers together; of large images fewer are
+    decoded at a time.  0: half of the available memory."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_side <= MAX_SIDE:
@@ -65,9 +66,9 @@ class Encoding:
             raise ValueError(f"quality must be 1 to 100, got {self.quality}")
         if self.restart not in ("auto", "none") and (isinstance(self.restart, str) or self.restart < 1):
             raise ValueError(f"restart must be auto, none or a number of MCUs, got {self.restart}")
-        for name, least in (("max_scans", 1), ("max_pixels_per_byte", 1), ("max_memory_mb", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, minimum in (("max_scans", 1), ("max_pixels_per_byte", 1), ("max_memory_mb", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
 
 
 class Stored(NamedTuple):
@@ -78,9 +79,9 @@ class Stored(NamedTuple):
     kept: bool
     """Whether it is the source's file, byte for byte."""
     note: str = ""
-    """Why the image could not be kept, or what the user should know about it; contains `warning`."""
+    """Why the image was not kept, and what else the user should know about it, `warning` included."""
     warning: str = ""
-    """Why the strict decoder refuses the file, whose pixels a lenient one gave: some may be wrong."""
+    """Why the strict decoder refuses the file; a lenient decoder gave its pixels, some of which may be wrong."""
     transcoded: bool = False
     """Whether it is the source's file with restart markers, without loss."""
 
@@ -90,10 +91,10 @@ def encode(image: bytes | np.ndarray, encoding: Encoding, memory: MemoryBudget |
 
     Args:
         image: an image file's bytes, or uint8 [h, w, 3] RGB pixels.
-        memory: is held while an image is decoded.
+        memory: budget that the image's memory is taken from while it is decoded; None: no limit.
 
     Raises:
-        ValueError: it is no image, is corrupt, is of a kind that is not read, or beyond a bound of `encoding`.
+        ValueError: it is no image, is corrupt, is of a kind that is not read, or exceeds a limit of `encoding`.
     """
     memory = memory or MemoryBudget(0)
     keep = encoding.mode == "jpg" and encoding.jpeg in ("keep", "lossless")
@@ -125,7 +126,7 @@ def _encode_jpeg(data: bytes, frame: Frame, encoding: Encoding, keep: bool) -> S
 
 
 def _transcode(data: bytes, pixels: np.ndarray, encoding: Encoding) -> Stored:
-    """Return a JPEG with restart markers, decoded once more to compare; or as it is, with a note why."""
+    """Return a JPEG with restart markers, verified by decoding it again; or the file as it is, with a note why."""
     try:
         file = add_restarts(data, encoding.restart)
     except TranscodeError as error:
@@ -142,23 +143,23 @@ def _transcode(data: bytes, pixels: np.ndarray, encoding: Encoding) -> Stored:
 def _encode_pixels(
     pixels: np.ndarray, encoding: Encoding, reason: str, note: str = "", warning: str = ""
 ) -> Stored:
-    """Return pixels as they are stored, with all that there is to say about them."""
+    """Return pixels in the form in which they are stored, with the notes on them."""
     notes = "; ".join(dict.fromkeys(filter(None, (reason, note, warning))))
     pixels = _downscale(pixels, encoding.max_side)
     if encoding.mode == "raw":
         return Stored(pixels, False, notes, warning)
-    file = simplejpeg.encode_jpeg(pixels, encoding.quality, colorspace="RGB", colorsubsampling="420")
-    if encoding.restart != "none":
-        file = add_restarts(file, encoding.restart)
+    file = encode_jpeg(pixels, encoding.quality, encoding.restart)
     if encoding.verify == "full":
         simplejpeg.decode_jpeg(file)
     return Stored(file, False, notes, warning)
 
 
-def _check_size(height: int, width: int, num_bytes: int, encoding: Encoding, most: int | None = None) -> None:
-    """Raise ValueError where an image is too large, or larger than a file of so many bytes can be expected to hold."""
+def _check_size(
+    height: int, width: int, num_bytes: int, encoding: Encoding, max_ratio: int | None = None
+) -> None:
+    """Raise ValueError where an image has too many pixels, absolutely or for a file of `num_bytes`."""
     pillow.check_pixels(height, width)
-    ratio = min(encoding.max_pixels_per_byte, most or encoding.max_pixels_per_byte)
+    ratio = min(encoding.max_pixels_per_byte, max_ratio or encoding.max_pixels_per_byte)
     if height * width > max(LARGE, ratio * num_bytes):
         raise ValueError(
             f"a file of {num_bytes} bytes that claims {height}×{width} pixels; up to {ratio} pixels per byte are read "
@@ -167,7 +168,7 @@ def _check_size(height: int, width: int, num_bytes: int, encoding: Encoding, mos
 
 
 def _reencode_reason(data: bytes, frame: Frame, encoding: Encoding) -> str:
-    """Return why a JPEG cannot be stored as it is, by its headers; "" when it can."""
+    """Return why the headers of a JPEG forbid to store it as it is; "" if they don't."""
     if frame.coding != "baseline":
         return f"{frame.coding} JPEG"
     try:
@@ -178,7 +179,7 @@ def _reencode_reason(data: bytes, frame: Frame, encoding: Encoding) -> str:
         return _refusal(error)
     except MemoryError:
         raise
-    # of chroma samplings that it does not know simplejpeg raises KeyError
+    # simplejpeg raises KeyError for chroma samplings that it does not know
     except Exception as error:
         return f"JPEG of a kind that simplejpeg does not read ({type(error).__name__}: {error})"
     if colorspace not in ("YCbCr", "Gray"):
@@ -191,9 +192,9 @@ def _reencode_reason(data: bytes, frame: Frame, encoding: Encoding) -> str:
 
 
 def _jpeg_pixels(data: bytes, check_color: bool) -> tuple[np.ndarray, str]:
-    """Return pixels of a JPEG, uint8 [h, w, 3], orientation tags ignored; and why the strict decoder refuses it.
+    """Decode a JPEG: pixels uint8 [h, w, 3], ignoring orientation tags, and why the strict decoder refuses it or "".
 
-    check_color: whether it may be of another color space than YCbCr or gray.
+    check_color: the JPEG may have another color space than YCbCr or gray, which Pillow must decode.
     """
     warning = ""
     try:
@@ -203,9 +204,9 @@ def _jpeg_pixels(data: bytes, check_color: bool) -> tuple[np.ndarray, str]:
         warning = _refusal(error)
     except MemoryError:
         raise
-    # whatever else a decoder raises: it does not know this kind of file
+    # simplejpeg raises KeyError and others for kinds of JPEGs that it does not know; Pillow may know them
     except Exception:
-        pass
+        return decode_by_pillow(data), ""
     return decode_by_pillow(data), warning
 
 
@@ -214,7 +215,7 @@ def _refusal(error: ValueError) -> str:
 
 
 def _downscale(pixels: np.ndarray, max_side: int) -> np.ndarray:
-    """Return the image, resized where it is larger so that its longer side is `max_side`."""
+    """Return the image, resized so that its longer side is at most `max_side` pixels."""
     height, width = pixels.shape[:2]
     longer = max(height, width)
     if longer <= max_side:

@@ -1,4 +1,4 @@
-"""Names what a file is by its first bytes, for a file that was given as a tar and is none."""
+"""Identifies files that were given as a tar but are none, by their first bytes, for a helpful error."""
 
 from pathlib import PurePath
 
@@ -46,7 +46,7 @@ _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"%PDF", "a PDF file", "write its images to a folder first"),
     (0, b"version https://git-lfs", "a Git LFS pointer", "fetch the file itself: git lfs pull"),
 )
-"""Offset, bytes there, what the file is, what to do."""
+"""Signatures: offset, bytes at that offset, what the file is, what to do."""
 
 
 def describe_file(start: bytes, name: PurePath, size: int) -> tuple[str, str]:

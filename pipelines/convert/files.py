@@ -1,4 +1,4 @@
-"""Which files and folders count as images, classes and splits, and the notes and errors that say so."""
+"""Decides which files and folders count as images, classes and splits, and words the notes and errors about it."""
 
 import os
 from collections import Counter
@@ -7,15 +7,15 @@ from collections.abc import Collection, Iterable
 from pipelines.system.terminal import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-"""Endings of the file names that are taken for images, in any case."""
+"""Suffixes of image files, in upper or lower case."""
 SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test")
 """Names of folders that hold a split of a data set and are no classes."""
 JUNK_FOLDERS = frozenset(
     ("__macosx", "lost+found", "@eadir", "$recycle.bin", "system volume information", "__pycache__")
 )
-"""Lower-case names of folders that systems and tools create; thumbnails in them are no images of a set."""
+"""Lower-case names of folders that systems and tools create; images in them are thumbnails, no part of a set."""
 LABEL_SUFFIXES = (".cls", ".csv", ".json", ".jsonl", ".tsv", ".txt", ".xml")
-"""Endings of files that often hold labels or captions."""
+"""Suffixes of files that often hold labels or captions."""
 MAX_FILE_MB = 256
 """Default size limit of one source image, in MB (10⁶ bytes); photos have 0.1 to 50."""
 SHOWN = 5
@@ -54,7 +54,7 @@ _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would translate line
 
 
 def is_junk(name: str) -> bool:
-    """Whether a folder of this name is ignored: a hidden one, or one that no person made."""
+    """Whether a folder of this name is ignored: it is hidden, or a system created it."""
     return name.startswith(".") or name.lower() in JUNK_FOLDERS
 
 
@@ -73,14 +73,14 @@ def unicode_name(name: str) -> str:
 
 
 def listed(names: Collection[str]) -> str:
-    """Return up to five quoted names, made printable, and how many more there are."""
+    """Return up to five quoted, printable names, and how many more there are."""
     shown = [f"'{printable(name, 80)}'" for _, name in zip(range(SHOWN), names, strict=False)]
     more = [f"{len(names) - SHOWN:,} more"] if len(names) > SHOWN else []
     return ", ".join(shown + more)
 
 
 def ignored_files_note(ignored: Counter[str]) -> list[str]:
-    """Return a note that counts the ignored files by suffix; none where there are none."""
+    """Return a note that counts the ignored files by suffix; an empty list if no file was ignored."""
     if not ignored:
         return []
     common = [f"{count:,} {printable(suffix, 20)}" for suffix, count in ignored.most_common(SHOWN)]
@@ -92,7 +92,7 @@ def ignored_files_note(ignored: Counter[str]) -> list[str]:
 
 
 def no_images_error(source: str, ignored: Counter[str], notes: Iterable[str] = ()) -> ValueError:
-    """Return the error for a source without an image; it says what is there instead, counted by suffix."""
+    """Return the error for a source without images; it counts by suffix the files that are there instead."""
     words = [
         f"{printable(source)}: no image in it (looked for {', '.join(SUFFIXES)})",
         *ignored_files_note(ignored),
@@ -105,7 +105,7 @@ def no_images_error(source: str, ignored: Counter[str], notes: Iterable[str] = (
 
 
 def reject_split_folders(source: str, classes: list[str], remedy: str) -> None:
-    """Raise ValueError where the class folders are "train", "val" or the like: one level too high."""
+    """Raise ValueError where the class folders are called "train", "val" or the like: the level is too high."""
     splits = [name for name in classes if name.lower() in SPLIT_NAMES]
     if splits and (len(splits) > 1 or splits == classes):
         names = printable(" and ".join(splits))
@@ -115,11 +115,11 @@ def reject_split_folders(source: str, classes: list[str], remedy: str) -> None:
 
 
 def read_file(path: str, max_bytes: int) -> bytes:
-    """Return a file's bytes with few system calls, which for small images cost as much as decoding.
+    """Return a file's bytes with few system calls: for small images these cost as much as decoding.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has more than `max_bytes`; it is not read then.
+        ValueError: it has more than `max_bytes`, and was not read.
     """
     descriptor = os.open(path, _READ)
     try:
@@ -128,7 +128,7 @@ def read_file(path: str, max_bytes: int) -> bytes:
         data = os.read(descriptor, size + 1)
         if len(data) == size:
             return data
-        # a file that grows, of a system that does not tell sizes, or whose bytes come piecemeal
+        # the file grows, its file system reports no sizes, or a read returned only a part
         while more := os.read(descriptor, 1 << 20):
             data += more
             check_file_size(len(data), max_bytes)
@@ -138,7 +138,7 @@ def read_file(path: str, max_bytes: int) -> bytes:
 
 
 def read_range(path: str | os.PathLike, offset: int, size: int) -> bytes:
-    """Return `size` bytes of a file, or fewer where it ends before."""
+    """Return `size` bytes of a file, or fewer if it ends before that."""
     descriptor = os.open(path, _READ)
     try:
         os.lseek(descriptor, offset, os.SEEK_SET)
@@ -151,7 +151,7 @@ def read_range(path: str | os.PathLike, offset: int, size: int) -> bytes:
 
 
 def check_file_size(num_bytes: int, max_bytes: int) -> None:
-    """Raise ValueError where a source image has more bytes than are read."""
+    """Raise ValueError where a source image has more than `max_bytes`."""
     if num_bytes > max_bytes:
         raise ValueError(
             f"the file has {num_bytes / 1e6:,.0f} MB, more than the {max_bytes / 1e6:,.0f} MB that are read "

@@ -26,18 +26,18 @@ from pipelines.system.terminal import printable
 
 @dataclass
 class _Walk:
-    """What was found below a folder; names are paths from the root."""
+    """Findings below a folder; names are paths from the root."""
 
     images: list[str] = field(default_factory=list)
-    """Also links with an image's name that lead nowhere, so that they are reported when they are read."""
+    """Includes dangling links with an image's name, so that they are reported when they are read."""
     unreadable: dict[str, OSError] = field(default_factory=dict)
     """Folders that cannot be listed."""
     dangling: list[str] = field(default_factory=list)
-    """Other links that lead nowhere, or to themselves."""
+    """Other dangling links, and links to themselves."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Files that are no images, by suffix."""
     junk: list[str] = field(default_factory=list)
-    """Names of hidden folders, and of those that no person made."""
+    """Names of hidden folders, and of those that systems create."""
 
     @property
     def is_empty(self) -> bool:
@@ -61,14 +61,14 @@ class _Walk:
 
 
 class FolderSource:
-    """A folder of images, or of one folder of images per class, as torchvision's `ImageFolder` has it.
+    """A folder of images, or a folder with one folder of images per class, as torchvision's `ImageFolder` reads it.
 
     Labels are the positions of the class folders in sorted order.  Below a class folder, and below a folder
     without classes, images may lie at any depth.  Names that start with a dot are ignored, and so are
     folders that systems create (`__MACOSX`, `lost+found`).  An empty folder is a class without images, so
     that the labels of a training and a test folder mean the same; one that holds only other files is no class.
 
-    Folders that cannot be listed, and links that lead nowhere, are items whose `read` fails.
+    Folders that cannot be listed, and dangling links, are items whose `read` fails.
 
     Raises:
         OSError: the folder cannot be listed.
@@ -117,7 +117,7 @@ class FolderSource:
         return read_file(f"{self.root}/{item}", self._max_file_bytes)
 
     def _take_classes(self, walks: dict[str, _Walk]) -> None:
-        """Number the class folders, and say which folders are no classes or have no images."""
+        """Number the class folders, and note which folders are no classes or have no images."""
         empty = [folder for folder, walk in walks.items() if walk.is_empty]
         others = [
             folder for folder, walk in walks.items() if (walk.ignored or walk.dangling) and not walk.images
@@ -134,7 +134,7 @@ class FolderSource:
         self.labels = np.repeat(np.arange(len(classes)), [len(items[name]) for name in classes])
 
     def _reject_wrong_level(self, populated: list[str], walks: dict[str, _Walk]) -> None:
-        """Raise ValueError where the class folders must lie further down."""
+        """Raise ValueError where the class folders seem to lie further down."""
         splits = [name for name in populated if name.lower() in SPLIT_NAMES]
         if splits:
             first = min(splits, key=lambda name: SPLIT_NAMES.index(name.lower()))
@@ -157,7 +157,7 @@ class FolderSource:
 
     @staticmethod
     def _notes(found: list[_Walk]) -> list[str]:
-        """Return a note each on what was left aside without being an image or a file."""
+        """Return notes on links and folders that were ignored, one for each kind."""
         junk = sorted({name for walk in found for name in walk.junk})
         dangling = [name for walk in found for name in walk.dangling]
         unreadable = [
@@ -178,23 +178,23 @@ class FolderSource:
 
 
 def _kind(entry: os.DirEntry) -> Literal["folder", "image", "file", "dangling", "special"]:
-    """What an entry is; of regular files and of links that lead nowhere, images go by their names."""
+    """Return the kind of an entry; whether a file or a dangling link is an image is decided by its name."""
     try:
         if entry.is_dir():
             return "folder"
         is_file = entry.is_file()
-    except OSError:  # a link to itself, or to where it is not allowed to look
+    except OSError:  # a link to itself, or to a place that may not be read
         is_file = False
     has_image_name = entry.name.lower().endswith(SUFFIXES)
     if is_file:
         return "image" if has_image_name else "file"
     if entry.is_symlink() and not os.path.exists(entry.path):
         return "image" if has_image_name else "dangling"
-    return "special"  # a pipe, whose reading could wait for ever, a socket or a device
+    return "special"  # a pipe (reading it could wait for ever), a socket or a device
 
 
 def _walk(root: Path, folder: str) -> _Walk:
-    """Find the images in a folder and in its folders; links to folders are followed, except back up."""
+    """Find the images in a folder, at any depth; links to folders are followed, except to a folder above."""
     found = _Walk()
     status = os.stat(root)
     seen = {(status.st_dev, status.st_ino)}
@@ -211,6 +211,6 @@ def _walk(root: Path, folder: str) -> _Walk:
                 for entry in entries:
                     if found.take(entry, f"{name}/{entry.name}"):
                         pending.append(f"{name}/{entry.name}")
-        except OSError as error:  # no permission, a path that is too long, or a folder that has just gone
+        except OSError as error:  # no permission, path too long, or the folder was just removed
             found.unreadable[name] = error
     return found

@@ -1,17 +1,17 @@
-"""A bound on the memory that decoded images take, whatever the number of threads that decode."""
+"""Bounds the memory that decoded images take, whatever the number of threads that decode."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 SMALL = 1 << 24
-"""Bytes of an image that is not counted: 16 MB per thread."""
+"""Images of up to this many bytes are not counted: 16 MB per thread."""
 
 
 class MemoryBudget:
-    """Bytes that threads hold while they work; who would exceed the limit waits.
+    """A number of bytes that threads share; a thread that would exceed the limit waits.
 
-    Work that alone exceeds the limit starts when nobody else holds anything: it is not refused.
+    A request larger than the whole limit is granted as soon as no other thread holds any memory.
 
     >>> budget = MemoryBudget(1 << 30)
     >>> with budget.hold(1 << 29):
@@ -25,7 +25,7 @@ class MemoryBudget:
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator[None]:
-        """Hold `num_bytes` while the block runs; the block starts when there is room for them."""
+        """Hold `num_bytes` while the block runs, which starts when so many are free."""
         if num_bytes <= SMALL:
             yield
             return

@@ -12,9 +12,9 @@ from PIL import Image, PngImagePlugin
 from pipelines.beton.layout import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Formats that are read, by Pillow's names; the exotic ones have the exotic bugs."""
+"""Formats that are read, by Pillow's names; rare formats are left out, since their decoders are less well tested."""
 MAX_TEXT_BYTES = 1 << 26
-"""Bytes of a PNG's color profile or comments, decompressed."""
+"""Maximum size of a PNG's color profile or comments, decompressed, in bytes."""
 MAX_SAMPLE_VALUE = 281
 """TIFF's tag of the largest value of a pixel."""
 BITS_PER_SAMPLE = 258
@@ -26,12 +26,12 @@ _before: tuple[int | None, int, int]
 
 @contextmanager
 def our_limits() -> Iterator[None]:
-    """Replace Pillow's process-wide limits while any thread is in such a block, and then restore them."""
+    """Replace Pillow's process-wide limits until the last thread has left such a block, then restore them."""
     global _users, _before
     with _lock:
         if not _users:
             _before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
-            # our own bound is checked after opening, and before decoding
+            # our own limit is checked after opening and before decoding
             Image.MAX_IMAGE_PIXELS = None
             PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
         _users += 1
@@ -65,7 +65,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Raise ValueError where an image has more pixels than a file can hold."""
+    """Raise ValueError where an image has more than `MAX_PIXELS` pixels."""
     if height * width > MAX_PIXELS:
         raise ValueError(f"{height}×{width} pixels; up to {MAX_PIXELS} are read")
 
@@ -74,7 +74,7 @@ def to_pixels(image: Image.Image) -> tuple[np.ndarray, str]:
     """Return the pixels of an opened image, uint8 [h, w, 3], without its orientation; and a note on their range.
 
     Raises:
-        ValueError: pixels whose range is not known.
+        ValueError: the range of the pixels is not known.
     """
     if image.mode.startswith("I"):
         return _from_16_bits(image)
@@ -86,7 +86,7 @@ def to_pixels(image: Image.Image) -> tuple[np.ndarray, str]:
 
 
 def _from_16_bits(image: Image.Image) -> tuple[np.ndarray, str]:
-    """Return the upper 8 bits of gray pixels; Pillow's own conversion would cut off at 255."""
+    """Return the upper 8 bits of 16-bit gray pixels; Pillow's own conversion would clip them at 255."""
     if image.mode == "I" and image.format == "TIFF":
         raise ValueError("32-bit integer pixels, whose range is not known; save it with 8 or 16 bits")
     bits, note = _significant_bits(image), ""
@@ -99,7 +99,7 @@ def _from_16_bits(image: Image.Image) -> tuple[np.ndarray, str]:
 
 
 def _significant_bits(image: Image.Image) -> int:
-    """Return how many bits a file of 16-bit pixels says that it uses, 8 to 16."""
+    """Return the number of significant bits, 8 to 16, that a file of 16-bit pixels declares."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     for tag, to_bits in (
         (MAX_SAMPLE_VALUE, lambda value: value.bit_length()),
@@ -113,7 +113,7 @@ def _significant_bits(image: Image.Image) -> int:
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Return height and width by the header of a WebP; None of another file."""
+    """Return height and width from the header of a WebP file; None for any other file."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return None
     if data[12:16] == b"VP8X":
@@ -126,7 +126,7 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Silence Pillow's warnings about tags and sizes that do not matter here; set in one thread, for all."""
+    """Silence Pillow's warnings about irrelevant tags and sizes, for all threads; call it in one thread."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

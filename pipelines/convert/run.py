@@ -1,7 +1,7 @@
-"""The conversion: worker threads encode, one thread writes in order.
+"""Runs a conversion: worker threads encode, one thread writes in order.
 
-Threads and not processes: reading, decoding, resizing and encoding all release the interpreter's lock, so
-threads keep the cores as busy, start at once, and leave no orphan when the job is stopped or killed.
+Threads suffice, because reading, decoding, resizing and encoding all release the GIL.  Unlike processes they start at
+once and leave no orphans when the job is stopped or killed.
 """
 
 import platform
@@ -28,14 +28,14 @@ from pipelines.system.versions import package_version
 from pipelines.views.philox import philox4x32, split_seed
 
 _ORDER_STREAM = (1 << 31) + 2
-"""First counter word of the keys of the file's order; an epoch's order has others."""
+"""First counter word of the keys of the file's order; the orders of epochs use other words."""
 MEMORY_SHARE = 0.5
-"""Share of the available memory that images may take while they are decoded."""
+"""Fraction of the available memory that images may take while they are decoded."""
 
 
 @dataclass
 class Report:
-    """What became of a source's images."""
+    """Result of a conversion: what became of the source's images."""
 
     found: int
     kept: int = 0
@@ -47,10 +47,10 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
     """Left out: name → reason."""
     re_encoded: dict[str, list[str]] = field(default_factory=dict)
-    """Not kept although that was asked for, or decoded leniently: reason → names."""
+    """Re-encoded although the user asked to keep files, or decoded leniently: reason → names."""
     file_bytes: int = 0
     per_class: list[int] | None = None
-    """Images written of each class."""
+    """Number of images written, by class."""
 
     @property
     def written(self) -> int:
@@ -77,7 +77,7 @@ def convert(
 
     Args:
         source: the images.
-        out: the file to write; an older one is replaced, and so is a symbolic link, not what it leads to.
+        out: the file to write; an older one is replaced.  A symbolic link is replaced itself, not its target.
         encoding: how images are stored; None for the defaults.
         order: "shuffled" mixes the classes all over the file, so that a loader which reads blocks of
             neighbours sees all of them; "source" keeps the source's order.
@@ -136,7 +136,7 @@ def convert(
 
 
 def file_order(num_images: int, seed: int) -> np.ndarray:
-    """The source's images in the order of the file: int64 [N], a permutation, a function of its arguments."""
+    """Return the source's images in the order of the file: int64 [N], a permutation that depends on the seed alone."""
     high, low, _, _ = philox4x32((_ORDER_STREAM, 0, np.arange(num_images), 0), split_seed(seed))
     return np.argsort(high << np.uint64(32) | low, kind="stable")
 
@@ -144,20 +144,21 @@ def file_order(num_images: int, seed: int) -> np.ndarray:
 def encode_all(
     source: Source, numbers: np.ndarray, encoding: Encoding, workers: int
 ) -> Generator[tuple[int, Stored | Exception]]:
-    """Yield every image's number, and what is to be stored of it or why it cannot be, in the order of `numbers`."""
+    """Yield the number of each image, and what to store or why it can't be stored, in the order of `numbers`."""
     memory = MemoryBudget(encoding.max_memory_mb << 20 or int(MEMORY_SHARE * available_memory()))
 
     def work(number: int) -> tuple[int, Stored | Exception]:
         try:
             return number, encode(source.read(number), encoding, memory)
-        # whatever a decoder says of a corrupt file, the others go on
+        # one corrupt file must not stop the others, whatever its decoder raises
         except Exception as error:
             return number, error
 
-    # enough images that handing them over costs nothing, few enough that their pixels stay below 50 MB
+    # enough images that the hand-over costs nothing, few enough that their pixels stay below 50 MB
     size = min(32, max(1, (1 << 24) // encoding.max_side**2))
     chunks = (numbers[low : low + size].tolist() for low in range(0, len(numbers), size))
-    Image.init()  # loads Pillow's formats; left to the threads, some would start before the others are done
+    # load Pillow's formats before the threads start: a thread could use them half loaded
+    Image.init()
     return map_in_order(work, chunks, workers)
 
 
@@ -217,7 +218,7 @@ def _count(report: Report, name: str, stored: Stored) -> None:
 
 
 def _sidecar(source: Source, report: Report, options: dict[str, Any], fingerprint: str) -> dict[str, Any]:
-    """What the side-car says; nothing that changes from one run to the next."""
+    """Return the content of the side-car, which is the same for every run with the same arguments."""
     packages = ("fastclr", "numpy", "simplejpeg", "pillow")
     return {
         "format": FORMAT,

@@ -69,7 +69,7 @@ def open_source(
 
     Raises:
         OSError: it does not exist or cannot be read.
-        ValueError: there is no image in it, or what it is cannot be told.
+        ValueError: it holds no image, or its kind cannot be determined.
     """
     if check and not any(source.startswith("imagenet:") for source in sources):
         raise ValueError(

@@ -191,7 +191,7 @@ def _keys(numbers: np.ndarray | array, names: NameList) -> Iterator[Key]:
 
 
 def _are_shards(stems: list[str]) -> bool:
-    """Whether names differ in one number only, and the numbers are in a row: `train-0007`, `train-0008`."""
+    """Whether names differ in one number only, and the numbers are consecutive: `train-0007`, `train-0008`."""
     found = [re.fullmatch(r"(.*?)(\d+)(\D*)", stem, re.DOTALL) for stem in stems]
     parts = [match.groups() for match in found if match]
     if len(parts) < len(stems) or len({(before, after) for before, _, after in parts}) > 1:

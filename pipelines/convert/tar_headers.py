@@ -1,6 +1,6 @@
 """Walks the headers of an uncompressed tar and trusts no number in them.
 
-A tar is a row of 512-byte headers, each followed by its member's bytes, padded to 512; blocks of zeros end
+A tar is a sequence of 512-byte headers, each followed by its member's bytes, padded to 512; blocks of zeros end
 it (POSIX.1-2024, pax, "ustar Interchange Format").  Python's `tarfile` follows negative and huge sizes, so
 headers are checked here: every step goes forward, and every size lies within the file.
 """
@@ -16,7 +16,7 @@ from pipelines.system.terminal import printable
 
 BLOCK = 512
 MAX_EXTENSION_BYTES = 1 << 20
-"""Largest header extension (a long name, pax records) that is read; a path takes at most some kilobytes."""
+"""Maximum size in bytes of a header extension (a long name, pax records); a path takes a few kilobytes at most."""
 
 _ZEROS = bytes(BLOCK)
 _CHUNK = 1 << 20
@@ -37,15 +37,15 @@ class Member(NamedTuple):
     size: int
     """Bytes of its content; −1 where it is stored as a sparse file, with holes left out."""
     target: str = ""
-    """What a link leads to."""
+    """Target of a link."""
 
 
 class _HeaderError(ValueError):
-    """What is wrong with a header; the walk adds where."""
+    """Says what is wrong with a header; the walk adds where it is."""
 
 
 class TarWalk:
-    """Iterates over the members of an open tar, over those of concatenated archives as well.
+    """Iterates over the members of an open tar, including those of further archives concatenated to it.
 
     A tar that is a member of another one is walked where it lies: no step leaves its bytes.
 
@@ -69,7 +69,7 @@ class TarWalk:
         self._last = ""
         self.num_archives = 1
         self.has_end_marker = False
-        """Whether the last archive ends in zeros, as a whole one does; known after the walk."""
+        """Whether the last archive ends with its end marker, zeros; known after the walk."""
 
     def __iter__(self) -> Iterator[Member]:
         at = self._start
@@ -184,7 +184,7 @@ class TarWalk:
         except OSError:  # from here on there is only a hole
             return self._end
         finally:
-            os.lseek(descriptor, position, os.SEEK_SET)  # where the buffered file takes it to be
+            os.lseek(descriptor, position, os.SEEK_SET)  # the position that the buffered file expects
 
     def _read(self, at: int, size: int) -> bytes:
         if at + size > self._end:
@@ -223,7 +223,7 @@ def _check_sum(block: bytes) -> None:
     unsigned = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if stored == unsigned:
         return
-    # some old programs added signed bytes
+    # some old programs summed signed bytes
     signed = unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
     if stored != signed:
         raise _HeaderError("its checksum is wrong")
@@ -252,7 +252,7 @@ def _decimal(text: str, what: str) -> int:
 def _pax_records(data: bytes) -> dict[str, str]:
     """Return the pax records ("LENGTH KEY=VALUE" and a line feed each) that are needed here.
 
-    An empty value cancels one that an earlier header gave.
+    An empty value cancels the value of an earlier header.
     """
     records: dict[str, str] = {}
     at = 0

@@ -1,4 +1,4 @@
-"""Threads that encode, and that nobody waits for at the end: a decoder may be stuck in one for minutes."""
+"""Worker threads that encode.  The process ends without waiting for one in which a decoder is stuck for minutes."""
 
 import threading
 import time
@@ -12,17 +12,17 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PATIENCE_S = 0.5
-"""Seconds that the threads are waited for when the work is given up."""
+STOP_TIMEOUT_S = 0.5
+"""Time to wait for the threads when the generator is closed early."""
 
 
 def map_in_order(
     function: Callable[[Item], Result], chunks: Iterable[list[Item]], workers: int
 ) -> Generator[Result]:
-    """Yield `function` of every item, in order, computed by threads; 2·workers + 1 chunks are underway at a time.
+    """Yield `function(item)` for every item, in order, computed by threads; at most 2·workers + 1 chunks are in flight.
 
-    When the generator is closed, threads stop after the item that they are at.  They are daemons, so one that does
-    not come back does not keep the process from ending.
+    When the generator is closed, threads stop after their current item.  They are daemon threads, so a thread that is
+    stuck does not keep the process from ending.
 
     Args:
         function: must not raise.
@@ -52,7 +52,7 @@ def map_in_order(
         stopped.set()
         for _ in threads:
             tasks.put(None)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + STOP_TIMEOUT_S
         for thread in threads:
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))

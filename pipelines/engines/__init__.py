@@ -1,4 +1,4 @@
-"""Engines: who decodes, crops and flips.  All take the same plans and give the same crops.
+"""Engines decode, crop and flip.  All take the same plans and give the same crops.
 
 Each is made as `ENGINES[name](reader, planner, num_threads=…, device=…, augment=…)` and has `run(plans, planner)` and
 `close()`.  An engine's module is imported when the engine is first made: the names alone need no torch, whose import
@@ -32,7 +32,7 @@ _RESIDENT_GPU = EngineClass("pipelines.engines.resident.gpu", "ResidentGpuEngine
 
 
 def _resident(*arguments: Any, device: Any = "cpu", **options: Any) -> "Engine":
-    """Make the engine that keeps the set in the memory of `device`, or the host's where Triton can't run."""
+    """Make the engine that keeps the set in the memory of `device`, or in the host's where Triton can't run."""
     import torch
 
     from pipelines.system.triton import why_no_triton

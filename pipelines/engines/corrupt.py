@@ -1,4 +1,4 @@
-"""Counting the samples that could not be decoded."""
+"""Counts the samples that could not be decoded."""
 
 import os
 import warnings
@@ -6,11 +6,11 @@ import warnings
 from pipelines.errors import CorruptSample
 
 MAX_CORRUPT = 100
-"""Corrupt samples that are replaced before an engine gives up on the file."""
+"""Maximum number of corrupt samples that are replaced before an engine gives up on the file."""
 
 
 class CorruptSamples(dict[int, str]):
-    """Corrupt samples so far, with the reason; each is named once, in a warning.
+    """Corrupt samples so far, with the reasons.  A warning names each of them once.
 
     Raises:
         ValueError: from `add`, at the 101st sample, or when every sample is corrupt.
@@ -21,10 +21,10 @@ class CorruptSamples(dict[int, str]):
         self._path, self._max_corrupt = path, min(MAX_CORRUPT, num_samples - 1)
 
     def add(self, index: int, reason: str) -> None:
-        """Note that a sample is corrupt."""
+        """Record that a sample is corrupt."""
         new = index not in self
         self[index] = reason
-        # raised in every worker: one that saw no error would search for a replacement for ever
+        # raised in every worker, because one without the error would search for a replacement for ever
         if len(self) > self._max_corrupt:
             raise ValueError(
                 f"{self._path}: {len(self)} corrupt samples, the last: {reason}; "
@@ -32,5 +32,5 @@ class CorruptSamples(dict[int, str]):
             )
         if new:
             warnings.warn(
-                f"{reason}; its successor stands in ({len(self)} so far)", CorruptSample, stacklevel=2
+                f"{reason}; replaced by the next sample ({len(self)} so far)", CorruptSample, stacklevel=2
             )

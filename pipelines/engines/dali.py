@@ -28,14 +28,14 @@ REPLACES_NONE = "engine dali replaces no sample, engine native does"
 class DaliEngine:
     """Decodes each image once with DALI and crops all its views.
 
-    Within one gray level of torchvision, but for the outermost row and column of pixels, where DALI's resize
-    treats the border in its own way.
+    Crops are within one gray level of torchvision, except in the outermost row and column of pixels, since DALI's
+    resize treats borders differently.
 
     Args:
         reader: the file; either all JPEGs or all raw pixels.
         planner: not used before `run`.
         num_threads: DALI's threads, which decode on the CPU and prepare the bytes for nvJPEG.
-        device: "cpu", or a CUDA device: decode with nvJPEG there and hand over crops that never leave it.
+        device: "cpu", or a CUDA device on which nvJPEG decodes and the crops stay.
         augment: not used; the crops are augmented behind the engine.
         prefetch: batches that DALI works on ahead of the receiver.
 
@@ -70,11 +70,11 @@ class DaliEngine:
         self._cuts_windows = self._encoded and finds_restarts(reader)
 
     def run(self, plans: Iterator[BatchPlan], planner: Planner) -> Generator[Crops]:
-        # plans whose batches are not yet handed out, each with what DALI still reads
+        # plans whose batches are not yet handed out, each with the memory that DALI still reads
         underway: deque[tuple[BatchPlan, list[Any]]] = deque()
         groups = planner.groups
         pipeline = self._build(self._inputs(plans, underway), groups, planner.batch_size)
-        # outputs are bound to torch's stream: DALI reuses their memory only behind what torch queues there
+        # outputs are bound to torch's stream: DALI reuses their memory only after the work that torch queued there
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         pipeline.schedule_run()  # the first call fills the queue: `prefetch` batches
         while True:
@@ -90,7 +90,7 @@ class DaliEngine:
             yield Crops(underway.popleft()[0], pixels)
 
     def close(self) -> None:
-        """Nothing is held between runs."""
+        """Do nothing: the engine holds nothing between runs."""
 
     def _build(self, inputs: Iterator[list[Any]], groups: tuple[Group, ...], batch_size: int) -> Any:
         from nvidia.dali import Pipeline, fn, types
@@ -106,7 +106,7 @@ class DaliEngine:
             exec_dynamic=True,
         )
         with pipeline:
-            # no copy: the bytes stay in the memory-mapped file; `underway` keeps them and the numbers alive
+            # no copy: the bytes are in the memory-mapped file; `underway` keeps them and the drawn numbers alive
             images, *numbers = fn.external_source(
                 inputs,
                 num_outputs=1 + 3 * len(sizes),
@@ -118,9 +118,9 @@ class DaliEngine:
                     images,
                     device="mixed" if on_gpu else "cpu",
                     output_type=types.RGB,
-                    # EXIF orientation is ignored, as by PIL and FFCV
+                    # ignore EXIF orientation, as PIL and FFCV do
                     adjust_orientation=False,
-                    # nvJPEG interpolates chroma then, as libjpeg does
+                    # with this option nvJPEG interpolates chroma, as libjpeg does
                     jpeg_fancy_upsampling=True,
                 )
             elif on_gpu:
@@ -137,7 +137,7 @@ class DaliEngine:
     def _inputs(
         self, plans: Iterator[BatchPlan], underway: deque[tuple[BatchPlan, list[Any]]]
     ) -> Iterator[list[Any]]:
-        """Yield what DALI is fed for a batch: the images, then start, shape and flip of each view."""
+        """Yield DALI's inputs for a batch: the images, then start, shape and flip of each view."""
         reader = self.reader
         for plan in plans:
             for index in plan.indices.tolist():
@@ -170,14 +170,14 @@ class DaliEngine:
         return windows, boxes
 
     def _check_header(self, index: int) -> None:
-        """DALI would crop a JPEG of another size than the metadata's as if it were of that."""
+        """Check a JPEG's header: DALI would crop one whose size differs from the metadata at wrong positions."""
         try:
             self.reader.check_header(index)
         except ValueError as error:
             raise ValueError(f"{error}; {REPLACES_NONE}") from None
 
     def _collect(self, outputs: Any, groups: tuple[Group, ...]) -> tuple[Pixels, ...]:
-        """Return copies of the outputs, uint8 [V_g, B, H_g, W_g, 3] for each group: DALI uses its memory again."""
+        """Return copies of the outputs, uint8 [V_g, B, H_g, W_g, 3] for each group, since DALI reuses its memory."""
         parts = [[outputs[view] for view in range(group.views.start, group.views.stop)] for group in groups]
         if self.device.type == "cuda":
             return tuple(
@@ -188,7 +188,7 @@ class DaliEngine:
     def _name_the_corrupt(
         self, underway: deque[tuple[BatchPlan, list[Any]]], error: RuntimeError
     ) -> ValueError:
-        """DALI's error does not say which sample it was: the strict decoder does."""
+        """Return an error that names the corrupt sample, found by the strict decoder: DALI's own error does not."""
         for plan, _ in underway:
             for index in plan.indices.tolist():
                 try:

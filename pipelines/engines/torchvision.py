@@ -1,6 +1,6 @@
 """The torchvision engine: PIL and torchvision's functional transforms in a torch DataLoader.
 
-The readable baseline: what the other engines must equal, at the speed that everybody knows.
+The readable baseline: the other engines must produce its crops, and their speed is compared with its speed.
 """
 
 import io
@@ -21,7 +21,7 @@ from pipelines.views import ViewParams
 
 @dataclass(frozen=True)
 class Item:
-    """What a worker process is asked for."""
+    """A request to a worker process."""
 
     epoch: int
     index: int
@@ -31,14 +31,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Sample:
-    """What it answers."""
+    """The answer of a worker process."""
 
     index: int
     params: ViewParams
     crops: list[np.ndarray] | None
     """uint8 [V_g, H_g, W_g, 3] for each group; None where too many samples in a row are corrupt."""
     corrupt: dict[int, str]
-    """Samples that this one stands in for, with the reason."""
+    """Corrupt samples that this one replaces, with the reasons."""
 
 
 class TorchvisionEngine:
@@ -80,7 +80,7 @@ class TorchvisionEngine:
                     for row, index in enumerate(plan.indices)
                 ]
 
-        # here, so that no worker has to
+        # imported here, so that the worker processes need not import it
         import torchvision.transforms.v2.functional  # noqa: F401
 
         loader = DataLoader(
@@ -101,11 +101,11 @@ class TorchvisionEngine:
             yield Crops(plan, tuple(np.stack(crops, axis=1) for crops in per_group))
 
     def close(self) -> None:
-        """Nothing is held between runs."""
+        """Do nothing: the engine holds nothing between runs."""
 
 
 class CropsDataset(Dataset):
-    """Answers an Item with a Sample, in a worker process."""
+    """Makes the Sample that an Item asks for, in a worker process."""
 
     def __init__(self, reader: BetonReader, planner: Planner) -> None:
         self.reader, self.planner = reader, planner
@@ -139,7 +139,7 @@ class CropsDataset(Dataset):
         return Sample(index, params, crops, corrupt)
 
     def _decode(self, index: int) -> torch.Tensor:
-        """uint8 [3, h, w]."""
+        """Return the image, uint8 [3, h, w]."""
         if self.reader.is_jpeg(index):
             self.reader.check_header(index)
             with Image.open(io.BytesIO(self.reader.image_bytes(index).tobytes())) as image:
@@ -151,7 +151,7 @@ class CropsDataset(Dataset):
 
 def _crop(image: torch.Tensor, box: np.ndarray, flip: bool, size: int) -> np.ndarray:
     """Return one view, uint8 [size, size, 3], of an image [3, h, w]."""
-    # takes seconds, which only users of this engine pay
+    # the import takes seconds, so it is done only when this engine is used
     from torchvision.transforms.v2 import functional
 
     crop = functional.resized_crop(image.float(), *box.tolist(), [size, size], antialias=True)

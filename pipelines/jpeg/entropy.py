@@ -26,16 +26,16 @@ MAX_CODE, OFFSET, SYMBOLS = FAST, FAST + 18, FAST + 36
 TABLE_SIZE = SYMBOLS + 256
 
 PADDING = 256
-"""Zeros behind the data: a corrupt block reads up to 63 codes of 26 bits too far, 205 bytes."""
+"""Zeros appended to the data, in bytes: a corrupt block reads up to 63 codes of 26 bits too far, 205 bytes."""
 
 CORRUPT = -1
 MISSING = -10
-"""`MISSING` − t: DC table t has no code for a difference that must be coded anew."""
+"""Result `MISSING` − t: DC table t has no code for a difference that must be re-encoded."""
 
 
 @njit(nogil=True, cache=True)
 def unstuff(data, at, clean, starts):
-    """Copy entropy-coded data without the zeros behind 0xFF, up to the first marker that is no restart marker.
+    """Copy entropy-coded data without the stuffed zeros after 0xFF, up to the first marker that is no restart marker.
 
     Args:
         data: uint8: the file; the data begin at `at`.
@@ -75,7 +75,7 @@ def unstuff(data, at, clean, starts):
 
 @njit(nogil=True, cache=True)
 def _peek(clean, at):
-    """The 32 bits from bit `at` on, and more, left-aligned in 64."""
+    """Return at least 32 bits from bit `at` on, left-aligned in 64."""
     # unsigned, because numba checks a signed index for being negative
     byte = np.uint64(at) >> np.uint64(3)
     high = np.uint64(clean[byte]) << np.uint64(56) | np.uint64(clean[byte + np.uint64(1)]) << np.uint64(48)
@@ -89,7 +89,7 @@ def _peek(clean, at):
 
 @njit(nogil=True, cache=True)
 def _lookup(table, bits):
-    """Length << 8 | symbol of the code that `bits` begin with; 0 if there is none."""
+    """Return length << 8 | symbol of the code that `bits` begin with; 0 if there is none."""
     entry = table[bits >> np.uint64(64 - FAST_BITS)]
     if entry:
         return np.int64(entry)
@@ -103,7 +103,7 @@ def _lookup(table, bits):
 
 @njit(nogil=True, cache=True)
 def _skip_ac(clean, at, table):
-    """Return the bit behind a block's AC coefficients, which begin at bit `at`; −1 if they are corrupt."""
+    """Return the first bit after a block's AC coefficients, which begin at bit `at`; −1 if they are corrupt."""
     bits, count, k = np.uint64(0), np.int64(0), np.int64(1)
     while k < 64:
         if count < 32:
@@ -152,7 +152,7 @@ def _put(out, size, pending, waiting, value, length):
 
 @njit(nogil=True, cache=True)
 def _put_bytes(out, size, word, length):
-    """Write the lowest `length` bits, whole bytes, each 0xFF with a 0 behind it; return the new size."""
+    """Write the lowest `length` bits as whole bytes, with a stuffed 0 after each 0xFF; return the new size."""
     for shift in range(length - 8, -1, -8):
         byte = word >> np.uint64(shift) & np.uint64(0xFF)
         out[size] = byte
@@ -191,12 +191,12 @@ def recode(
     Args:
         clean, starts: the data as `unstuff` leaves them.
         num_mcus: of the image.
-        old_interval, interval: MCUs between restart markers as they are and as they shall be; 0 without.
-        component, table_of: int64 [K]: component, and number of the DC table, of each block of an MCU.
-        decoders: int32 [K, 2, TABLE_SIZE]: its tables for DC and AC.
-        encoders: int32 [K, 12, 2]: its codes for DC.
-        anew: bool [K]: all its DC differences are coded anew, because its DC table is another one now.
-        out: uint8: is written; has room for all (twice the data and 16 bytes per MCU).
+        old_interval, interval: MCUs between restart markers, before and after; 0: no markers.
+        component, table_of: int64 [K]: component and number of the DC table of each of the K blocks of an MCU.
+        decoders: int32 [K, 2, TABLE_SIZE]: tables for DC and AC of each block.
+        encoders: int32 [K, 12, 2]: codes for DC of each block.
+        anew: bool [K]: whether all DC differences of a block are re-encoded, because its DC table has changed.
+        out: uint8: is written; has room for the largest result (twice the data and 16 bytes per MCU).
 
     Returns:
         Bytes written; or a negative number, see `CORRUPT` and `MISSING`.
@@ -255,7 +255,7 @@ def recode(
             at = _skip_ac(clean, at + length + category, decoders[block, 1])
             if at < 0:
                 return CORRUPT
-    # behind the data there are zeros, which are no data
+    # the zeros appended to the data are not part of it
     if at > end:
         return CORRUPT
     size, pending, waiting = _copy_bits(clean, copied, at, out, size, pending, waiting)

@@ -1,6 +1,6 @@
-"""Restart markers for a JPEG that has none, without loss: its coefficients stay as they are.
+"""Adds restart markers to a JPEG without loss: its coefficients stay as they are.
 
-    DC of a block:  difference to the block before   ──▶  at the beginning of an interval, to 0: coded anew
+    DC of a block:  difference to the block before   ──▶  at the beginning of an interval, to 0: re-encoded
     AC of a block:  Huffman codes and their bits     ──▶  copied, bit by bit
 
 Source: ITU-T T.81, F.1.2 and F.2.2 (Huffman coding of baseline JPEGs), B.2.4.4 (restart intervals), E.1.4.
@@ -27,7 +27,7 @@ from pipelines.jpeg.window import FRAME, HEIGHT, INTERVAL, MCU_HEIGHT, MCU_WIDTH
 Restart = Literal["auto", "none"] | int
 """MCUs per restart interval: "auto" is the largest divisor of a row of MCUs that is up to `AUTO_WIDTH` pixels wide."""
 AUTO_WIDTH = 64
-"""Width of an interval in pixels at most, for "auto"."""
+"""Maximum width of an interval in pixels, for "auto"."""
 
 _DHT, _DRI, _SOS = 0xC4, 0xDD, 0xDA
 # T.81, table K.3: lengths and symbols of the typical luminance DC table, which codes every difference of 8-bit images
@@ -52,10 +52,10 @@ class _Huffman(NamedTuple):
         return bytes([0xFF, _DHT]) + (2 + len(body)).to_bytes(2, "big") + body
 
 
-# most files have the typical tables, which encoders that do not optimise them use
+# cached, because most files have the same typical tables: few encoders optimise them
 @lru_cache(64)
 def _decoding(huffman: _Huffman) -> np.ndarray:
-    """A table for `recode` to decode with: int32 [TABLE_SIZE].
+    """Return a decoding table for `recode`: int32 [TABLE_SIZE].
 
     Entry c < 2^FAST_BITS is length << 8 | symbol of the code that the bits c begin with, 0 for a longer code.
     Then come, for each length, the first code that is too large, left-aligned to 16 bits, and what to subtract from
@@ -84,7 +84,7 @@ def _decoding(huffman: _Huffman) -> np.ndarray:
 
 @lru_cache(64)
 def _encoding(huffman: _Huffman) -> np.ndarray:
-    """Codes of the DC categories 0 … 11: int32 [12, 2], length (0: no code) and code."""
+    """Return the codes of the DC categories 0 … 11: int32 [12, 2], length (0: no code) and code."""
     codes = np.zeros((12, 2), np.int32)
     code = number = 0
     for length, count in enumerate(huffman.lengths, 1):
@@ -101,10 +101,10 @@ _TYPICAL = _Huffman(_TYPICAL_DC[:16], _TYPICAL_DC[16:])
 
 
 def restart_interval(restart: Restart, mcus_per_row: int, mcu_width: int) -> int:
-    """MCUs of an interval: a divisor of the MCUs of a row, so that no interval goes on in the next row.
+    """Return the MCUs per interval: a divisor of the MCUs of a row, so that no interval continues in the next row.
 
     Args:
-        restart: what the user asks for; a number that is no divisor is lowered to the next one that is.
+        restart: the user's choice; a number that is no divisor is lowered to the next divisor.
         mcus_per_row: MCUs of a row of the image.
         mcu_width: pixels.
 
@@ -123,10 +123,10 @@ def restart_interval(restart: Restart, mcus_per_row: int, mcu_width: int) -> int
 def add_restarts(jpeg: bytes, restart: Restart = "auto") -> bytes:
     """Return the same image with restart markers, coefficient by coefficient.
 
-    Segments before the scan are kept (EXIF and color profile, too); what stands behind the image is not.
+    Segments before the scan are kept (EXIF and color profile, too); data after the image are dropped.
 
     Args:
-        jpeg: a baseline JPEG file of one scan, gray or of three components; markers that it has are replaced.
+        jpeg: a baseline JPEG file of one scan, gray or of three components; existing restart markers are replaced.
         restart: MCUs per interval, see `Restart`.
 
     Raises:
@@ -146,7 +146,7 @@ def add_restarts(jpeg: bytes, restart: Restart = "auto") -> bytes:
     starts = np.zeros((-(-num_mcus // old_interval) if old_interval else 1) + 1, np.int64)
     if not unstuff(payload, int(layout[SCAN]), clean, starts):
         raise TranscodeError("its restart markers are missing or not in order")
-    # a byte becomes two at most; then there are a marker and up to ten longer DC codes per MCU
+    # at most two bytes for each byte, plus a marker and up to ten longer DC codes per MCU
     out = np.empty(2 * len(clean) + 64 * num_mcus, np.uint8)
 
     replaced: set[int] = set()
@@ -169,13 +169,13 @@ def add_restarts(jpeg: bytes, restart: Restart = "auto") -> bytes:
             break
         replaced.add(MISSING - size)
     if size < 0:
-        raise TranscodeError("its entropy-coded data are corrupt or cut short")
+        raise TranscodeError("its entropy-coded data are corrupt or truncated")
     header = _header(jpeg, int(layout[SCAN]), interval, sorted(replaced))
     return header + out[:size].tobytes() + b"\xff\xd9"
 
 
 def _segments(jpeg: bytes, scan: int) -> list[tuple[int, int, int]]:
-    """Marker, first byte and end of each segment before the scan's data; `read_layout` has checked them."""
+    """Return marker, first byte and end of each segment before the scan's data; `read_layout` has checked them."""
     segments, at = [], 2
     while at < scan:
         end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
@@ -185,7 +185,7 @@ def _segments(jpeg: bytes, scan: int) -> list[tuple[int, int, int]]:
 
 
 def _huffman_tables(jpeg: bytes, scan: int) -> dict[tuple[int, int], _Huffman]:
-    """The tables in force at the scan, by class (0 DC, 1 AC) and number."""
+    """Return the tables in force at the scan, by class (0 DC, 1 AC) and number."""
     tables = {}
     for marker, at, end in _segments(jpeg, scan):
         at += 4
@@ -201,7 +201,7 @@ def _huffman_tables(jpeg: bytes, scan: int) -> dict[tuple[int, int], _Huffman]:
 
 
 def _blocks(jpeg: bytes, layout: np.ndarray) -> list[tuple[int, int, int]]:
-    """Component, DC table and AC table of each block of an MCU, in the order of the scan."""
+    """Return component, DC table and AC table of each block of an MCU, in the order of the scan."""
     frame = int(layout[FRAME])
     components = [jpeg[frame + 10 + 3 * c : frame + 12 + 3 * c] for c in range(jpeg[frame + 9])]
     sos = next(at for marker, at, _ in _segments(jpeg, int(layout[SCAN])) if marker == _SOS)
@@ -218,7 +218,7 @@ def _blocks(jpeg: bytes, layout: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def _header(jpeg: bytes, scan: int, interval: int, replaced: list[int]) -> bytes:
-    """Everything before the entropy-coded data, with another restart interval and further DC tables."""
+    """Return everything before the entropy-coded data, with another restart interval and further DC tables."""
     parts = [jpeg[:2]]
     for marker, at, end in _segments(jpeg, scan):
         if marker == _SOS:

@@ -10,15 +10,15 @@ and width, are a valid JPEG of just the rectangle:
     │ . . 22 23 24 . . .  │      interval 23 RST4 interval 24 EOI
     └─────────────────────┘
 
-A decoder gives its pixels as it gives them in the whole image, but for the outermost ones at the cut edges: those are
-interpolated from chroma samples that were left behind.  `MARGIN` pixels more on each side make up for it.
+A decoder gives the same pixels as for the whole image, except for the outermost ones at the cut edges, for which the
+chroma samples to interpolate from are missing.  Hence the window has `MARGIN` more pixels on each side.
 
-Restart intervals are found by a search for 0xFF bytes (`memchr`), about 0.3 % of a decode; an index in the file
-would save less than reading it costs, and could lie.
+Restart intervals are found by searching for 0xFF bytes (`memchr`), which takes about 0.3 % of a decode.  Reading an
+index from the file would cost more than it saves, and the index could be wrong.
 
-Everything in this file treats the payload as untrusted.  Whatever is unusual or corrupt is left to the decoder, which
-gets the whole image and says what is wrong.  Functions call only functions of this file, because numba's cache does not
-notice an edit in another.
+Everything in this file treats the payload as untrusted.  A JPEG that is unusual or corrupt is left to the decoder,
+which gets the whole image and says what is wrong.  Functions call only functions of this file, because numba's cache
+does not notice an edit in another.
 """
 
 import numpy as np
@@ -29,12 +29,12 @@ from pipelines.beton.layout import JPEG_MODE
 from pipelines.system.jit import njit
 
 MARGIN = 2
-"""Pixels around the boxes that are decoded as well: chroma is interpolated from its neighbors (h2v1, h2v2, h1v2)."""
+"""Pixels decoded around the boxes, because chroma is interpolated from its neighbors (h2v1, h2v2, h1v2)."""
 MIN_WIDTH = 22
-"""Pixels that a window is wide if the image is: the crop kernel reads 64 bytes of a row at once, and takes another way,
-with another rounding, where there are fewer."""
+"""Minimum width of a window, in pixels, unless the image is narrower: the crop kernel reads 64 bytes of a row at once,
+and for narrower images uses a scalar fallback that rounds differently."""
 MAX_HEADER_SEGMENTS = 200
-"""Marker segments before the scan; a real file has about ten."""
+"""Maximum number of marker segments before the scan; a real file has about ten."""
 
 _DHT, _RST0, _SOI, _EOI, _SOS, _DQT, _DRI, _APP0, _APP14 = (
     0xC4,
@@ -66,7 +66,7 @@ def read_layout(payload, layout):
             height and width of an MCU in pixels; first byte of the entropy-coded data; first byte of the frame header.
 
     Returns:
-        Whether it is such a file.
+        Whether it is a file of this kind.
     """
     size = payload.size
     if size < 4 or payload[0] != 0xFF or payload[1] != _SOI:
@@ -135,8 +135,8 @@ def cut(payload, top, left, bottom, right, out, window):
         window: int64 [4]: is written, the window's top, left, height and width in pixels of the image.
 
     Returns:
-        The size of what was written; 0 where the whole image is to be decoded: it has no restart markers, or too few;
-        the window is all of it; or it is corrupt.
+        Number of bytes written.  0: decode the whole image, because it has no or too few restart markers, because the
+        window is all of it, or because it is corrupt.
     """
     layout = np.empty(7, np.int64)
     if out.size < payload.size or not read_layout(payload, layout):
@@ -146,7 +146,7 @@ def cut(payload, top, left, bottom, right, out, window):
         return 0
     unit_height, unit_width = layout[MCU_HEIGHT], interval * layout[MCU_WIDTH]
     mcus = (image_width + layout[MCU_WIDTH] - 1) // layout[MCU_WIDTH]
-    if mcus % interval:  # an interval would go on in the next row
+    if mcus % interval:  # an interval would continue in the next row
         return 0
     columns, rows = mcus // interval, (image_height + unit_height - 1) // unit_height
     first_column, first_row = max(left - MARGIN, 0) // unit_width, max(top - MARGIN, 0) // unit_height
@@ -216,7 +216,7 @@ def cut_window(
 
 @njit(nogil=True, cache=True)
 def _copy_header(payload, layout, height, width, out):
-    """Write the header with another size of the image, without what a decoder does not need; return its size.
+    """Write the header for an image of another size, without segments that a decoder does not need; return its size.
 
     The segments up to the scan have been checked by `read_layout`.
     """
@@ -226,7 +226,7 @@ def _copy_header(payload, layout, height, width, out):
         marker = payload[at + 1]
         end = at + 2 + (np.int64(payload[at + 2]) << 8 | np.int64(payload[at + 3]))
         needed = marker in (_DQT, _DHT, _DRI, _SOS) or at == layout[FRAME]
-        # JFIF and Adobe segments say how colors are coded
+        # decoders need JFIF and Adobe segments, which tell the color space
         if needed or marker in (_APP0, _APP14):
             out[size : size + end - at] = payload[at:end]
             if at == layout[FRAME]:
@@ -304,7 +304,7 @@ def cut_around(payload, boxes, out, window):
         bottom, right = max(bottom, box_top + boxes[v, 2]), max(right, box_left + boxes[v, 3])
     found = np.empty(4, np.int64)
     size = cut(payload, top, left, bottom, right, out, found)
-    # an image of another size than the metadata's is the decoder's to refuse
+    # the decoder will refuse an image whose size differs from the metadata
     if size and found[0] + found[2] <= window[2] and found[1] + found[3] <= window[3]:
         window[:] = found
         return size
@@ -317,5 +317,5 @@ def _has_intervals(payload, layout):
 
 
 def has_restarts(jpeg: np.ndarray) -> bool:
-    """Whether a JPEG, uint8 [n], has restart intervals that windows might be cut along."""
+    """Whether a JPEG, uint8 [n], has restart intervals along which windows might be cut."""
     return bool(_has_intervals(jpeg, np.empty(7, np.int64)))

@@ -27,7 +27,7 @@ RUN = 8
 
 @triton.jit
 def load_rgb(p_image, o_run, NUM_PIXELS: tl.constexpr, WIDE: tl.constexpr):
-    """Runs of pixels as float32 r, g, b [runs, 8] in [0, 1]; 0 beyond the last pixel.
+    """Load runs of pixels as float32 r, g, b [runs, 8] in [0, 1]; 0 beyond the last pixel.
 
     Args:
         p_image: uint8, the first byte of an image of NUM_PIXELS pixels.
@@ -62,7 +62,7 @@ def store_rgb(p_image, o_first, num_valid, r, g, b, WIDE: tl.constexpr):
     """
     dtype = p_image.dtype.element_ty
     if WIDE:
-        # said outright, since the compiler loses track of it in the arithmetic of rows and columns
+        # hints, because the compiler can't infer the alignment from the arithmetic of rows and columns
         o_stream = tl.multiple_of(o_first * 3, 8)
         p_stream = p_image + o_stream[:, None] + tl.arange(0, 8)[None, :]
         m_run = (num_valid > 0)[:, None]
@@ -81,7 +81,7 @@ def store_rgb(p_image, o_first, num_valid, r, g, b, WIDE: tl.constexpr):
 
 @triton.jit
 def _deinterleave(x, y, z):
-    """Three vectors of the stream r0 g0 b0 r1 … b7 → r, g, b, all [runs, 8]."""
+    """Turn three vectors of the stream r0 g0 b0 r1 … b7 into r, g, b, all [runs, 8]."""
     x0, x1, x2, x3, x4, x5, x6, x7 = _split8(x)
     y0, y1, y2, y3, y4, y5, y6, y7 = _split8(y)
     z0, z1, z2, z3, z4, z5, z6, z7 = _split8(z)
@@ -93,7 +93,7 @@ def _deinterleave(x, y, z):
 
 @triton.jit
 def _interleave(r, g, b):
-    """r, g, b → three vectors of the stream r0 g0 b0 r1 … b7, all [runs, 8]."""
+    """Turn r, g, b into three vectors of the stream r0 g0 b0 r1 … b7, all [runs, 8]."""
     r0, r1, r2, r3, r4, r5, r6, r7 = _split8(r)
     g0, g1, g2, g3, g4, g5, g6, g7 = _split8(g)
     b0, b1, b2, b3, b4, b5, b6, b7 = _split8(b)
@@ -105,7 +105,7 @@ def _interleave(r, g, b):
 
 @triton.jit
 def _split8(x):
-    """[runs, 8] → its eight columns [runs]; column e = 4i + 2j + k of the splits over i, j, k."""
+    """Split [runs, 8] into its eight columns [runs]; column e = 4i + 2j + k of the splits over i, j, k."""
     even, odd = tl.split(tl.reshape(x, [x.shape[0], 2, 2, 2]))
     x04, x26 = tl.split(even)
     x15, x37 = tl.split(odd)
@@ -118,7 +118,7 @@ def _split8(x):
 
 @triton.jit
 def _join8(x0, x1, x2, x3, x4, x5, x6, x7):
-    """The inverse of _split8."""
+    """Join eight columns [runs] to [runs, 8], the inverse of `_split8`."""
     even = tl.join(tl.join(x0, x4), tl.join(x2, x6))
     odd = tl.join(tl.join(x1, x5), tl.join(x3, x7))
     return tl.reshape(tl.join(even, odd), [x0.shape[0], 8])

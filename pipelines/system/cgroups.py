@@ -1,7 +1,7 @@
-"""Control groups of Linux: the limits that a container or a cluster's job puts on this process.
+"""Control groups of Linux: the limits that a container or a cluster's job sets for this process.
 
-A group limits the CPU time and the memory of its processes; neither the CPU affinity nor the machine's free memory
-shows it.  A limit of any group above counts too.
+A group limits the CPU time and the memory of its processes, which neither the CPU affinity nor the machine's free
+memory shows.  The limits of all groups above apply as well.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def groups(controller: str) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, of either version, each with those above it."""
+    """Yield the folders of this process's control groups, of version 1 or 2, each with the groups above it."""
     try:
         lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:  # another system than Linux
@@ -27,7 +27,7 @@ def groups(controller: str) -> Iterator[Path]:
 
 
 def numbers(path: Path, count: int = 1) -> tuple[int, ...]:
-    """The numbers in a file, or nothing where there is none, or not so many, or a limit is "max"."""
+    """Return the first `count` numbers in a file; () if it is missing, has fewer, or says "max"."""
     try:
         numbers = tuple(map(int, path.read_text().split()))
     except (OSError, ValueError):
@@ -36,7 +36,7 @@ def numbers(path: Path, count: int = 1) -> tuple[int, ...]:
 
 
 def cached_bytes(stat: Path) -> int:
-    """Bytes of files that count as used, and are given back when somebody needs the memory."""
+    """Return the bytes of the page cache, which count as used but are freed when memory is needed."""
     try:
         rows = dict(line.split() for line in stat.read_text().splitlines())
     except (OSError, ValueError):

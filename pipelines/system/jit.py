@@ -1,12 +1,13 @@
-"""numba's compiler as the kernels use it: where the machine code is kept, and who hears of a compilation.
+"""numba's compiler for the kernels: chooses the folder of its cache, and announces a compilation.
 
-numba keeps compiled functions beside the source file, or else in the user's cache folder.  Where neither can be
-written (containers, clusters), it refuses to compile; here the functions are then kept in a private folder under
-the temporary directory, or compiled anew by every process.
+numba caches compiled functions beside the source file, or else in the user's cache folder.  If neither is writable
+(containers, clusters), it refuses to compile.  Then the functions are cached in a private folder under the temporary
+directory, or compiled again by every process.
 """
 
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,7 @@ _cached: set[Callable[..., Any]] = set()
 
 
 def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that compiles a function: `numba.njit`, with a cache that needs no writable home.
+    """Return a decorator that compiles a function: `numba.njit` with a cache that needs no writable home folder.
 
     Args:
         cache: keep the machine code on disk for later processes.
@@ -43,14 +44,14 @@ def njit(*, cache: bool = False, **options: Any) -> Callable[[Callable[..., Any]
 
 
 def cache_folder(compiled: Any) -> str | None:
-    """Return the folder that a compiled function is kept in; None: it is compiled by every process."""
+    """Return the folder that a compiled function is cached in; None: every process compiles it."""
     return compiled.stats.cache_path
 
 
 def announce_compiling(announce: Callable[[str], None]) -> None:
-    """Call `announce` with one sentence when a cached function is first compiled by this process.
+    """Call `announce` with one sentence when this process first compiles a cached function.
 
-    Nothing is announced where all functions are loaded from the cache.
+    Nothing is announced if all functions are loaded from the cache.
     """
     _announce[:] = [announce]
 
@@ -59,12 +60,12 @@ def _kept_in_private(function: Callable[..., Any], options: dict[str, Any]) -> A
     numba = _numba()
     folder = private_folder("numba")
     if folder is not None:
-        # numba chooses the folder when it decorates; other packages' functions keep the user's setting
+        # numba reads the setting when it decorates; functions of other packages keep the user's setting
         before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
         try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:
-            pass  # the temporary directory is full, say
+            # RuntimeError: the private folder can't be written after all, for example on a full disk
+            with suppress(RuntimeError):
+                return numba.njit(cache=True, **options)(function)
         finally:
             numba.config.CACHE_DIR = before
     return numba.njit(**options)(function)

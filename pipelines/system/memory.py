@@ -1,4 +1,4 @@
-"""How much memory this process may use, also in a container or a cluster's job."""
+"""Memory that this process may use, also in a container or a cluster's job."""
 
 import psutil
 
@@ -6,7 +6,7 @@ from pipelines.system.cgroups import cached_bytes, groups, numbers
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping: the machine's, but no more than its control group has left."""
+    """Return the bytes available without swapping: the machine's, capped by what the control groups have left."""
     available = psutil.virtual_memory().available
     for folder in groups("memory"):
         limit = numbers(folder / "memory.max") or numbers(folder / "memory.limit_in_bytes")

@@ -1,6 +1,6 @@
-"""Standard output that may fail: a closed stream, a reader that is gone, a full disk never end the work.
+"""Standard output whose failure does not end the work: a closed stream, a reader that has gone, a full disk.
 
-`fastclr train … | tee log` and Ctrl-C: the shell ends `tee` as well, and whatever is printed from there on fails.
+Example: with `fastclr train … | tee log`, Ctrl-C ends `tee` as well, and everything printed afterwards fails.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from typing import Any, TextIO
 
 
 class LenientOutput(io.TextIOBase):
-    """A text stream that passes on what is written to another one until that fails, and then drops it.
+    """A text stream that forwards to another one until that fails, and drops all further text.
 
-    After the first failure the file descriptor of the other stream leads to the null device, so that what it still
-    holds in its buffer can't fail later, when Python ends.
+    After the first failure the file descriptor of the other stream points to the null device, so that flushing its
+    buffer can't fail later, when Python exits.
 
     >>> stream = io.StringIO()
     >>> LenientOutput(stream).write("step 1")
@@ -31,7 +31,7 @@ class LenientOutput(io.TextIOBase):
         """Whether something was dropped."""
 
     def write(self, text: str) -> int:
-        """Write the text, or drop it; returns its length."""
+        """Write the text, or drop it; return its length."""
         if not self.failed:
             try:
                 return self._stream.write(text)
@@ -42,7 +42,7 @@ class LenientOutput(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flush the other stream, if it still takes anything."""
+        """Flush the other stream, unless it has failed."""
         if not self.failed:
             try:
                 self._stream.flush()
@@ -57,7 +57,7 @@ class LenientOutput(io.TextIOBase):
             os.close(null)
 
     def isatty(self) -> bool:
-        """Whether the other stream is a terminal that still listens."""
+        """Whether the other stream is a terminal that has not failed."""
         return not self.failed and not self._stream.closed and self._stream.isatty()
 
     def fileno(self) -> int:
@@ -80,10 +80,10 @@ class LenientOutput(io.TextIOBase):
 
 @contextlib.contextmanager
 def lenient_output() -> Iterator[None]:
-    """For the duration of a `with` block nothing that is printed to stdout or stderr can fail.
+    """Let printing to stdout and stderr never fail for the duration of a `with` block.
 
-    Descriptors that the process was started without are opened on the null device, and stay so: the next file
-    that is opened would get their number, and with it what C libraries print.
+    Descriptors that the process was started without are opened on the null device, and stay open: otherwise the next
+    file that is opened would get their number and receive what C libraries print.
     """
     null = os.open(os.devnull, os.O_RDWR)
     while null <= 2:
@@ -101,7 +101,7 @@ def lenient_output() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a line to stdout, if anybody reads it."""
+    """Print a line to stdout; do nothing if there is no stdout."""
     if sys.stdout is not None:
         stream = LenientOutput(sys.stdout)
         stream.write(text + "\n")

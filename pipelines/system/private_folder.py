@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def private_folder(name: str) -> Path | None:
-    """Return a folder that this user can write and nobody else can read or write, or None if none can be had.
+    """Return a folder that only this user can read and write, or None if there can be none.
 
-    It is `fastclr-NAME-UID` under the temporary directory (`TMPDIR`), made where it is missing.  A link, or a
-    folder of somebody else's, is refused: whoever owns the folder decides what is loaded from it.
+    It is `fastclr-NAME-UID` under the temporary directory (`TMPDIR`), made if it is missing.  A link, or a folder of
+    another user, is not used: its owner could decide what is loaded from it.
 
     Args:
         name: what the folder is for.

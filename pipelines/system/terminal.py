@@ -1,8 +1,8 @@
-"""Foreign text (file names, labels, metadata) made safe to print on a terminal."""
+"""Makes untrusted text (file names, labels, metadata) safe to print on a terminal."""
 
 
 def printable(text: object, max_length: int = 500) -> str:
-    r"""Return `text` with everything escaped that a terminal could act on, and shortened if it is very long.
+    r"""Return `text` with everything escaped that a terminal would interpret, and shortened if it is very long.
 
     Control characters, escape sequences, bidirectional overrides and lone surrogates become backslash escapes;
     letters of all languages stay as they are.

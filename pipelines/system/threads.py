@@ -1,4 +1,4 @@
-"""torch's threads, which are one setting of the whole process."""
+"""torch's number of threads, a setting of the whole process."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """torch computes with `number` threads inside the block, and with as many as before after it."""
+    """Let torch compute with `number` threads inside the block; afterwards the former number is restored."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -18,5 +18,5 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 def at_most_threads(number: int) -> AbstractContextManager[None]:
-    """The same, with no more than there are already."""
+    """Let torch compute with at most `number` threads inside the block, never more than before it."""
     return torch_threads(min(torch.get_num_threads(), number))

@@ -1,4 +1,4 @@
-"""What a result was made with: versions of packages, the git commit, the processor."""
+"""Versions of packages, git commit and processor, which are recorded with each result."""
 
 import platform
 import subprocess
@@ -16,7 +16,7 @@ class Commit:
     hash: str
     """40 hex digits."""
     changed: bool
-    """Whether tracked files differ from it."""
+    """Whether tracked files differ from the commit."""
 
 
 def package_version(package: str) -> str | None:
@@ -39,8 +39,8 @@ def package_versions(*packages: str) -> dict[str, str]:
 def git_commit(file: Path) -> Commit | None:
     """Return the commit of the checkout that tracks `file`.
 
-    None means: an installed package (even one that lies below somebody else's checkout, which does not track it),
-    no git, or no commit yet.
+    None means: an installed package (even below a checkout of something else, which does not track it), no git, or no
+    commit yet.
     """
 
     def git(*arguments: str) -> str:
@@ -58,7 +58,7 @@ def git_commit(file: Path) -> Commit | None:
 
 
 def processor_name() -> str:
-    """Return the processor's model name where the system tells it, else its architecture."""
+    """Return the processor's model name if the system tells it, else its architecture."""
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
@@ -69,7 +69,7 @@ def vector_extension() -> str:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """Return the entries of Linux's /proc/cpuinfo; empty elsewhere."""
+    """Return the entries of Linux's /proc/cpuinfo; {} on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

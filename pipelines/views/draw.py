@@ -11,13 +11,13 @@ Layout of the draws (guarded by a golden table in the tests).  The Philox counte
 Every number is drawn in float64: float32 would move a crop box in one of 30,000 draws.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import permutations
 
 import numpy as np
 
+from pipelines.system.renamed import accept_old_attributes
 from pipelines.views.groups import as_specs
 from pipelines.views.philox import philox4x32, split_seed, uniform
 from pipelines.views.spec import ViewSpec
@@ -46,10 +46,10 @@ class ViewParams:
     blur_sigma: np.ndarray
     """float64 [V, B]: standard deviation of the blur in pixels, 0 where there is none."""
     solarize: np.ndarray
-    """float64 [V, B]: values in [0, 1] from here on are inverted; infinity where none are."""
+    """float64 [V, B]: threshold in [0, 1] at or above which values are inverted; infinity: none are."""
 
     def __getitem__(self, key: object) -> "ViewParams":
-        """The same numbers for a part of the views or images: `params[:, 3:5]`, `params[0:1]`."""
+        """Return the numbers of some of the views or images: `params[:, 3:5]`, `params[0:1]`."""
         return ViewParams(*(getattr(self, field.name)[key] for field in fields(self)))
 
     def copy(self) -> "ViewParams":
@@ -61,25 +61,10 @@ class ViewParams:
             getattr(self, field.name)[:, row] = getattr(other, field.name)[:, 0]
 
 
-_OLD_NAMES = {
-    "order": "jitter_order",
-    "factors": "jitter_factors",
-    "gray": "grayscale",
-    "sigma": "blur_sigma",
-}
-
-
-def _old_name(old: str) -> property:
-    def read(self: ViewParams) -> np.ndarray:
-        message = f"ViewParams.{old} is now {_OLD_NAMES[old]}; the old name goes with the next release"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return getattr(self, _OLD_NAMES[old])
-
-    return property(read)
-
-
-for _name in _OLD_NAMES:
-    setattr(ViewParams, _name, _old_name(_name))
+accept_old_attributes(
+    ViewParams,
+    {"order": "jitter_order", "factors": "jitter_factors", "gray": "grayscale", "sigma": "blur_sigma"},
+)
 
 
 def draw_views(
@@ -92,8 +77,8 @@ def draw_views(
 ) -> ViewParams:
     """Draw the numbers of all views of each image.
 
-    A pure function of its arguments; image i of the epoch gets the same numbers in whatever batch, order,
-    rank or engine it appears.  Views are numbered through all specs, and a view's draws depend on its number.
+    A pure function of its arguments: an image gets the same numbers in an epoch whatever its batch, the order, the
+    rank or the engine.  Views are numbered through all specs, and a view's draws depend on its number.
 
     Args:
         views: the distributions: a spec, or several.
@@ -128,7 +113,7 @@ def _draw(
     heights: np.ndarray,
     widths: np.ndarray,
 ) -> ViewParams:
-    """The numbers of the views of one spec, of which the first has number `first`."""
+    """Draw the numbers of the views of one spec; the first of them has the number `first`."""
     key = split_seed(seed)
     view = np.arange(first, first + spec.num_views, dtype=np.uint64)[:, None]
 
@@ -168,14 +153,15 @@ def _random_box(
     height: np.ndarray,
     width: np.ndarray,
 ) -> np.ndarray:
-    """torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest central box in the ratio's range.
+    """Draw boxes as torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest central box whose ratio
+    is in the range.
 
     A try is drawn only for the views whose earlier tries failed (about one in four needs a second).
     """
     shape = height.shape
     box = _fallback_box(spec.ratio, height, width)
     log_low, log_high = np.log(spec.ratio)
-    view, image = (axis.ravel() for axis in np.indices(shape))  # of the views still without a box
+    view, image = (axis.ravel() for axis in np.indices(shape))  # the views that have no box yet
     for number in range(CROP_TRIES):
         words = philox4x32((number, (first + view).astype(np.uint64), indices[image], epoch), key)
         area, ratio, top, left = (uniform(word) for word in words)
@@ -194,9 +180,9 @@ def _random_box(
 
 
 def _fallback_box(ratio: tuple[float, float], height: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """The central box that `get_params` falls back to, for every image."""
+    """Return for every image the central box that `get_params` falls back to."""
     in_ratio = width / height
-    # np.maximum guards 1×10000 images, where torchvision would round a side to 0 and fail
+    # np.maximum is for images such as 1×10000, for which torchvision rounds a side to 0 and fails
     h = np.where(in_ratio < ratio[0], np.maximum(np.rint(width / ratio[0]), 1), height).astype(np.int64)
     w = np.where(in_ratio > ratio[1], np.maximum(np.rint(height * ratio[1]), 1), width).astype(np.int64)
     h, w = np.minimum(h, height), np.minimum(w, width)

@@ -15,7 +15,7 @@ from itertools import groupby
 from pipelines.views.spec import ViewSpec
 
 MAX_VIEWS = 64
-"""Views of an image, over all specs."""
+"""Maximum number of views of an image, over all specs."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Group:
 
 
 def as_specs(views: ViewSpec | Sequence[ViewSpec]) -> tuple[ViewSpec, ...]:
-    """A set of views as a tuple of specs.
+    """Return a set of views as a tuple of specs.
 
     Raises:
         TypeError: something else than ViewSpecs.
@@ -72,7 +72,7 @@ def as_specs(views: ViewSpec | Sequence[ViewSpec]) -> tuple[ViewSpec, ...]:
 
 
 def groups_of(specs: tuple[ViewSpec, ...]) -> tuple[Group, ...]:
-    """The groups of a set of views, in its order.
+    """Return the groups of a set of views, in the order of the views.
 
     >>> [(g.size, g.first, g.num_views) for g in groups_of((ViewSpec(224), ViewSpec(96, num_views=6)))]
     [(224, 0, 2), (96, 2, 6)]

@@ -14,7 +14,7 @@ _SHIFT = np.uint64(32)
 
 
 def philox4x32(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Four 32-bit words per counter.
+    """Return four 32-bit words per counter.
 
     Args:
         counter: four arrays or integers in [0, 2³²), broadcast against each other: c0, c1, c2, c3.
@@ -42,7 +42,7 @@ def philox4x32(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, ...]:
 
 
 def split_seed(seed: int) -> tuple[int, int]:
-    """A 64-bit seed as a Philox key (low word, high word).
+    """Return a 64-bit seed as a Philox key (low word, high word).
 
     Raises:
         ValueError: the seed is negative or needs more than 64 bits.
@@ -53,5 +53,5 @@ def split_seed(seed: int) -> tuple[int, int]:
 
 
 def uniform(word: np.ndarray) -> np.ndarray:
-    """float64 in [0, 1) from the upper 24 bits of each word: u = (x >> 8)·2⁻²⁴."""
+    """Return float64 in [0, 1) from the upper 24 bits of each word: u = (x >> 8)·2⁻²⁴."""
     return (word >> np.uint64(8)).astype(np.float64) * 2.0**-24

@@ -2,10 +2,10 @@
 
     loader = ViewLoader(file, 256, views=presets.dino())
 
-A preset's numbers are those of its source.  All of them share what this project does its own way: crops are resized
-bilinearly with antialiasing (the authors of BYOL, Barlow Twins, VICReg and DINO resize bicubically), the operations
-are torchvision's (BYOL's authors add to the brightness, torchvision multiplies), the blur has ⌊size/10⌋ taps made
-odd, and mean and std are ImageNet's.  `changes` are fields of ViewSpec that replace those of every spec:
+A preset has the numbers of its source.  Some details are the same for all presets, and may differ from a source: crops
+are resized bilinearly with antialiasing (the authors of BYOL, Barlow Twins, VICReg and DINO resize bicubically), the
+operations are torchvision's (BYOL's authors add to the brightness, torchvision multiplies), the blur has ⌊size/10⌋ taps
+made odd, and mean and std are ImageNet's.  `changes` are fields of ViewSpec that replace those of every spec:
 `presets.byol(mean=…, std=…)`.
 """
 
@@ -16,7 +16,7 @@ from pipelines.views.spec import ViewSpec
 
 Views = tuple[ViewSpec, ...]
 BYOL_JITTER = (0.4, 0.4, 0.2, 0.1)
-"""Ranges of brightness, contrast, saturation and hue, in BYOL and in the methods that took over its augmentation."""
+"""Ranges of brightness, contrast, saturation and hue in BYOL, and in methods with the same augmentation."""
 
 
 def simclr(size: int = 224, **changes: Any) -> Views:

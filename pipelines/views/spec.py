@@ -1,12 +1,12 @@
 """ViewSpec: the distributions that views are drawn from."""
 
 import math
-import warnings
 from dataclasses import dataclass, fields
-from functools import wraps
 from typing import Any
 
 import numpy as np
+
+from pipelines.system.renamed import accept_old_fields
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """What a view looks like, as distributions.
+    """The distributions that a view's crop and augmentation are drawn from.
 
     Order of the operations (SimCLR, arXiv 2002.05709, appendix A): crop and resize, flip, color jitter,
     grayscale, blur, solarization (BYOL, arXiv 2006.07733, appendix B), then normalisation.
@@ -23,7 +23,7 @@ class ViewSpec:
     size: int = 224
     """Height and width of a view, pixels."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Share of the image's area that a crop covers, uniform."""
+    """Fraction of the image's area that a crop covers, uniform."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a crop, log-uniform."""
     flip_p: float = 0.5
@@ -57,7 +57,7 @@ class ViewSpec:
         for field in fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
 
-        def need(condition: bool, name: str, what: str) -> None:
+        def check(condition: bool, name: str, what: str) -> None:
             if not condition:
                 raise ValueError(f"ViewSpec.{name} is {getattr(self, name)!r}; it must be {what}")
 
@@ -74,40 +74,40 @@ class ViewSpec:
             ),
         ):
             value = getattr(self, name)
-            need(isinstance(value, tuple) and len(value) == count and all(map(is_number, value)), name, what)
+            check(isinstance(value, tuple) and len(value) == count and all(map(is_number, value)), name, what)
         for name in ("flip_p", "jitter_p", "gray_p", "blur_p", "solarize_p"):
             value = getattr(self, name)
-            need(
+            check(
                 is_number(value) and 0 <= value <= 1,
                 name,
                 "a probability (views that differ: several specs)",
             )
         for name, low, high in (("size", 1, 4096), ("num_views", 1, 16)):
             value = getattr(self, name)
-            need(type(value) is int and low <= value <= high, name, f"a whole number, {low} to {high}")
-        need(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two fractions, 0 < low <= high <= 1")
-        need(0 < self.ratio[0] <= self.ratio[1], "ratio", "two ratios, 0 < low <= high")
-        need(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma", "two lengths, 0 < low <= high")
-        need(min(self.std) > 0, "std", "positive")
-        need(
+            check(type(value) is int and low <= value <= high, name, f"a whole number, {low} to {high}")
+        check(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "two fractions, 0 < low <= high <= 1")
+        check(0 < self.ratio[0] <= self.ratio[1], "ratio", "two ratios, 0 < low <= high")
+        check(0 < self.blur_sigma[0] <= self.blur_sigma[1], "blur_sigma", "two lengths, 0 < low <= high")
+        check(min(self.std) > 0, "std", "positive")
+        check(
             is_number(self.jitter_strength) and 0 <= self.jitter_strength <= 2.5,
             "jitter_strength",
             "0 to 2.5 (hue shifts by at most half a turn)",
         )
         if self.jitter is not None:
-            need(
+            check(
                 min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
                 "jitter",
                 "four ranges >= 0, that of hue <= 0.5 turns",
             )
-            need(self.jitter_strength == 1, "jitter_strength", "left out where jitter is given")
+            check(self.jitter_strength == 1, "jitter_strength", "left out where jitter is given")
         fraction = self.center_crop_fraction
-        need(
+        check(
             fraction is None or (is_number(fraction) and 0 < fraction <= 1),
             "center_crop_fraction",
             "None or a fraction, 0 to 1",
         )
-        need(
+        check(
             is_number(self.solarize_threshold) and 0 <= self.solarize_threshold <= 1,
             "solarize_threshold",
             "0 to 1",
@@ -126,7 +126,7 @@ class ViewSpec:
 
     @classmethod
     def simclr(cls, size: int = 224, **changes: object) -> "ViewSpec":
-        """The paper's augmentation; at 32 pixels or less its CIFAR variant: strength 0.5, no blur (B.9).
+        """Return the paper's augmentation; at 32 pixels or less its CIFAR variant: strength 0.5, no blur (B.9).
 
         >>> ViewSpec.simclr(224).blur_p, ViewSpec.simclr(32).blur_p
         (0.5, 0.0)
@@ -138,22 +138,22 @@ class ViewSpec:
 
     @classmethod
     def crop_flip(cls, size: int = 224, **changes: object) -> "ViewSpec":
-        """One view with crop and flip only: for training a linear probe."""
+        """Return one view with crop and flip only, for training a linear probe."""
         plain: dict = {"jitter_p": 0.0, "gray_p": 0.0, "blur_p": 0.0, "num_views": 1}
         return cls(**{"size": size, **plain, **changes})
 
     @classmethod
     def center(cls, size: int = 224, **changes: object) -> "ViewSpec":
-        """One view for evaluation: the central 0.875 of the image; all of it at 32 pixels or less."""
+        """Return one view for evaluation: the central 0.875 of the image, or all of it at 32 pixels or less."""
         plain: dict = {"flip_p": 0.0, "center_crop_fraction": 0.875 if size > 32 else 1.0}
         return cls.crop_flip(size, **{**plain, **changes})
 
     @classmethod
     def from_saved(cls, saved: dict[str, Any]) -> "ViewSpec":
-        """The spec of a saved loader state, recipe or checkpoint; names of version 0.1 are read under today's.
+        """Return the spec of a saved loader state, recipe or checkpoint, which may have names of version 0.1.
 
         Raises:
-            ValueError: it is no spec, or one with a value outside of its range.
+            ValueError: it is no spec, or a value is out of range.
         """
         values = {RENAMED.get(name, name): value for name, value in dict(saved).items()}
         if unknown := values.keys() - {field.name for field in fields(cls)}:
@@ -162,41 +162,13 @@ class ViewSpec:
 
 
 RENAMED = {"views": "num_views", "center_share": "center_crop_fraction"}
-"""Fields by their names of version 0.1."""
+"""Names of fields in version 0.1, and their names today."""
 
-
-def _accept_old_names(spec: type[ViewSpec]) -> None:
-    """Let `spec` take, and have, the fields' names of version 0.1, with a DeprecationWarning."""
-    init = spec.__init__
-
-    def warn(old: str) -> None:
-        message = f"ViewSpec.{old} is now {RENAMED[old]}; the old name goes with the next release"
-        warnings.warn(message, DeprecationWarning, stacklevel=3)
-
-    @wraps(init)
-    def init_by_any_name(self: ViewSpec, *args: Any, **values: Any) -> None:
-        for old in RENAMED.keys() & values.keys():
-            warn(old)
-            values[RENAMED[old]] = values.pop(old)
-        init(self, *args, **values)
-
-    def getter(old: str) -> property:
-        def read(self: ViewSpec) -> Any:
-            warn(old)
-            return getattr(self, RENAMED[old])
-
-        return property(read)
-
-    spec.__init__ = init_by_any_name  # type: ignore[method-assign]
-    for old in RENAMED:
-        setattr(spec, old, getter(old))
-
-
-_accept_old_names(ViewSpec)
+accept_old_fields(ViewSpec, RENAMED)
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of Python, in tuples: a spec is saved as JSON, which knows none of NumPy's."""
+    """Return Python's numbers, in tuples: a spec is saved as JSON, which has no NumPy numbers."""
     if isinstance(value, (list, tuple, np.ndarray)):
         return tuple(_plain(each) for each in value)
     return value.item() if isinstance(value, np.generic) else value

@@ -8,7 +8,7 @@ import pytest
 
 from fastclr.config import Config, DataConfig, OptimConfig, flatten
 from fastclr.optim import scaled_lr
-from fastclr.recipes import FOLDER, from_table, load_recipe, recipe_names, to_toml
+from fastclr.recipes import RECIPES_DIR, from_table, load_recipe, recipe_names, to_toml
 from pipelines.views import ViewSpec
 
 
@@ -20,7 +20,7 @@ def test_recipe_loads_and_survives_the_way_through_toml(name):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipe_header_tells_what_a_user_asks(name):
-    header = (FOLDER / f"{name}.toml").read_text("utf-8").split("\n\n[")[0]
+    header = (RECIPES_DIR / f"{name}.toml").read_text("utf-8").split("\n\n[")[0]
     for word in (f"fastclr train {name} ", "hardware", "wall time", "accuracy"):
         assert word in header, f"{name}: the header says nothing of {word!r}"
 

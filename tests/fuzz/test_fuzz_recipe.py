@@ -10,12 +10,12 @@ from pathlib import Path
 
 from fuzz.harness import Original, fuzz, main
 
-from fastclr.recipes import FOLDER, from_table, load_recipe, recipe_names, to_toml
+from fastclr.recipes import RECIPES_DIR, from_table, load_recipe, recipe_names, to_toml
 
 
 def originals() -> list[Original]:
     """The package's recipes and a config.toml; most mutations hit values and section names."""
-    texts = [(FOLDER / f"{name}.toml").read_text("utf-8") for name in recipe_names()]
+    texts = [(RECIPES_DIR / f"{name}.toml").read_text("utf-8") for name in recipe_names()]
     texts.append(to_toml(load_recipe("cifar10-rn18")))
     found = []
     for text in texts:

@@ -51,14 +51,14 @@ def other_beton(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def corrupt_beton(tmp_path_factory) -> Path:
-    """`tiny_beton` with sample 4 cut short."""
+    """`tiny_beton` with sample 4 truncated."""
     path = tmp_path_factory.mktemp("beton") / "corrupt.beton"
     return write_beton(path, 0, lambda index, data: cut(data) if index == 4 else data)
 
 
 @pytest.fixture(scope="session")
 def hopeless_beton(tmp_path_factory) -> Path:
-    """`tiny_beton` with every sample cut short."""
+    """`tiny_beton` with every sample truncated."""
     path = tmp_path_factory.mktemp("beton") / "hopeless.beton"
     return write_beton(path, 0, lambda index, data: cut(data))
 

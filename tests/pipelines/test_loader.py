@@ -170,7 +170,7 @@ def test_any_number_of_views(tiny_beton, views):
 
 
 def test_a_corrupt_sample_is_replaced(corrupt_beton):
-    """Sample 4 is cut short, though its header looks fine; sample 5 stands in with its own everything."""
+    """Sample 4 is truncated, though its header looks fine; sample 5 replaces it, with its own index and numbers."""
     clean = ViewSpec.center(32)
     with pytest.warns(RuntimeWarning, match="sample 4"):
         batches = list(loader(corrupt_beton, size=None, spec=clean, order="sequential"))

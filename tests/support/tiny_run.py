@@ -13,7 +13,7 @@ size = 16
 depth = 10
 width = 0.125
 head_layers = 2
-head_out = 16
+proj_dim = 16
 [loss]
 temperature = 0.2
 [optim]

@@ -73,7 +73,7 @@ def _decoder(reader: Any, largest: int, rows: int) -> Callable[[Any, int, int], 
 
     from pipelines.engines.native.turbojpeg import Decoder, decode_samples
 
-    buffer, starts = np.empty(largest * rows, np.uint8), np.empty(rows, np.int64)
+    buffer, starts = np.empty((largest + 32) * rows, np.uint8), np.empty(rows, np.int64)
     columns = reader.offsets, reader.sizes, reader.modes, reader.heights, reader.widths
     try:
         decoder = Decoder()

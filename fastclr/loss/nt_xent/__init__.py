@@ -22,7 +22,7 @@ IMPLS = ("auto", "reference", "fused")
 def nt_xent(
     z: Tensor, temperature: float, group: dist.ProcessGroup | None = None, impl: str = "auto"
 ) -> Tensor:
-    """Normalised temperature-scaled cross-entropy (Chen et al. 2020, arXiv 2002.05709, equation 1).
+    """Return the normalised temperature-scaled cross-entropy (Chen et al. 2020, arXiv 2002.05709, equation 1).
 
     For 2n rows, each with the other view of its image as positive and all others as negatives:
 
@@ -33,7 +33,7 @@ def nt_xent(
 
     Args:
         z: [2n, D], un-normalised projections, float16, bfloat16, float32 or float64: the n images of this rank
-            in view 0, then the same images in view 1.
+            in view 0, then the same images in view 1 (`torch.cat([z0, z1])`).
         temperature: τ, positive: 0.1 (ImageNet), 0.5 (CIFAR).
         group: ranks whose rows are negatives too, with the same n each (`torch.distributed.group.WORLD`);
             None: only this process, even if there are others.  The loss is the mean over this rank's rows; its

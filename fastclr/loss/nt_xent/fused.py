@@ -31,10 +31,10 @@ from fastclr.loss.nt_xent.tiles import (
 from fastclr.loss.rows import check_rows
 
 EPS = 1e-6
-"""Norms are kept above it, as in `normalize_rows`."""
+"""Lower bound of the norms, as in `normalize_rows`."""
 
 WEIGHT_SCALE = 2.0**14
-"""A weight (0 to 2) times this is within float16's range, and weights down to 4e-12 are not lost."""
+"""Scale of the weights (0 to 2): scaled ones are within float16's range, and those down to 4e-12 are not lost."""
 
 LOG2_E = 1.4426950408889634
 LAUNCH = {"enable_fp_fusion": True}
@@ -45,9 +45,9 @@ INTERPRETED = not isinstance(kernels.dz_kernel, triton.JITFunction)
 
 
 def nt_xent_fused(z: Tensor, temperature: float, group: dist.ProcessGroup | None = None) -> Tensor:
-    """`nt_xent` by Triton kernels; `fastclr.loss.nt_xent` has the definition.
+    """Return `nt_xent`, computed by Triton kernels; `fastclr.loss.nt_xent` has the definition.
 
-    The same results on every run.  Memory: z of all ranks in float16, and per row of this rank M/64 bytes
+    Every run gives the same results.  Memory: z of all ranks in float16, and per row of this rank M/64 bytes
     (forward) or a few float32 rows (backward), against 4·M bytes of the plain form.
 
     Args:
@@ -75,7 +75,7 @@ def nt_xent_fused(z: Tensor, temperature: float, group: dist.ProcessGroup | None
 
 
 def _nt_xent(h: Tensor, temperature: float, group_name: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss [], and what backward needs: z [rows, D], inv_norms [2n], misses [2n], inv_sums [rows].
+    """Return the loss [] and the tensors for backward: z [rows, D], inv_norms [2n], one_minus_p [2n], inv_sums [rows].
 
     z and inv_sums hold the rows of all ranks, then zeros up to where the last tile ends.
     """
@@ -90,7 +90,7 @@ def _nt_xent(h: Tensor, temperature: float, group_name: str) -> tuple[Tensor, Te
 
     h = h.contiguous()
     z = h.new_empty(padded_rows, padded_width, dtype=torch.float16)
-    inv_norms, misses, losses = (h.new_empty(own_rows, dtype=torch.float32) for _ in range(3))
+    inv_norms, one_minus_p, losses = (h.new_empty(own_rows, dtype=torch.float32) for _ in range(3))
     positives = h.new_empty(n, dtype=torch.float32)
     inv_sums = h.new_empty(padded_rows, dtype=torch.float32)
     pairs = max(1, 2048 // padded_width)
@@ -121,11 +121,11 @@ def _nt_xent(h: Tensor, temperature: float, group_name: str) -> tuple[Tensor, Te
         last_begin = stride // 2 if symmetric and num_blocks % 2 == 0 else 0
         rows, lines = 64, 32
         kernels.row_losses_kernel[(triton.cdiv(own_rows, rows),)](
-            partials, positives, inv_sums, misses, losses, row0, n, stride, num_partials, last_begin, scale,
+            partials, positives, inv_sums, one_minus_p, losses, row0, n, stride, num_partials, last_begin, scale,
             WEIGHT_SCALE=WEIGHT_SCALE, LINES=lines, ROWS=rows, num_warps=4, **LAUNCH,
         )  # fmt: skip
         _gather(inv_sums, own_rows, group)
-    return losses.mean(), z, inv_norms, misses, inv_sums
+    return losses.mean(), z, inv_norms, one_minus_p, inv_sums
 
 
 def _nt_xent_fake(
@@ -143,10 +143,10 @@ def _nt_xent_fake(
 
 
 def _nt_xent_backward(
-    grad: Tensor, z: Tensor, inv_norms: Tensor, misses: Tensor, inv_sums: Tensor,
+    grad: Tensor, z: Tensor, inv_norms: Tensor, one_minus_p: Tensor, inv_sums: Tensor,
     temperature: float, group_name: str, width: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """dh [2n, width], of this rank's rows under the sum of all ranks' losses, times grad."""
+    """Return dh [2n, width]: the gradient of the sum of all ranks' losses in this rank's rows, times grad."""
     group = _group(group_name)
     rank, world_size = (0, 1) if group is None else (group.rank(), group.size())
     own_rows, padded_width = len(inv_norms), z.shape[1]
@@ -169,7 +169,7 @@ def _nt_xent_backward(
         )  # fmt: skip
         rows = max(1, 2048 // padded_width)
         kernels.dh_kernel[(triton.cdiv(own_rows, rows),)](
-            partials, z, inv_norms, misses, grad.contiguous(), dh, row0, n, stride, splits,
+            partials, z, inv_norms, one_minus_p, grad.contiguous(), dh, row0, n, stride, splits,
             1.0 / (temperature * own_rows * WEIGHT_SCALE),
             WEIGHT_SCALE=WEIGHT_SCALE, EPS=EPS, WIDTH=width, D=padded_width, ROWS=rows, num_warps=4, **LAUNCH,
         )  # fmt: skip
@@ -177,7 +177,7 @@ def _nt_xent_backward(
 
 
 def _nt_xent_backward_fake(
-    grad: Tensor, z: Tensor, inv_norms: Tensor, misses: Tensor, inv_sums: Tensor,
+    grad: Tensor, z: Tensor, inv_norms: Tensor, one_minus_p: Tensor, inv_sums: Tensor,
     temperature: float, group_name: str, width: int, dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     return z.new_empty(inv_norms.shape[0], width, dtype=dtype)
@@ -187,7 +187,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, float, str], output: tuple[Tensor, ...
     h, ctx.temperature, ctx.group_name = inputs
     ctx.width, ctx.dtype = h.shape[1], h.dtype
     ctx.save_for_backward(*output[1:])
-    ctx.set_materialize_grads(False)  # or torch would fill a z full of zeros
+    ctx.set_materialize_grads(False)  # otherwise torch would allocate zeros as large as z
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, None, None]:
@@ -198,19 +198,19 @@ def _differentiate(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Te
 
 
 def _padded(num_rows: int, width: int) -> tuple[int, int]:
-    """Rows such that a tile may begin at any of the num_rows; and the width as the matrix units like it."""
+    """Return the padded number of rows, so that a tile may begin at any row, and the width padded for matrix units."""
     padded_rows = (num_rows + 2 * MAX_RESIDENT - 1) // MAX_RESIDENT * MAX_RESIDENT
     return padded_rows, max(16, 1 << (width - 1).bit_length())
 
 
 def _group(name: str) -> dist.ProcessGroup | None:
-    """The process group of a name; an operator's arguments can't be groups."""
+    """Return a process group by its name, since the arguments of an operator can't be groups."""
     resolve: Any = dist.distributed_c10d._resolve_process_group
     return resolve(name) if name else None
 
 
 def _gather(rows: Tensor, own_rows: int, group: dist.ProcessGroup | None) -> None:
-    """Fill the other ranks' places in `rows`, whose [rank·own_rows, (rank + 1)·own_rows) is here."""
+    """Fill in the rows of the other ranks; this rank's are rows [rank·own_rows, (rank + 1)·own_rows)."""
     if group is not None and group.size() > 1:
         rank, world_size = group.rank(), group.size()
         own = rows[rank * own_rows : (rank + 1) * own_rows]
@@ -226,7 +226,7 @@ torch.library.register_fake("fastclr::nt_xent", _nt_xent_fake)
 torch.library.register_autograd("fastclr::nt_xent", _differentiate, setup_context=_save)
 torch.library.define(
     "fastclr::nt_xent_backward",
-    "(Tensor grad, Tensor z, Tensor inv_norms, Tensor misses, Tensor inv_sums, float temperature,"
+    "(Tensor grad, Tensor z, Tensor inv_norms, Tensor one_minus_p, Tensor inv_sums, float temperature,"
     " str group_name, int width, ScalarType dtype) -> Tensor",
 )
 torch.library.impl("fastclr::nt_xent_backward", "default", _nt_xent_backward)

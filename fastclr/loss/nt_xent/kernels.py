@@ -4,10 +4,10 @@ Legend: i a row of this rank, j any row; z [rows, D] normalised, float16, with z
 D width padded to a power of two; scale = log2(e)/τ, so that exp((s − 1)/τ) = exp2(s·scale − scale).
 Prefixes: p_ pointer, i_ program index, o_ offsets, m_ mask, b_ a block's values.
 
-The two large kernels leave out j = i and j = the positive of i, whose share is added in float32 afterwards.
-A tile without any of these, as most are, takes no mask at all.
+The two large kernels leave out j = i and j = the positive of i, which is added in float32 afterwards.
+Most tiles contain none of these and need no mask.
 
-Integers are not specialised: one compiled kernel serves every batch size, and none of them needs the hint.
+Integers are not specialised: one compiled kernel serves every batch size, and no kernel gains from the hint.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -22,9 +22,9 @@ def normalize_kernel(
     p_h, p_z, p_inv_norms, p_positives, p_inv_sums, row0, n, num_rows, padded_rows,
     EPS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """z = h/‖h‖ into this rank's rows of z; 1/‖h‖; and each pair's similarity, in float32.
+    """Write z = h/‖h‖ into this rank's rows of z, 1/‖h‖, and each pair's similarity in float32.
 
-    The programs behind the last pair clear the rows of z and of inv_sums from num_rows to padded_rows.
+    The programs after the last pair clear rows num_rows to padded_rows of z and of inv_sums.
     """
     i_block = tl.program_id(0)
     o_d = tl.arange(0, D)
@@ -59,7 +59,7 @@ def row_sums_kernel(
     p_z, p_partials, row0, n, num_rows, stride, num_tiles, tiles_per_split, scale,
     SYMMETRIC: tl.constexpr, D: tl.constexpr, OWN: tl.constexpr, OTHER: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums over the negatives of exp((s − 1)/τ): one block of OWN rows against a range of others.
+    """Write partial sums of exp((s − 1)/τ) over the negatives: one block of OWN rows against a range of others.
 
     Not symmetric (the other rows are other ranks' too): tile t holds rows t·OTHER… of all num_tiles·OTHER, and
     split k of the range writes its sums of the own rows to partials[k].
@@ -96,15 +96,15 @@ def row_sums_kernel(
         b_other = tl.load(p_z + first * D + (o_other[:, None] * D + o_d[None, :]))
         b_s = tl.dot(b_other, b_own)
         shift = first - first_own
-        special = (shift > -OTHER) & (shift < OWN)
-        special |= (shift - n > -OTHER) & (shift - n < OWN)
-        special |= (shift + n > -OTHER) & (shift + n < OWN)
-        special |= (first + OTHER > num_rows) | (first_own + OWN > num_rows)
-        if special:
+        needs_mask = (shift > -OTHER) & (shift < OWN)
+        needs_mask |= (shift - n > -OTHER) & (shift - n < OWN)
+        needs_mask |= (shift + n > -OTHER) & (shift + n < OWN)
+        needs_mask |= (first + OTHER > num_rows) | (first_own + OWN > num_rows)
+        if needs_mask:
             other = first + o_other
             positive = tl.where(other - row0 < n, other + n, other - n)
             if not SYMMETRIC:
-                # A row of another rank has its positive there, and none among the own rows.
+                # The positive of a row of another rank is on that rank, never among the own rows.
                 positive = tl.where((other >= row0) & (other < row0 + 2 * n), positive, -1)
             own = (first_own + o_own)[None, :]
             m_keep = (own != other[:, None]) & (own != positive[:, None])
@@ -112,7 +112,7 @@ def row_sums_kernel(
             b_s = tl.where(m_keep, b_s, float("-inf"))
         b_e = tl.exp2(tl.fma(b_s, scale, -scale))
         b_sums += b_e
-        if SYMMETRIC:  # noqa: SIM102  (it's decided at compile time, the next at run time)
+        if SYMMETRIC:  # noqa: SIM102  (decided at compile time, the next condition at run time)
             if t >= TILES:
                 line = (num_splits + t // TILES - 1).to(tl.int64) * stride
                 tl.store(p_partials + line + first + o_other, tl.sum(b_e, axis=1))
@@ -122,12 +122,12 @@ def row_sums_kernel(
 
 @triton.jit(do_not_specialize=["row0", "n", "stride", "num_partials", "last_begin"])
 def row_losses_kernel(
-    p_partials, p_positives, p_inv_sums, p_misses, p_losses, row0, n, stride, num_partials, last_begin, scale,
+    p_partials, p_positives, p_inv_sums, p_one_minus_p, p_losses, row0, n, stride, num_partials, last_begin, scale,
     WEIGHT_SCALE: tl.constexpr, LINES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """From partial sums, whose total is rest, to what the row has of loss and gradient.
+    """Reduce partial sums to `rest`, and write loss, 1 − p and 1/Σ of each row.
 
-        losses = log(1 + rest/positive)         misses = rest/(rest + positive), what p_i,positive lacks of 1
+        losses = log(1 + rest/positive)         one_minus_p = rest/(rest + positive) = 1 − p_i,positive
         inv_sums = WEIGHT_SCALE/(rest + positive)
 
     The last line of partials holds the rows from last_begin on.
@@ -147,7 +147,7 @@ def row_losses_kernel(
     b_positive = tl.exp2(tl.fma(b_s, scale, -scale))
     b_inv_sum = 1.0 / (b_rest + b_positive)
     tl.store(p_inv_sums + row0 + o_row, b_inv_sum * WEIGHT_SCALE, mask=m_row)
-    tl.store(p_misses + o_row, b_inv_sum * b_rest, mask=m_row)
+    tl.store(p_one_minus_p + o_row, b_inv_sum * b_rest, mask=m_row)
     b_ratio = b_rest / b_positive
     b_small = b_ratio * (1.0 - 0.5 * b_ratio)  # log(1 + x) where adding 1 would lose x
     tl.store(p_losses + o_row, tl.where(b_ratio < 1e-3, b_small, tl.log(1.0 + b_ratio)), mask=m_row)
@@ -158,7 +158,7 @@ def dz_kernel(
     p_z, p_inv_sums, p_partials, row0, n, num_rows, stride, num_tiles, tiles_per_split, scale,
     D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums over the negatives j of w_ij z_j, with w_ij = exp((s_ij − 1)/τ)·(inv_sums_i + inv_sums_j)."""
+    """Write partial sums of w_ij z_j over the negatives j, with w_ij = exp((s_ij − 1)/τ)·(inv_sums_i + inv_sums_j)."""
     i_row, i_split = tl.program_id(0), tl.program_id(1)
     o_d = tl.arange(0, D)
     o_row = tl.arange(0, ROWS)
@@ -179,11 +179,11 @@ def dz_kernel(
         b_inv_j = tl.load(p_inv_sums + first + o_column)
         b_s = tl.dot(b_i, tl.trans(b_j))
         shift = first - first_row
-        special = (shift > -COLUMNS) & (shift < ROWS)
-        special |= (shift - n > -COLUMNS) & (shift - n < ROWS)
-        special |= (shift + n > -COLUMNS) & (shift + n < ROWS)
-        special |= first + COLUMNS > num_rows
-        if special:
+        needs_mask = (shift > -COLUMNS) & (shift < ROWS)
+        needs_mask |= (shift - n > -COLUMNS) & (shift - n < ROWS)
+        needs_mask |= (shift + n > -COLUMNS) & (shift + n < ROWS)
+        needs_mask |= first + COLUMNS > num_rows
+        if needs_mask:
             j = (first + o_column)[None, :]
             m_keep = (j != i[:, None]) & (j != positive[:, None]) & (j < num_rows)
             b_s = tl.where(m_keep, b_s, float("-inf"))
@@ -195,12 +195,12 @@ def dz_kernel(
 
 @triton.jit(do_not_specialize=["row0", "n", "stride", "num_splits"])
 def dh_kernel(
-    p_partials, p_z, p_inv_norms, p_misses, p_grad, p_dh, row0, n, stride, num_splits, factor,
+    p_partials, p_z, p_inv_norms, p_one_minus_p, p_grad, p_dh, row0, n, stride, num_splits, factor,
     WEIGHT_SCALE: tl.constexpr, EPS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """dz = (Σ partials + w z_positive)·factor·grad, and through the normalisation: dh = (dz − (dz·z) z)/‖h‖.
+    """Write dh = (dz − (dz·z) z)/‖h‖, through the normalisation, from dz = (Σ partials + w z_positive)·factor·grad.
 
-    The positive's weight p_ij + p_ji − 2 goes to 0 as training succeeds: it is made of what each lacks of 1.
+    The positive's weight p_ij + p_ji − 2 goes to 0 as training succeeds, hence it is computed from 1 − p of both.
     """
     o_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     o_d = tl.arange(0, D)
@@ -212,8 +212,8 @@ def dh_kernel(
         b_dz += tl.load(
             p_partials + line + (o_row[:, None] * D + o_d[None, :]), mask=m_row[:, None], other=0.0
         )
-    b_w = tl.load(p_misses + o_row, mask=m_row, other=0.0) + tl.load(
-        p_misses + o_positive, mask=m_row, other=0.0
+    b_w = tl.load(p_one_minus_p + o_row, mask=m_row, other=0.0) + tl.load(
+        p_one_minus_p + o_positive, mask=m_row, other=0.0
     )
     o_z = (row0 + o_positive)[:, None] * D + o_d[None, :]
     b_dz -= (b_w * WEIGHT_SCALE)[:, None] * tl.load(p_z + o_z, mask=m_row[:, None], other=0.0).to(tl.float32)

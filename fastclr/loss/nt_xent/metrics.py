@@ -1,4 +1,4 @@
-"""What is logged beside NT-Xent: how often the positive wins, and how peaked the rows are."""
+"""Metrics that are logged beside NT-Xent: contrastive accuracy, and entropy of the softmax."""
 
 from typing import NamedTuple
 
@@ -14,22 +14,23 @@ class ContrastiveMetrics(NamedTuple):
     """Means over the images of this rank, 0-dim tensors on z's device."""
 
     accuracy: Tensor
-    """Share of images whose view 0 is nearer to their own view 1 than to that of any other image."""
+    """Fraction of images whose view 0 is nearer to their own view 1 than to view 1 of any other image."""
     entropy: Tensor
-    """Of the softmax over those similarities, in nats: log N where all are alike, 0 where one has it all."""
+    """Entropy of the softmax over those similarities, in nats: from 0 (one has all the weight) to log N (all equal)."""
 
 
 @torch.no_grad()
 def contrastive_metrics(
     z: Tensor, temperature: float, group: dist.ProcessGroup | None = None
 ) -> ContrastiveMetrics:
-    """Contrastive top-1 accuracy among the N images, and entropy of the rows, as the authors' code logs them.
+    """Return contrastive top-1 accuracy among the N images, and entropy of the rows, as the authors' code logs them.
 
-    Rows are view 0 of this rank's images, columns view 1 of all ranks'.  No gradient; never the whole N × N.
+    Rows are view 0 of this rank's images, columns view 1 of all ranks' images.  There is no gradient, and the whole
+    N × N matrix is never held.
 
     Args:
         z: [2n, D], un-normalised, view 0 first, as for `nt_xent`.
-        temperature: τ, positive; of the entropy alone.
+        temperature: τ, positive; affects only the entropy.
         group: ranks whose images are candidates too; None: only this process.
     """
     n = check_rows(z, group)

@@ -1,4 +1,4 @@
-"""NT-Xent in plain torch, on one rank or many: the CPU's form, and what the fused form is compared with.
+"""NT-Xent in plain torch, on one rank or many: used on CPUs, and the reference for the fused form.
 
 Legend: W ranks, m = 2n rows of this rank, M = W·m rows in all, D width; z normalised, s = z zᵀ, τ temperature.
 """
@@ -13,11 +13,11 @@ from torch import Tensor
 from fastclr.loss.rows import check_rows, first_order, gather_rows, normalize_rows
 
 BLOCK = 1 << 24
-"""Similarities held at once: 64 MB of float32.  Memory is O(M·D), not O(M²)."""
+"""Maximum number of similarities held at once: 64 MB of float32.  Memory is O(M·D), not O(M²)."""
 
 
 def nt_xent_reference(z: Tensor, temperature: float, group: dist.ProcessGroup | None = None) -> Tensor:
-    """The mean over this rank's rows of −log softmax of the positive among the M − 1 other rows.
+    """Return the mean over this rank's rows of −log softmax of the positive among the M − 1 other rows.
 
     `fastclr.loss.nt_xent` has the definition.  Gradients are those of the sum of the ranks' losses.  Everything
     is computed in float32 (float64 for float64 input), also under autocast.
@@ -28,10 +28,10 @@ def nt_xent_reference(z: Tensor, temperature: float, group: dist.ProcessGroup | 
 
 
 class _NTXent(torch.autograd.Function):
-    """Two small all-gathers forward (z, and one float per row), none backward.
+    """Takes two small all-gathers forward (z, and one float per row), none backward.
 
     s is symmetric and "the positive of" is an involution, so a rank can compute the whole gradient of its own
-    rows: what its own losses say of them, and what the other ranks' do.
+    rows, under its own losses and under those of the other ranks.
 
         loss   = mean_i (lse_i − s_i,pos(i)/τ)                   lse_i = log Σ_{j≠i} exp(s_ij/τ)
         dz_i   = 1/(τm) Σ_{j≠i} (p_ij + p_ji − 2[j = pos(i)]) z_j         p_ij = exp(s_ij/τ − lse_i)
@@ -45,7 +45,7 @@ class _NTXent(torch.autograd.Function):
         own = _first_row(z, group)
         for rows in row_blocks(len(z), len(z_all)):
             logits = z[rows] @ z_all.T / temperature
-            # −inf, not a large number: it fits every dtype, and exp makes it exactly 0
+            # −inf instead of a large number: every dtype has it, and its exp is exactly 0
             logits.diagonal(own + rows.start).fill_(float("-inf"))
             lse[rows] = torch.logsumexp(logits, 1)
         ctx.save_for_backward(z, z_all, lse, gather_rows(lse, group))
@@ -68,11 +68,11 @@ class _NTXent(torch.autograd.Function):
 
 
 def _first_row(z: Tensor, group: dist.ProcessGroup | None) -> int:
-    """Where this rank's rows begin among all."""
+    """Return the number of this rank's first row among all rows."""
     return 0 if group is None else group.rank() * len(z)
 
 
 def row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
-    """Slices that cover the rows, each with at most `BLOCK` similarities (or one row)."""
+    """Yield slices that cover the rows, each with at most `BLOCK` similarities (or one row)."""
     size = max(1, BLOCK // num_columns)
     return (slice(first, min(first + size, num_rows)) for first in range(0, num_rows, size))

@@ -1,4 +1,4 @@
-"""Which tiles the NT-Xent kernels use: a table by GPU and width, and how the columns are split among programs.
+"""Chooses the tiles of the NT-Xent kernels, by GPU and width, and splits the columns among programs.
 
 A tile is right for a GPU when nothing spills, at least two programs fit on a multiprocessor (one multiplies while
 the other exponentiates), and the rows that stay put are many enough that the L2 cache keeps up: a streamed row
@@ -12,9 +12,9 @@ from functools import cache
 import torch
 
 MAX_FUSED_WIDTH = 512
-"""Widest rows that the kernels take."""
+"""Maximum width D of the rows that the kernels take."""
 MIN_FUSED_TEMPERATURE = 0.03
-"""Lowest temperature that they take: below it, exp((s − 1)/τ) of a whole row may underflow in float32."""
+"""Minimum temperature that they take: below it, exp((s − 1)/τ) of a whole row may underflow in float32."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ BACKWARD = {
 the 99 KB of shared memory that the smallest of them have; not tuned for the others."""
 
 MAX_RESIDENT = 128
-"""No tile reaches further than this behind the row it begins with."""
+"""Maximum number of rows that a tile extends beyond its first row."""
 
 PROLOGUE_TILES = 2
-"""What starting and ending a program costs, in tiles: the weight against many short programs."""
+"""Cost of starting and ending a program, in tiles: it counts against many short programs."""
 
 
 def choose_tiles(width: int, capability: tuple[int, int]) -> tuple[Tiles, Tiles]:
-    """Forward and backward tiles for rows of `width` (16 to 512) on a GPU of this compute capability."""
+    """Return forward and backward tiles for rows of `width` (16 to 512) on a GPU of this compute capability."""
     tables = (FORWARD_HOPPER, BACKWARD_HOPPER) if capability[0] == 9 else (FORWARD, BACKWARD)
     forward, backward = (
         next(tiles for widest, tiles in table.items() if width <= widest) for table in tables
@@ -73,13 +73,13 @@ def choose_tiles(width: int, capability: tuple[int, int]) -> tuple[Tiles, Tiles]
 
 @cache
 def choose_splits(num_blocks: int, num_tiles: int, slots: int) -> int:
-    """Ranges into which each block's tiles are split, so that num_blocks·splits programs fill the GPU's slots.
+    """Return the number of ranges that each block's tiles are split into, so that the programs fill the GPU's slots.
 
-    It minimises waves of programs × length of a program:
+    It minimises waves of programs × length of a program; there are num_blocks·splits programs:
 
     >>> choose_splits(num_blocks=64, num_tiles=256, slots=264)      # 256 programs of 64 tiles: one wave
     4
-    >>> choose_splits(num_blocks=512, num_tiles=2048, slots=264)    # blocks enough
+    >>> choose_splits(num_blocks=512, num_tiles=2048, slots=264)    # there are blocks enough
     1
     """
 
@@ -92,7 +92,7 @@ def choose_splits(num_blocks: int, num_tiles: int, slots: int) -> int:
 
 @cache
 def gpu_facts(device: torch.device) -> tuple[tuple[int, int], int]:
-    """Compute capability, and number of multiprocessors; a small Hopper where the interpreter runs on a CPU."""
+    """Return compute capability and number of multiprocessors; a small Hopper's if the interpreter runs on a CPU."""
     if device.type != "cuda":
         return (9, 0), 8
     properties = torch.cuda.get_device_properties(device)

@@ -1,8 +1,8 @@
 """The LARS step on NVIDIA apex's multi-tensor norms, for images that ship apex (NGC's PyTorch images do).
 
-apex removed its own LARC in 2025; what it still has of use here is `amp_C.multi_tensor_l2norm`, the norms of all
-tensors in one launch and a half, where torch's foreach operations take one launch per few dozen tensors.  The rest
-of the step is that of `reference_step`.
+apex removed its own LARC in 2025, but still has `amp_C.multi_tensor_l2norm`: the norms of all tensors in one or two
+launches, where torch's foreach operations take one launch per few dozen tensors.  The rest of the step is that of
+`reference_step`.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastclr.optim.lars.reference import Tensors, reference_step
 
 CHUNK = 2048 * 32
-"""Elements of a thread block's share: apex's own value."""
+"""Elements per thread block: apex's own value."""
 
 
 def apex_step(
@@ -28,14 +28,14 @@ def apex_step(
     multi_tensor_l2norm = find_l2norm()
 
     def norms(tensors: Tensors) -> Tensor:
-        overflow = torch.zeros(1, dtype=torch.int32, device=tensors[0].device)  # a flag that nobody asks for
+        overflow = torch.zeros(1, dtype=torch.int32, device=tensors[0].device)  # apex needs it; not read here
         return multi_tensor_l2norm(CHUNK, overflow, [list(tensors)], True)[1]
 
     reference_step(params, grads, buffers, norms=norms, **settings)
 
 
 def find_l2norm() -> Any:
-    """apex's norms of many tensors.  ValueError: they are not here."""
+    """Return apex's function for the norms of many tensors.  ValueError: it is not installed."""
     try:
         import amp_C
     except ImportError as error:

@@ -1,16 +1,16 @@
-"""One LARS step as two Triton launches over a table of all tensors, and nothing that waits for the device.
+"""One LARS step as two Triton launches over a table of all tensors; nothing in it waits for the device.
 
     norms_kernel     partial ‖w‖² and ‖step‖² of each chunk of the adapted tensors      8 bytes per parameter
     update_kernel    adds up its tensor's partials; momentum and weights               20 bytes per parameter
 
-The table (addresses, sizes, decays) is made on the host and kept while the tensors stay where they are.  If
-gradients move, which `zero_grad(set_to_none=True)` allows them to, it is made again, some kilobytes copied from
-pinned memory: half a millisecond of the host's time for a ResNet-50, none of the device's.  They stay in place
-with `zero_grad(set_to_none=False)` or DDP's bucket views.
+The table (addresses, sizes, decays) is made on the host and kept while the tensors stay in place.  When gradients move,
+as they may with `zero_grad(set_to_none=True)`, the table is made again and a few kilobytes are copied from pinned
+memory: half a millisecond of the host's time for a ResNet-50, none of the device's.  Gradients stay in place with
+`zero_grad(set_to_none=False)` or DDP's bucket views.
 
-CUDA graphs: a captured step makes a table of its own, and its copy becomes a node of the graph: the graph needs
-the tensors where they were at capture.  `lr` is read on the device if it is a tensor there, so that a schedule
-can move it between replays; a number is frozen into the graph, as decay, momentum and trust coefficient are.
+CUDA graphs: a captured step makes its own table, whose copy becomes a node of the graph, so the tensors must stay where
+they were at capture.  An `lr` that is a tensor on the device is read there, so that a schedule can change it between
+replays; a number is frozen into the graph, like decay, momentum and trust coefficient.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ from fastclr.optim.lars import kernels
 from fastclr.optim.lars.reference import FORMS
 
 CHUNK = 8192
-"""Elements of a program: some thousand programs for a ResNet-50, none of which takes long."""
+"""Elements per program: some thousand short programs for a ResNet-50."""
 BLOCK, NUM_WARPS = 2048, 8
-"""Elements of a program's step through its chunk: two 16-byte loads per thread and tensor."""
+"""Elements that a program processes at once: two 16-byte loads per thread and tensor."""
 PARTIALS = 256
 LAUNCH = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
 
@@ -38,7 +38,7 @@ INTERPRETED = not isinstance(kernels.update_kernel, triton.JITFunction)
 
 @dataclass(eq=False)
 class _Plan:
-    """A step's work on the device."""
+    """The tables of a step on the device."""
 
     key: list
     """Addresses, decays and adaptation that it was made for."""
@@ -49,7 +49,7 @@ class _Plan:
     partials: Tensor
     num_adapted_chunks: int
     host: list[Tensor]
-    """What table, decays and chunk_tensors were, or at a graph's every replay are, copied from; pinned."""
+    """Pinned memory that table, decays and chunk_tensors are copied from, in a graph at every replay."""
 
 
 class FusedStep:
@@ -78,7 +78,7 @@ class FusedStep:
     ) -> None:
         """Update `params` and `buffers` in place; `reference_step` has the equations and the arguments.
 
-        The same results on every run.  Sums of squares are float32.
+        Every run gives the same results.  Sums of squares are float32.
 
         Raises:
             ValueError: tensors that aren't float32, or aren't on one CUDA device.
@@ -86,7 +86,7 @@ class FusedStep:
         assert form in FORMS, form
         if not params:
             return
-        # Autograd leaves gradients in the parameters' memory order; somebody may have set another.
+        # Autograd gives gradients the memory order of the parameters; a user may have set one with another order.
         pairs = zip(params, grads, strict=True)
         grads = [g if _laid_out_alike(g, p) else torch.empty_like(p).copy_(g) for p, g in pairs]
         plan = self._plan(params, grads, buffers, weight_decay, adapt)
@@ -121,7 +121,7 @@ class FusedStep:
         """Return the last plan if it still holds, else a new one.
 
         While a graph is captured, the plan becomes the graph's own:
-        - the graph copies the table from pinned memory at every replay, so nobody else may write there;
+        - the graph copies the table from pinned memory at every replay, so nothing else may write there;
         - the last plan is reused if it holds;
         - a new one takes over the last one's pinned memory: not every torch can allocate that during a capture.
         """
@@ -144,7 +144,7 @@ class FusedStep:
 def fused_step(
     params: Sequence[Tensor], grads: Sequence[Tensor], buffers: Sequence[Tensor], **settings: Any
 ) -> None:
-    """Take one step as `FusedStep` does, and keep nothing for the next one; not for capture in a CUDA graph."""
+    """Take one `FusedStep` and keep nothing for the next one; it can't be captured in a CUDA graph."""
     FusedStep()(params, grads, buffers, **settings)
 
 
@@ -209,9 +209,10 @@ def _check(
 
 
 def _laid_out_alike(one: Tensor, other: Tensor) -> bool:
-    """Whether elements are in the same order in memory; the stride of a dimension of size 1 is never used.
+    """Whether two tensors have their elements in the same order in memory.
 
-    For the weight of a 1×1 convolution that is channels first, autograd may take a gradient that is channels last.
+    Strides of dimensions of size 1 are ignored: for a channels-first weight of a 1×1 convolution autograd may give a
+    channels-last gradient.
     """
     if one.stride() == other.stride():
         return True

@@ -1,11 +1,11 @@
 """The two Triton kernels of a LARS step over a table of tensors; fused.py makes the table and launches them.
 
-A row of the table is (w, g, v, numel, first_chunk, num_partials): three addresses of float32 tensors; how many
-elements they have; the number of their first chunk; and how many of their chunks have partial norms, which is
-all or, where the tensor takes no trust ratio, none.  A chunk is CHUNK elements of one tensor, and one program.
+A row of the table is (w, g, v, numel, first_chunk, num_partials): the addresses of three float32 tensors, their number
+of elements, the number of their first chunk, and the number of their chunks with partial norms, which is all of them,
+or none for a tensor without a trust ratio.  A chunk is CHUNK elements of one tensor, and is the work of one program.
 
-An address is a multiple of 4 and usually of 16; blocks that are whole and lie at multiples of 16 are read
-16 bytes a thread at once, the others 4.
+An address is a multiple of 4 and usually of 16.  Of whole blocks at multiples of 16 a thread reads 16 bytes at once, of
+others 4.
 
 Prefixes: p_ pointer, i_ program index, o_ offsets, m_ mask, b_ a block's values.
 """
@@ -17,12 +17,12 @@ import triton
 import triton.language as tl
 
 COLUMNS = 6
-"""Of the table."""
+"""Columns of the table."""
 
 
 @triton.jit
-def _where(p_table, p_chunk_tensors, i_chunk, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
-    """Of a chunk: its tensor, the tensor's row, and the chunk's first element and number of elements."""
+def _locate_chunk(p_table, p_chunk_tensors, i_chunk, CHUNK: tl.constexpr, COLUMNS: tl.constexpr):
+    """Locate a chunk: return its tensor, the tensor's row, and the chunk's first element and number of elements."""
     i_tensor = tl.load(p_chunk_tensors + i_chunk)
     p_row = p_table + i_tensor * COLUMNS
     start = (i_chunk - tl.load(p_row + 4)) * CHUNK
@@ -31,7 +31,7 @@ def _where(p_table, p_chunk_tensors, i_chunk, CHUNK: tl.constexpr, COLUMNS: tl.c
 
 @triton.jit
 def _pointer(address, start, WIDE: tl.constexpr):
-    """To element `start` of the float32 tensor at an address; wide: with the promise that 16 divides it."""
+    """Return a pointer to element `start` of the float32 tensor at an address; WIDE promises that 16 divides it."""
     pointer = address.to(tl.pointer_type(tl.float32))
     if WIDE:
         pointer = tl.multiple_of(pointer, 16)
@@ -40,7 +40,7 @@ def _pointer(address, start, WIDE: tl.constexpr):
 
 @triton.jit
 def _squares(b_w, b_g, b_v, decay, momentum, FORM: tl.constexpr):
-    """Element-wise squares: of the weight, and of that whose norm divides in the trust ratio."""
+    """Return w² and step², where `step` is the denominator of the trust ratio (g + λw, v or g, by FORM)."""
     if FORM == "port":
         b_step = b_g
     else:
@@ -55,9 +55,9 @@ def norms_kernel(
     p_table, p_decays, p_chunk_tensors, p_partials, momentum,
     FORM: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """partials[chunk] = (‖w‖², ‖step‖²) of the chunk; the step is g + λw, v's next value, or g, by the form."""
+    """Write partials[chunk] = (‖w‖², ‖step‖²) of a chunk; step is g + λw, the next v, or g, by FORM."""
     i_chunk = tl.program_id(0)
-    i_tensor, p_row, start, length = _where(p_table, p_chunk_tensors, i_chunk, CHUNK, COLUMNS)
+    i_tensor, p_row, start, length = _locate_chunk(p_table, p_chunk_tensors, i_chunk, CHUNK, COLUMNS)
     decay = tl.load(p_decays + i_tensor)
     address_w, address_g, address_v = tl.load(p_row), tl.load(p_row + 1), tl.load(p_row + 2)
     o_block = tl.arange(0, BLOCK)
@@ -96,7 +96,7 @@ def norms_kernel(
 
 @triton.jit
 def _trust(p_partials, p_row, decay, trust_coefficient, FORM: tl.constexpr, PARTIALS: tl.constexpr):
-    """η‖w‖/‖step‖ of a tensor from its chunks' partial norms, always added in the same order; 1 without any."""
+    """Return η‖w‖/‖step‖ of a tensor from its chunks' partial norms, added in a fixed order; 1 if there are none."""
     first, num_partials = tl.load(p_row + 4), tl.load(p_row + 5)
     o_partial = tl.arange(0, PARTIALS)
     b_w2 = tl.zeros([PARTIALS], dtype=tl.float32)
@@ -121,10 +121,10 @@ def update_kernel(
     LR_ON_DEVICE: tl.constexpr, FORM: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     COLUMNS: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
-    """v ← μv + inside·(g + λw) and w ← w − outside·v; the rate and the trust ratio are in- or outside by form."""
-    # Backwards: what norms_kernel read last is still in the L2 cache.
+    """Update v ← μv + inside·(g + λw) and w ← w − outside·v; FORM puts learning rate and trust ratio in- or outside."""
+    # Backwards, because the last chunks that norms_kernel read are still in the L2 cache.
     i_chunk = tl.num_programs(0) - 1 - tl.program_id(0)
-    i_tensor, p_row, start, length = _where(p_table, p_chunk_tensors, i_chunk, CHUNK, COLUMNS)
+    i_tensor, p_row, start, length = _locate_chunk(p_table, p_chunk_tensors, i_chunk, CHUNK, COLUMNS)
     decay = tl.load(p_decays + i_tensor)
     address_w, address_g, address_v = tl.load(p_row), tl.load(p_row + 1), tl.load(p_row + 2)
     rate = tl.load(lr).to(tl.float32) if LR_ON_DEVICE else lr

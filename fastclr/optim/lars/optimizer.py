@@ -16,15 +16,15 @@ IMPLS = ("auto", "reference", "fused", "apex")
 class LARS(Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017, arXiv 1708.03888), as SimCLR's authors use it.
 
-    The step of a weight is made a fixed share η of the weight's own norm (`reference_step` has the equations).
-    Parameters with fewer than two dimensions, that is biases and batch-norm scales, get neither decay nor
-    adaptation: momentum steps at the full rate.  A parameter group that sets `weight_decay` or `adapt` itself
-    decides about all its parameters; but for "port", the two are independent.
+    The step of a weight is scaled to a fixed fraction η of the weight's own norm (`reference_step` has the equations).
+    Parameters with fewer than two dimensions (biases and batch-norm scales) get neither decay nor adaptation, that is,
+    plain momentum steps at the full rate.  A parameter group that sets `weight_decay` or `adapt` itself decides for all
+    its parameters.  Decay and adaptation are independent, except in the form "port".
 
-    `LARS(params, lr, form="port", exclude_vectors=False)` takes the steps of lightly's and timm's LARS with the same
-    parameters, momentum, weight decay and trust coefficient (tested at 1e-7; their 1e-8 in the denominator shows
-    where a gradient is about as small).  With the default, `form="port"` equals theirs if vectors are put into a
-    group of their own there, with a weight decay of 0.
+    `LARS(params, lr, form="port", exclude_vectors=False)` takes the same steps as LARS of lightly and timm with the
+    same parameters, momentum, weight decay and trust coefficient (tested to 1e-7; their 1e-8 in the denominator
+    matters only for gradients about as small).  With the default, `form="port"` equals theirs if vectors have their
+    own group there, with a weight decay of 0.
 
     Args:
         params: parameters, or groups as torch's optimizers take them; float32 or float64.
@@ -70,7 +70,7 @@ class LARS(Optimizer):
             "trust_coefficient": trust_coefficient,
             "form": form,
             "weight_decay": weight_decay,
-            # of parameters with fewer than two dimensions
+            # settings of parameters with fewer than two dimensions
             "vector_weight_decay": 0.0 if exclude_vectors else weight_decay,
             "adapt": True,
             "vector_adapt": not exclude_vectors,
@@ -81,7 +81,7 @@ class LARS(Optimizer):
         return {**super().__getstate__(), "impl": self.impl}  # torch's own drops it from copies
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; what it sets itself also holds for its parameters with fewer than two dimensions."""
+        """Add a group; its own settings also apply to its parameters with fewer than two dimensions."""
         for name in ("weight_decay", "adapt"):
             if name in param_group:
                 param_group.setdefault(f"vector_{name}", param_group[name])
@@ -93,7 +93,7 @@ class LARS(Optimizer):
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over momentum and settings; a buffer means another thing in another form: a ValueError."""
+        """Take over momentum and settings.  ValueError: the state is of another form, with other buffers."""
         for ours, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
             if "form" not in theirs:
                 raise ValueError(
@@ -107,13 +107,13 @@ class LARS(Optimizer):
         super().load_state_dict(state_dict)
 
     def check(self) -> None:
-        """Raise now what the first step would: a ValueError, if `impl` can't run on these parameters."""
+        """Raise ValueError now, not in the first step, if `impl` can't run on these parameters."""
         for number, group in enumerate(self.param_groups):
             self._step_function(number, group["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient; returns the closure's value, if there is one."""
+        """Update every parameter that has a gradient; return the closure's value, if there is a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -144,7 +144,7 @@ class LARS(Optimizer):
         return loss
 
     def _step_function(self, number: int, params: list[Tensor]) -> Callable[..., None]:
-        """The step that `impl` names, for these parameters of group `number`."""
+        """Return the step that `impl` names, for these parameters of group `number`."""
         if self.impl == "apex":
             from fastclr.optim.lars.apex import apex_step, find_l2norm
 
@@ -171,18 +171,18 @@ def _why_not_fused(params: list[Tensor]) -> str | None:
 
 
 def _check_group(group: dict[str, Any]) -> None:
-    def need(good: bool, name: str, what: str) -> None:
+    def check(good: bool, name: str, what: str) -> None:
         if not good:
             raise ValueError(f"LARS {name} is {group[name]!r}; it must be {what}")
 
     lr = group["lr"]
-    # a tensor's value is not looked at: it may live on a device, and may change under a captured graph
-    need(lr.ndim == 0 if isinstance(lr, Tensor) else lr >= 0, "lr", "0 or more, or a 0-dim tensor")
-    need(0 <= group["momentum"] < 1, "momentum", "at least 0 and less than 1")
-    need(group["trust_coefficient"] > 0, "trust_coefficient", "positive")
-    need(group["form"] in FORMS, "form", f"one of {', '.join(FORMS)}")
+    # the value of a tensor is not checked: it may be on a device, and may change under a captured graph
+    check(lr.ndim == 0 if isinstance(lr, Tensor) else lr >= 0, "lr", "0 or more, or a 0-dim tensor")
+    check(0 <= group["momentum"] < 1, "momentum", "at least 0 and less than 1")
+    check(group["trust_coefficient"] > 0, "trust_coefficient", "positive")
+    check(group["form"] in FORMS, "form", f"one of {', '.join(FORMS)}")
     for name in ("weight_decay", "vector_weight_decay"):
-        need(group[name] >= 0, name, "0 or more")
+        check(group[name] >= 0, name, "0 or more")
     for p in group["params"]:
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""One LARS step in plain torch: a few foreach calls, and nothing that waits for the device.
+"""One LARS step in plain torch: a few foreach calls, none of which waits for the device.
 
 Legend: w a parameter, g its gradient, v its momentum buffer, μ momentum, λ weight decay, η trust coefficient.
 """
@@ -15,12 +15,12 @@ Tensors = list[Tensor] | tuple[Tensor, ...]
 FORMS = ("authors", "popular", "port")
 
 CACHE_BYTES = 1 << 20
-"""On a CPU, parameters that are stepped together: then what is made for one of them is still in the cache, and its
-memory is used again for the next.  All at once, fresh memory would cost as much as the arithmetic."""
+"""Bytes of parameters that are stepped together on a CPU: their temporaries stay in the cache, and the memory is reused
+for the next ones.  For all parameters at once, fresh memory would cost as much as the arithmetic."""
 
 
 def foreach_norms(tensors: Tensors) -> Tensor:
-    """‖t‖ of each tensor, [number of tensors]."""
+    """Return the norm of each tensor, [number of tensors]."""
     return torch.stack(torch._foreach_norm(tensors))
 
 
@@ -53,15 +53,15 @@ def reference_step(
 
     Args:
         params: float32 or float64 tensors of any shapes, on one device.
-        grads: as `params`; not changed.
-        buffers: as `params`; zeros before the first step.
-        lr: a number, or a 0-dim tensor that may live on the device.
+        grads: tensors of the same shapes; not changed.
+        buffers: tensors of the same shapes; zeros before the first step.
+        lr: a number, or a 0-dim tensor that may be on the device.
         momentum: μ, 0 to 1.
         weight_decay: λ of each tensor.
         trust_coefficient: η.
-        adapt: of each tensor, whether its step is scaled by the trust ratio.
+        adapt: for each tensor, whether its step is scaled by the trust ratio.
         form: "authors", "popular" or "port".
-        norms: ‖t‖ of each of some tensors, on their device; here a choice of the apex step's.
+        norms: function from tensors to their L2 norms, on their device; the apex step passes its own.
     """
     alike: dict[tuple[float, bool, torch.dtype], list[int]] = defaultdict(list)
     for i, (param, decay, adapted) in enumerate(zip(params, weight_decay, adapt, strict=True)):
@@ -82,7 +82,7 @@ def reference_step(
 
 
 def _runs(params: Sequence[Tensor], members: list[int]) -> Iterator[list[int]]:
-    """The members cut into runs of CACHE_BYTES, or of one tensor; on a GPU, where launches count, in one piece."""
+    """Split the members into runs of up to CACHE_BYTES; on a GPU, where launches count, into a single run."""
     run: list[int] = []
     num_bytes = 0
     for i in members:
@@ -105,8 +105,8 @@ def _step_alike(
     form: str,
     norms: Callable[[Tensors], Tensor],
 ) -> None:
-    """The step for tensors that share decay and adaptation; no trust coefficient: no adaptation."""
-    # of our own making: without decay too, the gradients stay as they are
+    """Take the step for tensors that share decay and adaptation; trust_coefficient None: no adaptation."""
+    # a copy even without decay, because the gradients must not change
     updates: Tensors = (
         torch._foreach_add(grads, params, alpha=decay) if decay else torch._foreach_mul(grads, 1)
     )
@@ -139,11 +139,11 @@ def _trust(
     trust_coefficient: float | None,
     decay: float = 0.0,
 ) -> Tensor | None:
-    """[number of tensors]: η‖w‖ / (‖step‖ + λ‖w‖), and 1 where either norm is 0."""
+    """Return η‖w‖ / (‖step‖ + λ‖w‖), and 1 where either norm is 0: [number of tensors]."""
     if trust_coefficient is None:
         return None
     w, s = norms(params), norms(steps)
-    # the zeros are replaced by a select on the device: asking for them in Python would wait for it
+    # a select on the device replaces the zeros: testing for them in Python would wait for the device
     return torch.where((w > 0) & (s > 0), trust_coefficient * w / (s + decay * w), 1.0)
 
 

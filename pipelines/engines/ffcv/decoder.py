@@ -27,21 +27,26 @@ from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE
 from pipelines.engines.ffcv.loader import drive
 from pipelines.engines.ffcv.sample import bytes_at, claim, compile_decode_sample, decode_sample
-from pipelines.engines.native.turbojpeg import ACCURATE_DCT, FAST_DCT, close_decoder, open_decoder
+from pipelines.engines.native.turbojpeg import (
+    ACCURATE_DCT,
+    FAST_DCT,
+    cached_start,
+    close_decoder,
+    open_decoder,
+)
 from pipelines.jpeg.probe import finds_restarts
 from pipelines.ops.crop.cpu import scratch_bytes
 from pipelines.views import ViewParams, ViewSpec, as_specs, draw_views, groups_of
 
 DRAWN_AT_ONCE = 1 << 16
-"""Samples whose numbers are drawn in one go: bounds the working memory of `set_epoch`."""
+"""Number of samples whose numbers are drawn at once: bounds the working memory of `set_epoch`."""
 
 
 class TwoViewDecoder(Operation):
     """Decodes each image once and crops, resizes and flips all its views, by numbers drawn beforehand.
 
-    The pixels are those of every engine of this package, given the same file, spec, seed and epoch.  The numbers
-    lie in a table that the compiled code reads through a pointer, 34 bytes per sample of two views: a new epoch
-    compiles nothing.
+    Given the same file, spec, seed and epoch, all engines of this package produce these pixels.  The compiled code
+    reads the numbers through a pointer to a table (34 bytes per sample of two views): a new epoch compiles nothing.
 
     Args:
         file: the `.beton` file that the loader reads, or an open BetonReader of it.
@@ -84,7 +89,7 @@ class TwoViewDecoder(Operation):
         self.view_sizes = np.repeat([g.size for g in groups], [g.num_views for g in groups]).astype(np.int64)
         """int64 [V]: height and width of each view, pixels."""
         num_views, samples = len(self.view_sizes), len(self.reader)
-        # by sample, so that the views of one lie together
+        # indexed by sample first, so that the views of one sample lie together
         self._box = np.zeros((samples, num_views, 4), np.int32)
         self._flip = np.zeros((samples, num_views), np.bool_)
         self._failed = np.zeros(samples, np.bool_)
@@ -110,10 +115,10 @@ class TwoViewDecoder(Operation):
         self._flip[indices] = params.flip.swapaxes(0, 1)
 
     def batches(self, loader: Loader) -> Generator[tuple]:
-        """An epoch of a loader that this decoder is part of, batch by batch; no thread outlives it.
+        """Yield the batches of an epoch of a loader that this decoder is part of; end its threads afterwards.
 
         Raises:
-            ValueError: a sample that was decoded up to now is corrupt; the message names it.
+            ValueError: a sample decoded so far is corrupt; the message names it.
         """
         batches = drive(loader)
         try:
@@ -124,13 +129,13 @@ class TwoViewDecoder(Operation):
             batches.close()
 
     def take_failed(self, indices: np.ndarray) -> np.ndarray:
-        """Return which of these samples libturbojpeg refused, as positions in `indices`, and forget that it did."""
+        """Return the positions in `indices` of samples that libturbojpeg refused, and clear their marks."""
         failed = np.flatnonzero(self._failed[indices])
         self._failed[indices[failed]] = False
         return failed
 
     def check(self) -> None:
-        """ValueError, naming file, sample and reason, if a sample was corrupt."""
+        """Raise ValueError, naming file, sample and reason, if a sample was corrupt."""
         failed = np.flatnonzero(self._failed)
         if len(failed):
             self._failed[failed] = False
@@ -144,13 +149,13 @@ class TwoViewDecoder(Operation):
             "width": self.reader.widths,
             "data_ptr": self.reader.offsets,
         }
-        # the compiled code checks nothing: what the reader checked must be what FFCV reads
+        # the compiled code checks nothing, so FFCV must read the very file that the reader has checked
         if not all(np.array_equal(self.metadata[name], column) for name, column in columns.items()):
             raise ValueError(
                 f"the decoder was made for the images of {self.reader.path}, the loader has others"
             )
         shapes, dtype = [(size, size, 3) for size in self.view_sizes.tolist()], np.dtype("u1")
-        # one shape per view, of which `Pick` takes its own
+        # one shape per view; `Pick` selects one of them
         state = replace(previous_state, jit_mode=True, shape=tuple(shapes), dtype=dtype)
         return state, tuple(AllocationQuery(shape, dtype) for shape in shapes)
 
@@ -169,11 +174,12 @@ class TwoViewDecoder(Operation):
         def decode(batch_indices, views, metadata, storage_state):
             failed = bytes_at(failed_at, num_samples)
             unclaimed = np.zeros(1, np.int64)
-            # one round per thread, with memory of its own: any number of batches may be in the making
+            # one loop turn per thread, each with its own memory, because several batches may be in the making at once
             for _ in iterate(get_num_threads()):
                 decoder = open_decoder()
-                # pages never touched cost nothing
-                image = np.empty(image_bytes, np.uint8)
+                # pages that are never touched cost nothing
+                image = np.empty(image_bytes + 32, np.uint8)
+                image_at = image.ctypes.data + np.uintp(cached_start(image, 0))
                 scratch = np.empty(crop_bytes, np.uint8)
                 cut_jpeg = np.empty(max(cut_bytes, 1), np.uint8)
                 cut_at = cut_jpeg.ctypes.data if cut_bytes else np.uintp(0)
@@ -181,7 +187,7 @@ class TwoViewDecoder(Operation):
                 row = claim(unclaimed)
                 while row < len(batch_indices):
                     sample = batch_indices[row]
-                    # larger numbers fill up a batch that is not full
+                    # numbers beyond the last sample fill up an incomplete batch
                     if sample < num_samples:
                         field = metadata[sample]
                         payload = read(field["data_ptr"], storage_state)
@@ -200,7 +206,7 @@ class TwoViewDecoder(Operation):
                             box_at + 16 * num_views * sample,
                             flip_at + num_views * sample,
                             view_at.ctypes.data,
-                            image.ctypes.data,
+                            image_at,
                             scratch.ctypes.data,
                             crop_bytes,
                             cut_at,
@@ -214,7 +220,7 @@ class TwoViewDecoder(Operation):
 
 
 class Pick(Operation):
-    """One view of a TwoViewDecoder: uint8 [B, H, W, 3], for any of FFCV's operations to go on with."""
+    """Selects one view of a TwoViewDecoder: uint8 [B, H, W, 3], which any of FFCV's operations can process further."""
 
     def __init__(self, view: int) -> None:
         super().__init__()
@@ -255,6 +261,6 @@ def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batc
 
 
 def _open_again(reader: BetonReader) -> str:
-    """A name of the file that the reader has open: by its own, another may be found meanwhile."""
+    """Return a path to the very file that the reader has open: another one may have taken its name meanwhile."""
     name = f"/proc/self/fd/{reader._descriptor}"
     return name if os.path.exists(name) else str(reader._absolute)

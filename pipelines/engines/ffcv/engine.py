@@ -2,8 +2,8 @@
 
     plans ─▶ PlannedMemory ─▶ FFCV's thread ─▶ TwoViewDecoder in numba's threads ─▶ FFCV's memory ─copy─▶ Crops
 
-FFCV asks its memory manager to make the data of a batch ready; ours takes the next plan at that moment.  So
-plans are drawn one by one, ahead of need and no further, although FFCV wants to know the length of an epoch.
+FFCV asks its memory manager to make the data of a batch ready; at that moment ours takes the next plan.  So plans are
+drawn one by one, just ahead of their use, although FFCV wants to know the length of an epoch beforehand.
 """
 
 from collections import deque
@@ -30,11 +30,11 @@ __all__ = ["INSTALL", "FfcvEngine", "Pick", "TwoViewDecoder"]
 
 INSTALL = "apt-get install g++ libturbojpeg0-dev libopencv-dev pkg-config && pip install 'fastclr[ffcv]'"
 NO_SAMPLE = np.uint64(2**64 - 1)
-"""Fills up a batch of FFCV's that is not full."""
+"""Sample number that fills up an incomplete batch."""
 
 
 def __getattr__(name: str) -> Any:
-    # the operations are classes of ffcv's; that package takes seconds to import, which only its users pay
+    # importing ffcv takes seconds, so it is done only when its operations are asked for
     if name in ("Pick", "TwoViewDecoder"):
         return getattr(_import_decoder(), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -59,15 +59,15 @@ class FfcvEngine:
         reader: the file.
         planner: not used before `run`.
         num_threads: FFCV's workers; no more than numba's limit (`NUMBA_NUM_THREADS`, the number of cores).
-        device: where the crops are wanted: for a GPU they lie in page-locked memory.
+        device: device that the crops are meant for; for a GPU they lie in page-locked memory.
         augment: not used; the crops are augmented behind the engine.
         fast_dct: decode with the fast, less accurate inverse DCT that FFCV's own decoders use.
-        prefetch: finished batches that may wait for the receiver; FFCV's memory holds two more.
+        prefetch: maximum number of finished batches that wait for the receiver; FFCV's memory holds two more.
 
     Raises:
         EngineUnavailable: the package ffcv is missing or broken; the message says what installs it.
-        ValueError: from the iterator of `run`, naming a corrupt sample instead of handing out its batch.
-        RuntimeError: from there too, when FFCV's thread died.
+        ValueError: raised by the iterator of `run` instead of yielding a batch with a corrupt sample, which it names.
+        RuntimeError: raised by the iterator of `run` when FFCV's thread died.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class FfcvEngine:
         planned = PlannedMemory(manager, plans, decoder)
         loader.memory_manager = planned
         try:
-            # more than one pass, should there be more plans than in an epoch
+            # several passes, if there are more plans than an epoch has batches
             while not planned.exhausted:
                 batches = self._ffcv.drive(loader)
                 try:
@@ -113,7 +113,7 @@ class FfcvEngine:
             self._idle.append((loader, decoder))
 
     def close(self) -> None:
-        """Let go of the compiled loaders."""
+        """Drop the compiled loaders."""
         self._idle.clear()
 
     def _crops(
@@ -123,7 +123,7 @@ class FfcvEngine:
         decoder: "TwoViewDecoder",
         groups: tuple[Group, ...],
     ) -> Crops:
-        """Copy the pixels of a batch: FFCV will write its next batches over `views`."""
+        """Copy the pixels of a batch, because FFCV overwrites `views` with later batches."""
         num_rows, pin = len(plan.indices), self.device.type == "cuda"
         pixels = []
         for group in groups:
@@ -139,7 +139,7 @@ class FfcvEngine:
     def _crop_again(
         self, plan: BatchPlan, row: int, groups: tuple[Group, ...], pixels: list[np.ndarray]
     ) -> None:
-        """Write the views of a sample that libturbojpeg refused, if the reader decodes it: of 4:4:1 chroma, say."""
+        """Crop a sample that libturbojpeg refused but the reader can decode (4:4:1 chroma, for example)."""
         try:
             image = self.reader.decode(int(plan.indices[row]), fast_dct=self.fast_dct)
         except ValueError as error:
@@ -162,7 +162,7 @@ class FfcvEngine:
         )
         with thread_counts_kept():
             loader = self._ffcv.make_loader(decoder, batch_size, self.num_threads, self.prefetch)
-        # room for the longest epoch and one batch more, at which its end is found
+        # room for the longest epoch and one more batch, whose start reports the end of the plans
         order = np.empty((len(self.reader) // batch_size + 2) * batch_size, np.uint64)
         loader.first_traversal_order = order
         loader.traversal_order = PlannedOrder(order)
@@ -170,7 +170,7 @@ class FfcvEngine:
 
 
 class PlannedOrder:
-    """The traversal order that FFCV sees: an array whose rows `PlannedMemory` fills batch by batch."""
+    """FFCV's traversal order: an array whose rows `PlannedMemory` fills batch by batch."""
 
     def __init__(self, order: np.ndarray) -> None:
         self.order = order
@@ -180,9 +180,9 @@ class PlannedOrder:
 
 
 class PlannedMemory:
-    """FFCV's memory manager for an epoch, whose `start_batch` takes the next plan.
+    """FFCV's memory manager for an epoch; its `start_batch` takes the next plan.
 
-    All of FFCV's calls but the first come from its thread, which then decodes that batch before it starts another.
+    FFCV makes all calls but the first in its own thread, which decodes a batch before it starts the next.
     """
 
     def __init__(self, manager: Any, plans: Iterator[BatchPlan], decoder: "TwoViewDecoder") -> None:
@@ -193,7 +193,7 @@ class PlannedMemory:
         self.error: Exception | None = None
 
     def schedule_epoch(self, batches: list[np.ndarray]) -> "PlannedMemory":
-        """batches: views of the traversal order, which FFCV passes to the compiled code one by one."""
+        """Keep the slices of the traversal order, one per batch, which FFCV passes to the compiled code one by one."""
         self._batches = batches
         self._context = self._manager.schedule_epoch(batches)
         return self
@@ -210,7 +210,7 @@ class PlannedMemory:
         self._context.__exit__(*error)
 
     def start_batch(self, number: int) -> None:
-        """Raises StopIteration, which ends FFCV's epoch, when there are no more plans or drawing one failed."""
+        """Take the next plan.  StopIteration, which ends FFCV's epoch: there is none, or drawing it failed."""
         try:
             plan = next(self._plans, None)
             if plan is not None:

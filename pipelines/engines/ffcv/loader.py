@@ -1,4 +1,4 @@
-"""The stock FFCV loader, driven so that it leaves no thread behind.
+"""Drives the stock FFCV loader so that it leaves no thread behind.
 
 This file needs the package `ffcv`.
 """
@@ -16,7 +16,7 @@ patch_reader()
 
 
 def drive(loader: Loader) -> Generator[Any]:
-    """Iterate a stock FFCV loader over one epoch.  When it ends or is closed, so do FFCV's threads.
+    """Iterate a stock FFCV loader over one epoch.  FFCV's threads end with the iterator.
 
     Raises:
         RuntimeError: FFCV's thread died.
@@ -30,7 +30,7 @@ def drive(loader: Loader) -> Generator[Any]:
 
 
 def _start(loader: Loader) -> EpochIterator:
-    """Begin an epoch; if Ctrl-C ends that half way, the thread that it may have started ends, too."""
+    """Begin an epoch.  If Ctrl-C interrupts this, end the thread that FFCV may have started already."""
     before = set(threading.enumerate())
     try:
         return iter(loader)
@@ -42,7 +42,7 @@ def _start(loader: Loader) -> EpochIterator:
 
 
 def _wait(iterator: EpochIterator) -> bool:
-    """Wait for the next batch; whether there is one.  (FFCV itself waits for ever when its thread has died.)"""
+    """Wait for the next batch and return whether there is one; FFCV itself would wait for ever for a dead thread."""
     queue = iterator.output_queue
     with queue.not_empty:
         while not queue.queue:
@@ -53,10 +53,10 @@ def _wait(iterator: EpochIterator) -> bool:
 
 
 def _stop(iterator: EpochIterator) -> None:
-    """End FFCV's thread after the batch that it is working on; `close()` alone leaves it waiting."""
+    """End FFCV's thread after its current batch; `close()` alone would leave it waiting."""
     iterator.iter_ixes = iter(())
     iterator.close()
     while iterator.is_alive():
-        while not iterator.output_queue.empty():  # or it waits for room in the queue
+        while not iterator.output_queue.empty():  # a thread that waits for room in the queue would never end
             iterator.output_queue.get_nowait()
         iterator.join(0.01)

@@ -1,6 +1,6 @@
-"""What has to be changed in numba and FFCV, for the whole process, before FFCV runs.
+"""Changes to numba and FFCV, for the whole process, that are needed before FFCV runs.
 
-Every change says its symptom, its condition and when it can go.
+Each names its symptom, its condition and when it can be removed.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ import torch
 
 
 def choose_threading_layer() -> None:
-    """Let numba use OpenMP on one processor.
+    """Let numba use OpenMP if there is one processor.
 
-    Symptom: the process hangs at exit.  Condition: numba's first choice, TBB, on one processor, once the process has
-    forked (numba #10556).  Not needed from a numba on that ends TBB's threads then.
+    Symptom: the process hangs at exit.  Condition: numba's first choice, TBB, on one processor, after the process has
+    forked (numba #10556).  Remove it when numba ends TBB's threads in that case.
     """
     if numba.config.NUMBA_NUM_THREADS == 1 and numba.config.THREADING_LAYER == "default":
         numba.config.THREADING_LAYER = "omp"
@@ -24,7 +24,7 @@ def choose_threading_layer() -> None:
 
 @contextmanager
 def thread_counts_kept() -> Iterator[None]:
-    """Restore the number of threads of torch and numba, which FFCV sets for the process when imported or made."""
+    """Restore the thread counts of torch and numba, which FFCV changes at its import and when a loader is made."""
     counts = torch.get_num_threads(), numba.get_num_threads()
     try:
         yield
@@ -34,11 +34,11 @@ def thread_counts_kept() -> Iterator[None]:
 
 
 def patch_reader() -> None:
-    """Let `OSCacheManager.compile_reader` compile its reader without changing a type that others use.
+    """Let `OSCacheManager.compile_reader` compile its reader without changing a numba type that others use.
 
-    Symptom: every function that was compiled for arrays `numba.uint8[::1]` before, ours among them, raises KeyError
-    when another function calls it.  Condition: ffcv 1.0.2 sets `mutable` of that type, an object that all of the
-    process shares.  Not needed from a version on whose `state_type` makes its types with `readonly=True`.
+    Symptom: functions compiled earlier for arrays `numba.uint8[::1]`, ours included, raise KeyError when another
+    function calls them.  Condition: ffcv 1.0.2 sets `mutable` on that type, an object shared by the whole process.
+    Remove it when ffcv's `state_type` makes its types with `readonly=True`.
     """
     from ffcv.memory_managers import OSCacheManager
 

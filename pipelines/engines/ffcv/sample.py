@@ -1,9 +1,9 @@
-"""What FFCV's threads run for one sample: libturbojpeg and our crop, in machine code behind a C signature.
+"""Decodes and crops one sample in FFCV's threads: libturbojpeg and our crop, as machine code behind a C signature.
 
     compiled by FFCV, for each loader ──by name──▶ decode_sample, compiled once
 
-As they know each other by name only, FFCV compiles a few lines for a loader, and not our crop along with them.
-Nothing of this file is cached on disk: numba's cache would not notice an edit of the crop, which lives in another file.
+FFCV's code calls ours by name, so that FFCV compiles a few lines for each loader instead of our whole crop.
+Nothing of this file is cached on disk: numba's cache would not notice an edit of the crop, which is in another file.
 """
 
 from functools import cache
@@ -28,13 +28,13 @@ decode_sample: Any = external(
 
 @cache
 def compile_decode_sample(library: str) -> object:
-    """Give `decode_sample` its address, and libturbojpeg's functions theirs.
+    """Compile `decode_sample` and register its address, and those of libturbojpeg's functions, by name.
 
     Args:
-        library: path of a shared library that was linked with libturbojpeg, should the system not know that.
+        library: path of a shared library linked with libturbojpeg, for systems that don't find libturbojpeg itself.
 
     Returns:
-        What must stay alive (the cache sees to it).
+        An object that must stay alive; the cache keeps it.
 
     Raises:
         OSError: there is no libturbojpeg of version 1.4 or newer.
@@ -56,7 +56,7 @@ def _add_one(typingctx, counter):
 
 @njit(nogil=True)
 def claim(counter):
-    """The next number of an int64 [1] array that counts up: never the same for two threads."""
+    """Return the counter (int64 [1]) and increment it atomically, so that no two threads get the same number."""
     return _add_one(counter)
 
 

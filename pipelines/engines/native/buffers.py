@@ -1,7 +1,7 @@
-"""BufferPool: batch memory that is used again as soon as nobody refers to it.
+"""BufferPool: memory for batches that is reused as soon as nothing refers to it.
 
-A batch belongs to its receiver, so every batch needs memory of its own; but writing to memory fresh from the
-operating system costs twice as much as writing to memory used before, more than the crops it receives.
+A batch belongs to its receiver, so every batch needs its own memory.  But writing to memory fresh from the operating
+system takes twice as long as writing to memory used before, and longer than computing the crops that are written.
 """
 
 import sys
@@ -10,17 +10,17 @@ import threading
 import numpy as np
 
 ALIGNMENT = 64
-"""Bytes: a cache line, and the widest vector."""
+"""Alignment in bytes: a cache line, and the widest vector."""
 
 
 class BufferPool:
-    """Hands out memory, and hands it out again when every array and tensor made of it is gone.
+    """Hands out memory, and reuses it when all arrays and tensors made from it are gone.
 
     Arrays, their slices and the tensors that share them all hold a reference to the array that owns the
     memory, so its reference count tells whether anything still uses it.
 
     Args:
-        max_buffers: buffers to keep.
+        max_buffers: maximum number of buffers to keep.
     """
 
     def __init__(self, max_buffers: int) -> None:

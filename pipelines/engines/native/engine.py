@@ -6,8 +6,8 @@ A worker takes an image, or as many small ones as take about as long, the whole 
 
 Of a JPEG with restart markers only the window that all crops lie in is cut out and decoded (`pipelines.jpeg.window`).
 
-Decoding is one call for all of them, cropping and augmenting one call per group of views: what a thread does while it
-holds the GIL, all others wait for.
+Decoding is one call for all images of a claim, cropping and augmenting one call per group of views.  Few calls matter
+because all other threads wait while one holds the GIL.
 """
 
 import threading
@@ -27,7 +27,13 @@ from pipelines.contracts import BatchPlan, Crops, Planner, Views
 from pipelines.engines.corrupt import CorruptSamples
 from pipelines.engines.native.buffers import BufferPool
 from pipelines.engines.native.pool import Job, WorkerPool
-from pipelines.engines.native.turbojpeg import Decoder, bind_turbojpeg, decode_samples, decode_windows
+from pipelines.engines.native.turbojpeg import (
+    Decoder,
+    bind_turbojpeg,
+    cached_start,
+    decode_samples,
+    decode_windows,
+)
 from pipelines.jpeg.probe import finds_restarts
 from pipelines.jpeg.window import cut_samples
 from pipelines.ops.augment import cpu
@@ -35,23 +41,27 @@ from pipelines.ops.crop.cpu import crop_rows, scratch_bytes
 from pipelines.views import Group, ViewParams
 
 CLAIM_PIXELS = 1 << 17
-"""Pixels, decoded and cropped, that a worker takes at a time: about half a millisecond."""
+"""Pixels, decoded and cropped, that a worker claims at a time: about half a millisecond of work."""
 SMALL = 64**2
 """Mean image area (pixels) below which re-acquiring the GIL takes as long as decoding; simplejpeg calls are then
 serialised."""
 
 
 def rows_per_claim(pixels: float) -> int:
-    """Return how many images of so many pixels each, decoded and cropped, a worker takes at a time: 1 or more."""
+    """Return how many images a worker claims at a time, at least 1.
+
+    Args:
+        pixels: pixels per image, those decoded plus those of its crops.
+    """
     return max(1, int(CLAIM_PIXELS / pixels))
 
 
 @dataclass(eq=False)
 class Scratch:
-    """What a worker thread keeps for itself."""
+    """Working memory and decoder of one worker thread."""
 
     images: np.ndarray
-    """uint8, flat: decoded images, one after the other; pages never touched cost nothing."""
+    """uint8, flat: decoded images, one after the other; pages that are never touched cost nothing."""
     starts: np.ndarray
     """int64 [rows]: where in `images` each begins."""
     windows: np.ndarray
@@ -69,7 +79,7 @@ class Scratch:
     augment: list[cpu.Scratch]
     """Working memory of `augment_rows` for each group."""
     decoder: Decoder | None
-    """libturbojpeg's, if this machine has it."""
+    """Decoder of libturbojpeg; None if this machine does not have the library."""
     decode_lock: AbstractContextManager
     """Held while simplejpeg is called."""
 
@@ -78,7 +88,7 @@ class Decoded(NamedTuple):
     """Images of some rows of a batch, as `crop_rows` takes them."""
 
     windows: np.ndarray
-    """int32 [N, 4]: top, left, height, width of what is decoded of an image."""
+    """int32 [N, 4]: top, left, height, width of the part of an image that is decoded."""
     places: np.ndarray
     """int64 [rows]: row of `windows` for each image."""
     pixels: np.ndarray
@@ -90,27 +100,27 @@ class Decoded(NamedTuple):
 class NativeEngine:
     """Decodes each image once, crops all its views, and on request augments them, in worker threads.
 
-    Decodes with the system's libturbojpeg where there is one, else with simplejpeg: the same pixels, but on
-    small images, or with many threads, several times slower.
+    Decodes with the system's libturbojpeg if there is one, else with simplejpeg, which gives the same pixels but is
+    several times slower on small images or with many threads.
 
-    A corrupt sample is replaced by its successor, with the successor's own draw, label and index, and named in a
+    A corrupt sample is replaced by the next one, with that sample's own draw, label and index, and named in a
     warning; after 100 of them the engine raises.
 
     Args:
         reader: the file.
         planner: says which samples are in use.
         num_threads: worker threads.
-        device: where the crops are wanted: for a GPU they lie in page-locked memory.
+        device: device that the crops are meant for; for a GPU they lie in page-locked memory.
         augment: True: yield Views, augmented in the workers; False: yield Crops; None: Views for the CPU, Crops for
             a GPU.
-        prefetch: finished batches that may wait for the receiver.
+        prefetch: maximum number of finished batches that wait for the receiver.
 
     Raises:
         ValueError: from the iterator of `run`, when more than 100 samples are corrupt.
     """
 
     _decodes_windows = True
-    """Whether the engine decodes only the window of a JPEG that it needs."""
+    """Whether the engine can decode only the window of a JPEG that it needs."""
 
     def __init__(
         self,
@@ -142,7 +152,7 @@ class NativeEngine:
         constants = [cpu.constants(group.specs[0]) for group in groups]
 
         def tables_of(params: ViewParams) -> list[tuple[np.ndarray, np.ndarray, cpu.Drawn]]:
-            # slicing all tables costs as much as a few small images
+            # slicing all tables takes as long as a few small images
             parts = [params] if len(groups) == 1 else [params[group.views] for group in groups]
             return [(part.box, part.flip, cpu.numbers(part)) for part in parts]
 
@@ -164,7 +174,7 @@ class NativeEngine:
                 low = stop
 
         rows = self._rows_per_claim(groups)
-        # simplejpeg on small images: threads that wait for each other's calls are slower than one at a time
+        # simplejpeg on small images: threads that compete for the GIL are slower than one thread at a time
         small = self._areas.mean() <= SMALL
         decode_lock: AbstractContextManager = threading.Lock() if small else nullcontext()
         pool = WorkerPool(
@@ -181,7 +191,7 @@ class NativeEngine:
         return pool.batches()
 
     def close(self) -> None:
-        """End the threads of iterators that are still there, and free the memory kept for the next batches."""
+        """End the threads of iterators that are still open, and free the memory kept for later batches."""
         for pool in list(self._pools):
             pool.stop()
         self._memory.clear()
@@ -199,7 +209,7 @@ class NativeEngine:
         max_height, max_width = self.reader.heights.max(), self.reader.widths.max()
         crop_bytes = max(scratch_bytes(max_height, max_width, group.size, group.size) for group in groups)
         return Scratch(
-            images=np.empty(3 * max(int(self._areas.max()), CLAIM_PIXELS), np.uint8),
+            images=np.empty(3 * max(int(self._areas.max()), CLAIM_PIXELS) + 32, np.uint8),
             starts=np.empty(rows, np.int64),
             windows=np.empty((rows, 4), np.int32),
             places=np.empty((rows, 3), np.int64),
@@ -230,18 +240,18 @@ class NativeEngine:
         return self._memory[number].acquire(shape, np.float32 if self.augment else np.uint8)
 
     def _with_readahead(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
-        """Yield the plans, and tell the system their samples when they are drawn, a batch or more before use."""
+        """Yield the plans; when one is drawn, a batch or more before its use, ask the system to read its samples."""
         for plan in plans:
             self.reader.will_need(plan.indices)
             yield plan
 
     def _cut_bytes(self, rows: int) -> int:
-        """Memory for the JPEGs of windows; an image for which there is no more room is decoded whole."""
+        """Return the bytes of memory for the JPEGs of windows; an image that finds no room in it is decoded whole."""
         sizes = self.reader.sizes
         return int(sizes.max() + 2 * rows * sizes.mean()) if self.cuts_windows else 0
 
     def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> Decoded:
-        """Return the pixels of rows [low, …), up to one that can't be decoded."""
+        """Decode rows [low, high), up to the first one that can't be decoded."""
         reader, indices = self.reader, job.plan.indices
         columns = reader.offsets, reader.sizes, reader.modes, reader.heights, reader.widths
         images, starts = scratch.images, scratch.starts
@@ -259,7 +269,7 @@ class NativeEngine:
         return Decoded(self._whole, indices[low:high], images, starts[:count])
 
     def _decode_windows(self, indices: np.ndarray, low: int, high: int, scratch: Scratch) -> int:
-        """Decode what `cut_samples` chose; return of how many rows, up to one that can't be decoded."""
+        """Decode the windows that `cut_samples` chose; return how many rows, up to the first that can't be decoded."""
         where = scratch.cut, scratch.places, scratch.windows
         if scratch.decoder is None:
             return self._decode_by_simplejpeg(indices[low:high], scratch, scratch.places)
@@ -272,34 +282,35 @@ class NativeEngine:
     def _decode_by_simplejpeg(
         self, indices: np.ndarray, scratch: Scratch, places: np.ndarray | None = None
     ) -> int:
-        """Decode samples, or the windows cut from them; return how many, up to one that can't be decoded."""
+        """Decode samples, or the windows cut from them; return how many, up to the first that can't be decoded."""
         count, end = 0, 0
         with scratch.decode_lock:
             for index in indices.tolist():
-                room = scratch.images[end:]
+                start = cached_start(scratch.images, end)
+                room = scratch.images[start:]
                 try:
                     if places is not None and places[count, 0]:
                         first, size = places[count, 1:].tolist()
                         pixels = simplejpeg.decode_jpeg(scratch.cut[first : first + size], buffer=room)
                     else:
                         pixels = self.reader.decode(index, room)
-                # corrupt; or no room for it behind the others
+                # the sample is corrupt, or there is no room for it behind the others
                 except ValueError:
                     break
-                scratch.starts[count] = end
-                count, end = count + 1, end + pixels.size
+                scratch.starts[count] = start
+                count, end = count + 1, start + pixels.size
         return count
 
     @cached_property
     def _whole(self) -> np.ndarray:
-        """int32 [N, 4]: top, left, height, width of each image."""
+        """Windows that are the whole images: int32 [N, 4], top, left, height, width."""
         zeros = np.zeros(len(self.reader), np.int32)
         return np.stack([zeros, zeros, self.reader.heights, self.reader.widths], axis=1).astype(np.int32)
 
     def _decode_or_replace(
         self, planner: Planner, pool: WorkerPool, job: Job, row: int, scratch: Scratch
     ) -> Decoded:
-        """Decode the whole sample of one row, or the first one after it that is not corrupt, which then replaces it."""
+        """Decode the whole sample of one row; if it is corrupt, replace it by the next sample that is not."""
         index = int(job.plan.indices[row])
         while True:
             try:

@@ -2,9 +2,8 @@
 
     plans ──one thread at a time──▶ jobs (plan + empty pixels) ──all threads, row by row──▶ batches in order
 
-Rows are handed out one claim at a time across batch borders, so no thread idles while a batch is finished by
-the others.  The work itself (decode, crop, augment) releases the GIL, which is then held for a few microseconds per
-claim.
+Threads claim rows across batch borders, so no thread idles while others finish a batch.  The work itself (decode, crop,
+augment) releases the GIL, which is held for only a few microseconds per claim.
 """
 
 import atexit
@@ -22,7 +21,7 @@ from pipelines.views import ViewParams
 
 @dataclass(eq=False)
 class Job:
-    """A batch in the making."""
+    """A batch that is being made."""
 
     plan: BatchPlan
     pixels: tuple[Pixels, ...]
@@ -39,9 +38,9 @@ class Job:
         return len(self.plan.indices)
 
     def per_group(self, split: Callable[[ViewParams], Any]) -> Any:
-        """Return `split(params)`, which is computed once: slicing tables costs as much as a small image."""
+        """Return `split(params)`, computed once per job: slicing tables takes as long as a small image."""
         plan, tables = self.plan, self._tables
-        # a plan with replaced rows is another object; its tables see later replacements, being views of its arrays
+        # a plan with replaced rows is a new object; slices of its arrays show later replacements as well
         if tables is None or tables[0] is not plan:
             tables = self._tables = plan, split(plan.params)
         return tables[1]
@@ -51,15 +50,15 @@ class WorkerPool:
     """Runs `work` over the rows of every plan.  One pool serves one pass over the plans.
 
     Args:
-        plans: pulled by the workers themselves, ahead of need; never by two at a time.
+        plans: the workers draw them ahead of need, one worker at a time.
         allocate: makes the uninitialised pixels of a plan, one array per group.
         work: fills rows [low, high) of a job; called from many threads at once.
-        make_scratch: memory that a thread keeps for itself.
-        num_threads: workers.
-        prefetch: finished batches that may wait for the receiver; memory holds at most `prefetch` + 2
-            batches, the receiver's included.
-        rows_per_claim: rows that a thread takes at a time.
-        result: what the finished pixels of a plan are, Crops or Views.
+        make_scratch: makes the working memory of a thread.
+        num_threads: number of worker threads.
+        prefetch: maximum number of finished batches that wait for the receiver; at most `prefetch` + 2 batches are in
+            memory, the receiver's included.
+        rows_per_claim: number of rows that a thread takes at a time.
+        result: type of the finished pixels, Crops or Views.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class WorkerPool:
         """Yield the finished batches, in the order of the plans.  Closing the iterator stops the threads.
 
         Raises:
-            Exception: whatever `plans` or `work` raised; the batches in the making are dropped.
+            Exception: what `plans` or `work` raised; unfinished batches are dropped.
         """
         if self._stopped:
             raise RuntimeError("the loader was closed")
@@ -99,7 +98,7 @@ class WorkerPool:
             _alive.add(self)
             for thread in self._threads:
                 thread.start()
-            # not a loop with a variable: that would keep each batch alive until the next one is asked for
+            # yielded without a variable, which would keep each batch alive until the next one is requested
             finished: Iterator[Crops | Views] = iter(self._next, None)
             yield from finished
         finally:
@@ -128,7 +127,7 @@ class WorkerPool:
                 self._batch_ready.wait()
 
     def stop(self) -> None:
-        """End the threads, and wait for it; what has not been received is dropped."""
+        """End the threads and wait for them; batches that were not received are dropped."""
         with self._lock:
             self._stopped = True
             self._work_ready.notify_all()
@@ -155,17 +154,17 @@ class WorkerPool:
                 self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
-        """With the lock held: let the receiver have the first error, and the threads end."""
+        """Keep the first error for the receiver, and let the threads end.  Call it with the lock held."""
         self._error = self._error or error
         self._stopped = True
         self._work_ready.notify_all()
         self._batch_ready.notify_all()
 
     def _claim(self) -> tuple[Job, int, int] | None:
-        """The next rows to work on; None when there will be no more."""
+        """Return the next rows to work on; None when there are no more."""
         with self._lock:
             while not self._stopped:
-                # one job in reserve, so that nobody waits for a plan to be drawn
+                # one job in reserve, so that no thread waits until a plan is drawn
                 room = len(self._jobs) < self._limit and not self._exhausted
                 if room and len(self._open) < 2 and not self._planning:
                     self._plan()
@@ -183,7 +182,7 @@ class WorkerPool:
             return None
 
     def _plan(self) -> None:
-        """Draw the next plan, with the lock released meanwhile."""
+        """Draw the next plan; the lock is released meanwhile."""
         self._planning = True
         self._lock.release()
         job = failed = None
@@ -195,7 +194,7 @@ class WorkerPool:
         finally:
             self._lock.acquire()
             self._planning = False
-        # before another thread can ask the plans, which are exhausted after an error
+        # before another thread draws from the generator of plans, which an error has ended
         if failed is not None:
             self._fail(failed)
         elif job is None:
@@ -212,7 +211,7 @@ _alive: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 
 @atexit.register
 def _stop_all() -> None:
-    """Threads that still write into memory while Python takes it down would crash it."""
+    """Stop all pools at exit: threads that write into memory while Python shuts down would crash it."""
     for pool in list(_alive):
         pool.stop()
 

@@ -1,8 +1,8 @@
-"""libturbojpeg for compiled code: many images decoded in one call, with Python's lock let go throughout.
+"""libturbojpeg for compiled code: decodes many images in one call that does not hold the GIL.
 
-simplejpeg is a call from Python per image.  Taking the lock back after each costs more than decoding a small image,
-the more threads the more.  It brings the same decoder, but hidden inside of its wheel; so this is for machines that
-have libturbojpeg as a library of the system (or of a conda environment).
+simplejpeg takes a call from Python per image.  Re-acquiring the GIL after each call costs more than decoding a small
+image, and more with every thread.  simplejpeg contains the same decoder, but hides it inside its wheel; so this file
+needs libturbojpeg as a library of the system (or of a conda environment).
 
     compiled code ──by name──▶ libturbojpeg: the first one that was bound, for the whole process
 
@@ -25,7 +25,7 @@ from pipelines.system.jit import njit
 
 INSTALL = "apt-get install libturbojpeg0-dev"  # the name that Debian and Ubuntu share
 LIBRARIES = ("libturbojpeg.so.0", "libturbojpeg.dylib")
-"""Names it goes by; the system, or a conda environment's Python, knows where."""
+"""File names of the library, searched for in the system's folders and in those of a conda environment."""
 ACCURATE_DCT, FAST_DCT = 4096, 2048
 """Values of `dct`: the inverse DCT that PIL and simplejpeg use, or the one that FFCV's own decoders use."""
 
@@ -34,7 +34,7 @@ _int, _address, _size = types.intc, types.uintp, types.uintp
 
 
 def external(name: str, result: types.Type, *arguments: types.Type) -> Any:
-    """A C function, for compiled code to call; its name must have an address by the time of compilation."""
+    """Return a C function that compiled code can call; its name must have an address before the code is compiled."""
     return types.ExternalFunction(name, signature(result, *arguments))
 
 
@@ -50,10 +50,10 @@ _bound: list[ctypes.CDLL] = []
 
 
 def bind_turbojpeg(*libraries: str) -> ctypes.CDLL:
-    """Give the functions above their addresses, before compiled code calls them.  Later calls change nothing.
+    """Register the addresses of the functions above, before compiled code calls them.  Later calls change nothing.
 
     Args:
-        libraries: where to look besides: paths of shared libraries that are linked with libturbojpeg.
+        libraries: further places to look: paths of shared libraries that are linked with libturbojpeg.
 
     Raises:
         OSError: there is no libturbojpeg of version 1.4 or newer here.
@@ -92,6 +92,16 @@ class Decoder:
 
 
 @njit(nogil=True, cache=True)
+def cached_start(pixels, at):
+    """Return the first position from `at` on where an image of `pixels`, uint8 flat, stays in the cache.
+
+    libjpeg-turbo writes rows that begin at a multiple of 32 bytes past the cache (jdcolext-avx2, `vmovntdq`), so the
+    crop kernel would wait for memory: 30 to 60 µs per photo whose row is a multiple of 32 bytes long.
+    """
+    return at + (1 - np.int64(pixels.ctypes.data) - at) % 32
+
+
+@njit(nogil=True, cache=True)
 def decode_samples(decoder, data, offsets, sizes, modes, heights, widths, indices, low, high, pixels, starts):
     """Decode samples `indices[low:high]` one after the other into `pixels`, until one does not fit or is corrupt.
 
@@ -104,13 +114,13 @@ def decode_samples(decoder, data, offsets, sizes, modes, heights, widths, indice
         starts: int64 [high − low] or more: is written, where in `pixels` each image begins.
 
     Returns:
-        how many were decoded.  A warning of the decoder (a file cut short, say) counts as corrupt.
+        how many were decoded.  A warning of the decoder (a truncated file, for example) counts as corrupt.
     """
     end = np.int64(0)
     for row in range(low, high):
         sample = indices[row]
         offset, height, width = np.int64(offsets[sample]), np.int64(heights[sample]), np.int64(widths[sample])
-        begin = end
+        begin = cached_start(pixels, end)
         end = begin + 3 * height * width
         if end > pixels.size:
             return row - low
@@ -137,13 +147,13 @@ def decode_windows(decoder, data, modes, indices, low, high, cut, places, window
         starts: int64 [high − low] or more: is written, where in `pixels` each window begins.
 
     Returns:
-        how many were decoded.  A warning of the decoder (a file cut short, say) counts as corrupt.
+        how many were decoded.  A warning of the decoder (a truncated file, for example) counts as corrupt.
     """
     end = np.int64(0)
     for row in range(high - low):
         first, last = places[row, 1], places[row, 1] + places[row, 2]
         height, width = np.int64(windows[row, 2]), np.int64(windows[row, 3])
-        begin = end
+        begin = cached_start(pixels, end)
         end = begin + 3 * height * width
         if end > pixels.size:
             return row
@@ -163,8 +173,8 @@ def decode_windows(decoder, data, modes, indices, low, high, cut, places, window
 def has_many_scans(payload):
     """Whether a JPEG may have more scans than are decoded: each costs as much as decoding the image.
 
-    Looks for scans only where the first one is not all of them; counts a few too many where other segments look
-    like scans, which the decoder of `BetonReader`, asked next, then finds out.
+    Only a JPEG whose first scan does not hold all components is searched.  Bytes of other segments may look like scans
+    and be counted, too; `BetonReader`, which decodes such an image next, decides.
     """
     at, num_components, progressive = 2, 0, False
     while at + 9 < payload.size:
@@ -192,12 +202,12 @@ def has_many_scans(payload):
 
 @njit(nogil=True, cache=True)
 def decode_jpeg(decoder, payload, dct, pixels):
-    """Fill pixels uint8 [h, w, 3]; whether that went without an error or a warning of the decoder."""
+    """Fill pixels uint8 [h, w, 3]; return whether the decoder gave neither an error nor a warning."""
     height, width = pixels.shape[:2]
     found = np.zeros(4, np.int32)  # width, height, subsampling, color space
     at = found.ctypes.data
     failed = _read_header(decoder, payload.ctypes.data, payload.size, at, at + 4, at + 8, at + 12)
-    if failed or found[0] != width or found[1] != height:  # another size would be scaled to ours, unasked
+    if failed or found[0] != width or found[1] != height:  # an image of another size would be scaled to ours
         return False
     if has_many_scans(payload):
         return False

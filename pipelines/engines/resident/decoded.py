@@ -1,4 +1,4 @@
-"""Decoding a whole set into one array."""
+"""Decodes a whole set into one array."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,18 +7,18 @@ import numpy as np
 from pipelines.beton import BetonReader
 
 IMAGES_PER_TASK = 256
-"""Images that a thread decodes before it looks for Ctrl-C: few enough to end soon."""
+"""Number of images that a thread decodes before it checks for Ctrl-C: few enough to end soon."""
 
 
 def decoded_bounds(reader: BetonReader) -> np.ndarray:
-    """Return where each image begins, and the last one ends, if all lie decoded one after the other: int64 [N + 1]."""
+    """Return the byte at which each decoded image begins in an array of all images, and its end: int64 [N + 1]."""
     return np.cumsum(np.append(0, 3 * reader.heights.astype(np.int64) * reader.widths))
 
 
 def decode_set(
     reader: BetonReader, samples: np.ndarray, pixels: np.ndarray, bounds: np.ndarray, num_threads: int
 ) -> dict[int, str]:
-    """Decode samples into `pixels`, each at its bounds; return the corrupt ones, with the reason."""
+    """Decode samples into `pixels`, each at its bounds; return the corrupt ones with the reasons."""
     corrupt = {}
 
     def decode(some: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""The resident engine on a GPU: the decoded set stays there, and a batch moves nothing but its numbers."""
+"""The resident engine on a GPU: the decoded set stays there, and only the drawn numbers of a batch are copied."""
 
 from collections.abc import Generator, Iterator
 
@@ -12,15 +12,15 @@ from pipelines.engines.resident.decoded import decode_set, decoded_bounds
 from pipelines.ops.crop.gpu import crop_resize
 
 MEMORY_SHARE = 0.5
-"""Share of the GPU memory free at construction that the decoded set may take."""
+"""Fraction of the GPU memory free at construction that the decoded set may take."""
 PART_BYTES = 1 << 28
-"""Decoded images that lie in the host's memory at a time, about."""
+"""Approximate bytes of decoded images in the host's memory at a time."""
 
 
 class ResidentGpuEngine:
-    """The whole set decoded once on the host and kept on a GPU, where one kernel crops the views of a group.
+    """Keeps the whole set, decoded once on the host, on a GPU, where one kernel crops the views of a group.
 
-    A batch is cropped when it is asked for, so nothing is prefetched here.  Corrupt samples are found when the set is
+    A batch is cropped when it is requested, so nothing is prefetched here.  Corrupt samples are found when the set is
     decoded, and replaced as in the native engine.
 
     Args:
@@ -56,12 +56,12 @@ class ResidentGpuEngine:
             )
         self.corrupt = CorruptSamples(reader.path, planner.num_samples)
         self.undecodable: dict[int, str] = {}
-        """Corrupt samples of the set, with the reason."""
+        """Corrupt samples of the set, with the reasons."""
         self._set = torch.empty(int(bounds[-1]), dtype=torch.uint8, device=self.device)
         self._offsets = torch.from_numpy(bounds[:-1]).to(self.device)
         self._widths = torch.from_numpy(reader.widths.astype(np.int32)).to(self.device)
         chosen = np.arange(len(reader)) if planner.subset is None else planner.subset
-        # a part at a time: each rank of a machine would need host memory for the whole set
+        # in parts, because otherwise every rank of a machine would need host memory for the whole set
         parts = np.flatnonzero(np.diff(bounds[chosen] // PART_BYTES)) + 1
         for part in np.split(chosen, parts):
             first, end = bounds[part[0]], bounds[part[-1] + 1]
@@ -72,7 +72,7 @@ class ResidentGpuEngine:
     def run(self, plans: Iterator[BatchPlan], planner: Planner) -> Generator[Crops]:
         for plan in plans:
             decodable = self._replace_corrupt(planner, plan)
-            # tensors of pinned memory that outlive the copy: torch's pinned allocator waits for it
+            # freeing pinned tensors before the copy ends is safe: torch's pinned allocator waits for the copy
             indices, box, flip = (
                 torch.from_numpy(np.ascontiguousarray(table)).pin_memory().to(self.device, non_blocking=True)
                 for table in (decodable.indices, decodable.params.box, decodable.params.flip)

@@ -1,4 +1,4 @@
-"""The resident engine: the whole set decoded once, into memory; an epoch then only crops and augments."""
+"""The resident engine: decodes the whole set into memory once, so that epochs only crop and augment."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from pipelines.engines.resident.decoded import decode_set, decoded_bounds
 from pipelines.system.memory import available_memory
 
 MEMORY_SHARE = 0.5
-"""Share of the memory available at construction that the decoded set may take."""
+"""Fraction of the memory available at construction that the decoded set may take."""
 
 
 class ResidentEngine(NativeEngine):
@@ -54,15 +54,15 @@ class ResidentEngine(NativeEngine):
         """uint8: all images, one after the other."""
         chosen = np.arange(len(reader)) if planner.subset is None else planner.subset
         self.undecodable = decode_set(reader, chosen, self.pixels, bounds, num_threads)
-        """Corrupt samples of the set, with the reason."""
+        """Corrupt samples of the set, with the reasons."""
 
     def close(self) -> None:
-        """Free the decoded set, and the memory kept for the next batches."""
+        """Free the decoded set, and the memory kept for later batches."""
         super().close()
         self.pixels = np.empty(0, np.uint8)
 
     def _with_readahead(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
-        # the file is not read any more
+        # the file is no longer read
         return plans
 
     def _decode(self, job: Job, low: int, high: int, scratch: Scratch) -> Decoded:

@@ -1,4 +1,4 @@
-"""The augmentation fused for the CPU: what surrounds the numba kernels of `cpu_kernels.py`.
+"""The fused augmentation on a CPU: tables, scratch memory and threads for the numba kernels of `cpu_kernels.py`.
 
 A loader's worker calls `augment_rows` right after the crop, with the crops still in its cache:
 
@@ -41,7 +41,7 @@ class Drawn(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What is the same for all views of a size."""
+    """Constants of all views of one size."""
 
     taps: int
     """Taps of the blur."""
@@ -52,12 +52,12 @@ class Constants(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of one thread, 64-byte aligned: the kernels are 1.3 to 3 times slower without."""
+    """Working memory of one thread, aligned to 64 bytes: without alignment the kernels are 1.3 to 3 times slower."""
 
     image: np.ndarray
-    """float32: each strip's planes, as they are before the contrast."""
+    """float32: each strip's planes before the contrast."""
     fixed: np.ndarray
-    """uint16: the blur's source.  In the same memory, but only ever behind the strips that are done with."""
+    """uint16: the blur's source.  It shares memory with `image`, and is written only over strips that are finished."""
     strip: np.ndarray
     """float32 [3·STRIP]: the planes of one strip."""
     weights: np.ndarray
@@ -85,8 +85,8 @@ def augment(
         crops: uint8 [V, B, H, W, 3] on the host.
         params: the numbers of these views, arrays [V, B, …].
         spec: gives the blur's kernel size, mean and std.
-        dtype: of the result; the arithmetic is float32.
-        num_threads: that share the images; the result does not depend on it.
+        dtype: type of the result; the arithmetic is float32.
+        num_threads: threads that share the images; the result does not depend on it.
 
     Returns:
         [V, B, 3, H, W], channels last in memory.
@@ -105,19 +105,19 @@ def augment(
 
 
 def numbers(params: ViewParams) -> Drawn:
-    """Return what `augment_rows` needs of the drawn numbers."""
+    """Return the drawn numbers in the form that `augment_rows` takes."""
     jitter = params.jitter, params.jitter_order, params.jitter_factors
     return Drawn(*jitter, params.grayscale, params.blur_sigma, params.solarize)
 
 
 def constants(spec: ViewSpec) -> Constants:
-    """Return what `augment_rows` needs of a spec."""
+    """Return a spec's constants in the form that `augment_rows` takes."""
     mean, std = np.array(spec.mean), np.array(spec.std)
     return Constants(spec.blur_kernel, (1 / std).astype(np.float32), (-mean / std).astype(np.float32))
 
 
 def new_scratch(spec: ViewSpec) -> Scratch:
-    """Scratch for views of `spec.size`."""
+    """Allocate Scratch for views of `spec.size`."""
     radius = spec.blur_kernel // 2
     line = 3 * spec.size + 6 * radius + 64
     image = _aligned(3 * spec.size**2, np.float32)
@@ -133,10 +133,10 @@ def new_scratch(spec: ViewSpec) -> Scratch:
 
 
 def new_views(shape: tuple[int, ...]) -> np.ndarray:
-    """Uninitialised float32 views, 64-byte aligned.
+    """Allocate uninitialised float32 views, aligned to 64 bytes.
 
-    From numpy because that asks Linux for huge pages: fresh memory from `torch.empty` costs 147 page faults
-    per 224-pixel view, which take longer than the augmentation.
+    NumPy allocates them because it asks Linux for huge pages: fresh memory from `torch.empty` costs 147 page faults per
+    224-pixel view, which take longer than the augmentation.
     """
     return _aligned(math.prod(shape), np.float32).reshape(shape)
 

@@ -1,11 +1,11 @@
-"""The kernels of the CPU augmentation: numba, without the GIL, a view at a time while it is in the cache.
+"""The kernels of the CPU augmentation: numba, without the GIL, one view at a time while it is in the cache.
 
-- Strips of STRIP pixels are three planes of float32 that stay in L1, which loops without branches run over.
-- Contrast needs a gray mean: the operations before it run over all strips first.  Hue: no division, no branch.
-- The blur, on the views that drew it, is in 16-bit fixed point, drops taps whose weights vanish, and adds four
-  pairs of taps per sweep.  A gray view is one plane there.
+- A strip of STRIP pixels is three planes of float32, which stay in L1; loops over them have no branches.
+- Contrast needs the mean gray value, so the operations before it run over all strips first.  Hue needs no division.
+- The blur is in 16-bit fixed point, drops taps whose weights vanish, and adds four pairs of taps per sweep.  For the
+  blur, a gray view is one plane.
 
-All callees are in this file: numba's cache misses an edit in another one.  Arrays are C-contiguous.
+All callees are in this file, because numba's cache does not notice an edit in another one.  Arrays are C-contiguous.
 Shape letters: V views per image, B images, H and W the size of a view, n = H·W pixels, C channels.
 """
 
@@ -22,9 +22,9 @@ from pipelines.system.jit import njit
 STRIP = 512
 """Pixels per strip: source, planes and target together fit into L1."""
 ROWS = 8
-"""Rows that the blur works on at a time."""
+"""Rows that the blur processes at a time."""
 TAIL = 3e-4
-"""Share of the blur's weights that may be dropped in each direction: at most 0.15/255 in both together."""
+"""Fraction of the blur's weights that may be dropped per direction: at most 0.15/255 of error in both together."""
 BLACK, WHITE = 300, 65070
 """0.0 and 1.0 in the blur's fixed point: 254 units per gray level.  465 units of headroom keep rounding errors from
 wrapping past 65535.  Every product truncates half a unit on average, which a bias corrects; an exact 0 would not
@@ -35,7 +35,7 @@ _ZERO, _ONE, _TWO, _FOUR = (np.float32(value) for value in (0, 1, 2, 4))
 _U16, _U32, _U64 = np.uint16, np.uint32, np.uint64
 """Offsets are unsigned: numba wraps negative signed ones around, which blocks the vectoriser."""
 _FAST = {"contract", "nsz", "nnan", "ninf"}
-"""Fused multiply-adds; no NaN, infinity or −0 to mind.  None changes a finite result by more than a rounding."""
+"""Allow fused multiply-adds, and ignore NaN, infinity and −0.  Finite results change by a rounding at most."""
 _kernel: Any = njit(nogil=True, cache=True)
 _fast: Any = njit(nogil=True, cache=True, fastmath=_FAST)
 _fast_sum: Any = njit(nogil=True, cache=True, fastmath=_FAST | {"reassoc"})
@@ -99,9 +99,9 @@ def _augment_view(crop, v, row, drawn, constants, target, scratch):
 
 @_kernel
 def _before_contrast(source, order, factors, image):
-    """The jitter before the contrast, into `image`; returns the mean of its gray values."""
+    """Write the jitter before the contrast into `image`; return the mean of its gray values."""
     n = source.size // 3
-    bright = order.size > 0 and order[0] == BRIGHTNESS  # is done while loading
+    bright = order.size > 0 and order[0] == BRIGHTNESS  # a first brightness is applied while loading
     total = 0.0
     for start in range(0, n, STRIP):
         stop = min(start + STRIP, n)
@@ -115,7 +115,7 @@ def _before_contrast(source, order, factors, image):
 
 @_kernel
 def _adjust(operation, factor, planes):
-    """One operation of the jitter, but contrast, on a strip in place."""
+    """Apply one operation of the jitter, except contrast, to a strip in place."""
     if operation == BRIGHTNESS:
         _brightness(np.float32(factor), planes)
     elif operation == SATURATION:
@@ -142,7 +142,7 @@ def _luma(r, g, b):
 
 @_fast
 def _load(source, brightness, planes):
-    """uint8 [3n], interleaved → planes in [0, 1]."""
+    """Load uint8 [3n], interleaved, as planes in [0, 1]."""
     factor = np.float32(brightness / 255)
     r, g, b = _split(planes)
     for q in range(r.size):
@@ -159,7 +159,7 @@ def _brightness(factor, planes):
 
 @_fast
 def _contrast(factor, mean, planes, out):
-    """Away from or to the mean.  Never in place: where the two overlap the vectorised loop is not taken."""
+    """Move values away from or to the mean.  Never in place, because overlapping arrays prevent vectorisation."""
     constant = (_ONE - factor) * mean
     for q in range(planes.size):
         out[q] = _clamp(planes[q] * factor + constant)
@@ -216,7 +216,7 @@ def _gray_sum(planes):
 
 @_fast
 def _to_gray(planes):
-    """The gray values into the first plane."""
+    """Write the gray values into the first plane."""
     r, g, b = _split(planes)
     for q in range(r.size):
         r[q] = _luma(r[q], g[q], b[q])
@@ -224,7 +224,7 @@ def _to_gray(planes):
 
 @_fast
 def _scale_and_shift(black, white, scale, shift):
-    """Those of the normalisation, for values in which 0.0 is `black` and 1.0 is `white`."""
+    """Return scale and shift of the normalisation for values in which `black` means 0.0 and `white` means 1.0."""
     unit, zero = np.float32(1 / (white - black)), np.float32(black / (white - black))
     shifts = shift[0] - zero * scale[0], shift[1] - zero * scale[1], shift[2] - zero * scale[2]
     return (scale[0] * unit, scale[1] * unit, scale[2] * unit), shifts
@@ -232,7 +232,7 @@ def _scale_and_shift(black, white, scale, shift):
 
 @_fast
 def _store(r, g, b, black, white, scale, shift, target):
-    """Planes, float32 or fixed → normalised [3n], interleaved."""
+    """Write planes, float32 or fixed point, as normalised values [3n], interleaved."""
     (scale_r, scale_g, scale_b), (shift_r, shift_g, shift_b) = _scale_and_shift(black, white, scale, shift)
     for q in range(r.size):
         target[3 * q] = np.float32(r[q]) * scale_r + shift_r
@@ -242,7 +242,7 @@ def _store(r, g, b, black, white, scale, shift, target):
 
 @_fast
 def _store_fixed(row, scale, shift, target):
-    """Fixed point → normalised, both interleaved [3n]."""
+    """Write fixed-point values as normalised ones, both interleaved [3n]."""
     (scale_r, scale_g, scale_b), (shift_r, shift_g, shift_b) = _scale_and_shift(BLACK, WHITE, scale, shift)
     for q in range(target.size // 3):
         target[3 * q] = np.float32(row[3 * q]) * scale_r + shift_r
@@ -253,7 +253,7 @@ def _store_fixed(row, scale, shift, target):
 @_fast
 def _solarize(threshold, scale, shift, target):
     """Invert values at or above the threshold, normalised [3n] in place: 1 − x becomes s + 2·t − (s·x + t)."""
-    # a threshold of 0 inverts everything, values that rounding left below 0 among them
+    # a threshold of 0 inverts everything, including values that rounding left below 0
     limit = np.float32(threshold) if threshold > 0 else -_ONE
     for c in range(3):
         lowest, mirror = limit * scale[c] + shift[c], scale[c] + _TWO * shift[c]
@@ -275,7 +275,7 @@ def _fix_plane(plane, fixed):
 
 @_fast
 def _fix_planes(planes, fixed):
-    """Planes → fixed point [3n], interleaved."""
+    """Write planes as fixed-point values [3n], interleaved."""
     r, g, b = _split(planes)
     for q in range(r.size):
         fixed[3 * q] = _fix(r[q])
@@ -285,7 +285,7 @@ def _fix_planes(planes, fixed):
 
 @_kernel
 def _gaussian(sigma, radius, weights):
-    """weights[0] of the centre, weights[k] of both taps at distance k; unit 1/65536, sum 1.  Returns the radius."""
+    """Write the weights of the centre (0) and of both taps at distance k, in units of 1/65536; return the radius."""
     total = 1.0
     for tap in range(1, radius + 1):
         total += 2 * math.exp(-0.5 * (tap / sigma) ** 2)
@@ -307,14 +307,14 @@ def _gaussian(sigma, radius, weights):
 
 @_kernel
 def _blur(height, width, gray, radius, scale, shift, target, scratch):
-    """Separable blur of scratch.fixed [H, W·C], borders reflected; normalised into target [3n]."""
+    """Blur scratch.fixed [H, W·C] separably, with reflected borders, and write it normalised into target [3n]."""
     fixed, lines, above, below = scratch.fixed, scratch.lines, scratch.offsets[0], scratch.offsets[1]
     channels = 1 if gray else 3
     length = width * channels
-    begin = (radius * channels + 31) // 32 * 32  # of a line's pixels, behind the reflected ones
+    begin = (radius * channels + 31) // 32 * 32  # where a line's pixels begin, after the reflected ones
     end = begin + length
     pitch = (end + radius * channels + 31) // 32 * 32
-    # ROWS rows at a time: reading back what has just been written, before it is in the cache, would stall
+    # ROWS rows at a time: reading values right after they were written would stall
     for top in range(0, height, ROWS):
         rows = min(ROWS, height - top)
         for k in range(rows):
@@ -345,7 +345,7 @@ def _blur(height, width, gray, radius, scale, shift, target, scratch):
 
 @_kernel
 def _weighted_sum(x, centre, above, below, weights, radius, out):
-    """out = w₀ x[centre …] + Σ w_k (x[above_k …] + x[below_k …]) / 2 for k = 1 … radius."""
+    """Write out = w₀ x[centre …] + Σ w_k (x[above_k …] + x[below_k …]) / 2, summed over k = 1 … radius."""
     near = radius % 4
     _first_pairs(x, centre, above, below, weights, near, _U16((radius + 1) // 2), out)
     for done in range(near, radius, 4):
@@ -353,7 +353,7 @@ def _weighted_sum(x, centre, above, below, weights, radius, out):
 
 
 def _fixed_product(typing, x, weight):
-    """x · weight / 65536 of two uint16, rounded down: a plain (x · weight) >> 16 is vectorised in 32 bits."""
+    """Return x · weight / 65536 of two uint16, rounded down; (x · weight) >> 16 would be vectorised in 32 bits."""
 
     def generate(context, builder, signature, arguments):
         i16, i32 = ir.IntType(16), ir.IntType(32)
@@ -369,13 +369,13 @@ _scaled: Any = intrinsic(_fixed_product)
 
 @_kernel
 def _pair(x, y, weight):
-    """The weighted mean of x and y."""
+    """Return the weighted mean of x and y."""
     return _scaled(_U16((_U32(x) + _U32(y) + _U32(1)) >> _U32(1)), weight)
 
 
 @_kernel
 def _first_pairs(x, centre, above, below, w, pairs, bias, out):
-    """The centre and the first 0 … 3 pairs; `bias` makes up for what all the products lose in rounding down."""
+    """Add the centre and the first 0 … 3 pairs; `bias` compensates for the rounding down of all products."""
     w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
     a1, a2, a3, b1, b2, b3 = above[1], above[2], above[3], below[1], below[2], below[3]
     if pairs == 0:
@@ -400,7 +400,7 @@ def _first_pairs(x, centre, above, below, w, pairs, bias, out):
 
 @_kernel
 def _four_pairs(x, above, below, w, out):
-    """Adds pairs 1 … 4."""
+    """Add pairs 1 … 4."""
     w1, w2, w3, w4 = w[1], w[2], w[3], w[4]
     a1, a2, a3, a4 = above[1], above[2], above[3], above[4]
     b1, b2, b3, b4 = below[1], below[2], below[3], below[4]

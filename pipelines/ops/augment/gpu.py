@@ -4,8 +4,8 @@
       uint8                                              └─▶ planes in [0, 1] ─ blur ─▶ the other views
 
 Semantics are those of `pipelines.ops.augment.reference`.  Bytes per view of S² pixels, half precision: 3S² read
-twice (the second time in part from the L2 cache), 6S² written, and for the blurred ones another 6S² written
-and read.  512 views of 224² take 231 MB at the least, 77 µs on an H100.
+twice (the second time partly from the L2 cache), 6S² written, and for blurred views another 6S² written and read.
+512 views of 224² take at least 231 MB, which is 77 µs on an H100.
 
 Shape letters: V views per image, B images, N = V·B views, S the size of a view.
 """
@@ -34,14 +34,14 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def params_table(params: ViewParams, spec: ViewSpec) -> torch.Tensor:
-    """The drawn numbers of a batch as the kernels read them, packed for a single upload.
+    """Pack the drawn numbers of a batch into the table that the kernels read, for a single upload.
 
     Where there is a GPU the table lies in pinned memory, so that `.to(device, non_blocking=True)` returns at
     once.  For a captured graph or a whole epoch on the device, stack the tables of the steps.
 
     Args:
         params: arrays [V, B, …].
-        spec: tells whether there is a blur at this size.
+        spec: decides whether views of this size are blurred.
 
     Returns:
         float32 [V, B, TABLE_COLUMNS] on the host; the columns are named in `gpu_color`.
@@ -94,7 +94,7 @@ def augment(
         [V, B, 3, S, S] on the crops' device, each view channels last in memory.
 
     Raises:
-        ValueError: crops, table or dtype of another kind than these, or a blur of more than 33 taps.
+        ValueError: crops, table or dtype are of another kind, or the blur has more than 33 taps.
     """
     size, radius = spec.size, spec.blur_kernel // 2
     if crops.dtype != torch.uint8 or crops.shape[2:] != (size, size, 3) or not crops.is_contiguous():
@@ -109,7 +109,9 @@ def augment(
         num_blurred = int(np.count_nonzero(params.blur_sigma)) if radius else 0
         table = params_table(params, spec).to(crops.device, non_blocking=True)
     else:
-        num_blurred = num_views if radius and spec.blur_p > 0 else 0  # how many is known on the device only
+        num_blurred = (
+            num_views if radius and spec.blur_p > 0 else 0
+        )  # an upper bound: only the device knows how many
         table = params
     shape = (*table.shape[: step is not None], views, images, TABLE_COLUMNS.value)
     if table.shape != shape or table.dtype != torch.float32 or table.device != crops.device:
@@ -131,7 +133,7 @@ def augment(
         *(-mean / std for mean, std in zip(spec.mean, spec.std, strict=True)),
     )
     constants = {"PIXELS": pixels, "STRIPS": strips, "RUNS": runs, "WIDE": pixels % 8 == 0}
-    # fused multiply-adds are asked for because Triton's default is about to change
+    # fused multiply-adds are requested, because Triton's default is about to change
     options = {"num_warps": runs // 32, "enable_fp_fusion": True}
     grid = (num_views * strips,)
     with torch.cuda.device_of(crops):
@@ -158,5 +160,5 @@ def pixel_strips(size: int) -> tuple[int, int]:
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
-    """Compute capability; on the CPU, where Triton's interpreter runs the kernels, an H100's."""
+    """Return the compute capability; an H100's on the CPU, where Triton's interpreter runs the kernels."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)

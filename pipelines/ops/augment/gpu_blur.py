@@ -1,13 +1,13 @@
 """Gaussian blur on the matrix units: Y = G X Gᵀ with a banded G per view, one Triton kernel.
 
-G [SIZE, SIZE] holds the normalised taps of the view's sigma around its diagonal; a tap that would reach over
-the border lands where torch's reflect padding takes its pixel from, so no padded image exists.  Of G only
-blocks around the diagonal are ever made: ROWS × COLUMNS results take (ROWS + 32) × (COLUMNS + 32) pixels,
-16 on every side, hence at most 16 taps either way.  At 224 pixels (23 taps) that is 256 multiply-adds a
-value in matrix instructions, where 46 plain ones would each need a load of their own.
+G [SIZE, SIZE] holds the normalised taps for the view's sigma around its diagonal.  A tap beyond the border is added
+where torch's reflect padding takes its pixel from, so no padded image is needed.  Only blocks of G around the diagonal
+are made: ROWS × COLUMNS results take (ROWS + 32) × (COLUMNS + 32) pixels, 16 more on every side, hence at most 16 taps
+on either side.  At 224 pixels (23 taps) that is 256 multiply-adds per value in matrix instructions, instead of 46 plain
+ones with a load each.
 
-Half-precision views are blurred from float16 planes, also where the views are bfloat16: pixels, taps and the
-result of the first product then lose at most 2⁻¹² of 1 each.  Float32 takes three tf32 products for one.
+Half-precision views, bfloat16 ones included, are blurred from float16 planes: pixels, taps and the result of the first
+product lose at most 2⁻¹² of 1 each.  Float32 takes three tf32 products in place of one.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -21,10 +21,10 @@ from pipelines.ops.augment.gpu_color import BLURRED, SIGMA, SOLARIZE, table_row
 from pipelines.ops.rgb_gpu import store_rgb, tl, triton
 
 MAX_RADIUS = 16
-"""Taps on either side; a view of 339 pixels has that many."""
+"""Maximum number of taps on either side; a view of 339 pixels has that many."""
 _HALO = tl.constexpr(MAX_RADIUS)
 COLUMNS = tl.constexpr(32)
-"""Width of a tile.  With its halo it must be a power of two, and 96 would be too many registers."""
+"""Width of a tile.  With its halo it must be a power of two; 96 would need too many registers."""
 
 
 class BlurLaunch(NamedTuple):
@@ -32,15 +32,15 @@ class BlurLaunch(NamedTuple):
     """Height of a tile."""
     num_warps: int
     num_stages: int
-    """2: the planes of the next tile are on their way to shared memory while this one is multiplied."""
+    """2: the planes of the next tile are copied to shared memory while this one is multiplied."""
 
 
 def blur_launch(dtype: torch.dtype, capability: tuple[int, int]) -> BlurLaunch:
-    """Tile of the blur for a type of the planes and a GPU's compute capability.
+    """Return the tile of the blur for a type of the planes and a GPU's compute capability.
 
-    Hopper multiplies 64 rows straight from shared memory; elsewhere the operands are held in registers, of
-    which smaller tiles take fewer.  Chosen by what the compiler gives: the largest tile that spills nothing.
-    Below 8.0 the compiler uses no matrix units, and plain multiply-adds take the most registers.
+    It is the largest tile for which the compiler spills nothing.  Hopper multiplies 64 rows directly from shared
+    memory; other GPUs hold the operands in registers, of which smaller tiles take fewer.  Below 8.0 the compiler uses
+    no matrix units, and plain multiply-adds need even more registers.
     """
     if dtype == torch.float32 or capability < (8, 0):
         return BlurLaunch(rows=16, num_warps=8, num_stages=2)
@@ -112,7 +112,7 @@ def blur_kernel(
         r = tl.reshape((r * scale_r + shift_r).to(p_views.dtype.element_ty), [RUNS, 8])
         g = tl.reshape((g * scale_g + shift_g).to(p_views.dtype.element_ty), [RUNS, 8])
         b = tl.reshape((b * scale_b + shift_b).to(p_views.dtype.element_ty), [RUNS, 8])
-        # here, on rounded values and in a branch: before the rounding it costs 67 registers more, and spills
+        # after the rounding and in a branch: before the rounding it would take 67 more registers, and spill
         threshold = tl.load(table_row(p_table, p_step, i_view, num_views) + SOLARIZE)
         if threshold <= 1:
             r = _solarize(r, threshold, scale_r, shift_r)
@@ -124,7 +124,7 @@ def blur_kernel(
 @triton.jit
 def _solarize(x, threshold, scale, shift):
     """Invert what is at or above the threshold in a normalised block: 1 − x becomes s + 2·t − (s·x + t)."""
-    # the limit is rounded as x is: what was at or above the threshold before the rounding still is
+    # the limit is rounded like x, so values at or above the threshold stay so after the rounding
     limit = (threshold * scale + shift).to(x.dtype).to(tl.float32)
     normalised = x.to(tl.float32)
     return tl.where(normalised >= limit, (scale + 2 * shift - normalised).to(x.dtype), x)
@@ -132,7 +132,7 @@ def _solarize(x, threshold, scale, shift):
 
 @triton.jit
 def _blur(p_upper, p_lower, m_upper, m_lower, upper, lower, right):
-    """One channel: the pixels of a tile and its halo → float32 [ROWS, COLUMNS]."""
+    """Blur one channel: from the pixels of a tile and its halo to float32 [ROWS, COLUMNS]."""
     x = tl.dot(upper, tl.load(p_upper, mask=m_upper, other=0.0), input_precision="tf32x3")
     x = tl.dot(lower, tl.load(p_lower, mask=m_lower, other=0.0), x, input_precision="tf32x3")
     return tl.dot(x.to(right.dtype), right, input_precision="tf32x3")
@@ -140,9 +140,9 @@ def _blur(p_upper, p_lower, m_upper, m_lower, upper, lower, right):
 
 @triton.jit
 def _taps(o_result, o_source, rate, norm, SIZE: tl.constexpr, RADIUS: tl.constexpr):
-    """A block of G: what the source pixels weigh in the results, mirrored at both borders."""
+    """Return a block of G: the weights of the source pixels in the results, mirrored at both borders."""
     weight = _tap(o_source - o_result, rate, RADIUS)
-    # a border pixel is its own mirror image: it counts once
+    # a border pixel is its own mirror image and counts once
     weight += tl.where(o_source > 0, _tap(o_source + o_result, rate, RADIUS), 0.0)
     weight += tl.where(o_source < SIZE - 1, _tap(2 * (SIZE - 1) - o_source - o_result, rate, RADIUS), 0.0)
     return weight * norm

@@ -3,9 +3,9 @@
 `gray_sums_kernel` evaluates the operations that precede the contrast and sums the gray values (contrast
 pulls towards their mean); `color_kernel` applies all of them and writes the view, or, where a blur
 follows, the un-normalised planes that `gpu_blur` reads.  Each program takes one strip of one view, so that
-views with much and with little to do balance out over the GPU.
+expensive and cheap views are balanced over the GPU.
 
-The arithmetic is float32 and torchvision's; per pixel about 40 and 70 instructions.
+The arithmetic is torchvision's in float32; the kernels take about 40 and 70 instructions per pixel.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -18,25 +18,25 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = (tl.constexpr(code) for code in range(4)
 
 # Columns of the table that `gpu.params_table` packs, float32
 OPERATION = tl.constexpr(0)
-"""Columns 0 to 3: the jitter's operations as they run, −1 for none."""
+"""Columns 0 to 3: the jitter's operations in the order in which they run, −1 for none."""
 FACTOR = tl.constexpr(4)
-"""Columns 4 to 7: the factor of each of them; of the hue, its shift in sixths of a turn."""
+"""Columns 4 to 7: the factor of each operation; for the hue, its shift in sixths of a turn."""
 GRAY = tl.constexpr(8)
 """1 or 0."""
 SIGMA = tl.constexpr(9)
 """Standard deviation of the blur, pixels."""
 SLOT = tl.constexpr(10)
-"""Position of this view among the blurred ones, −1 where there is no blur."""
+"""Position of this view among the blurred ones, −1 for a view without blur."""
 BLURRED = tl.constexpr(11)
-"""In row n: number of the n-th blurred view, −1 behind the last."""
+"""In row n: number of the n-th blurred view, −1 after the last one."""
 SOLARIZE = tl.constexpr(12)
-"""Threshold from which on values are inverted, in [0, 1]; infinity where none are."""
+"""Threshold in [0, 1] at or above which values are inverted; infinity: none are."""
 TABLE_COLUMNS = tl.constexpr(13)
 
 
 @triton.jit
 def table_row(p_table, p_step, i_view, num_views):
-    """Row of a view; a captured graph finds its step's table behind a counter on the device."""
+    """Return the pointer to a view's row; in a captured graph, a counter on the device selects the step's table."""
     if p_step is not None:
         p_table += tl.load(p_step).to(tl.int64) * num_views * TABLE_COLUMNS
     return p_table + i_view * TABLE_COLUMNS
@@ -67,7 +67,7 @@ def gray_sums_kernel(
         before = before & (operation != CONTRAST)
         if before:
             r, g, b = _adjust(r, g, b, operation, tl.load(p_row + FACTOR + i_step), 0.0)
-    # pixels beyond the last are black, and stay so in whatever precedes the contrast: they add nothing
+    # pixels beyond the last one are black; the operations before the contrast keep them so, and they add nothing
     total = tl.sum(tl.sum(_gray(r, g, b), axis=1), axis=0)
     tl.store(p_sums + tl.program_id(0), total)
 
@@ -93,7 +93,7 @@ def color_kernel(
     RUNS: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    # backwards, since the crops that gray_sums_kernel read last are still in the L2 cache
+    # backwards, because the crops that gray_sums_kernel read last are still in the L2 cache
     i_view = num_views - 1 - tl.program_id(0) // STRIPS
     i_strip = tl.program_id(0) % STRIPS
     p_row = table_row(p_table, p_step, i_view, num_views)
@@ -141,8 +141,11 @@ def _gray(r, g, b):
 
 @triton.jit
 def _adjust(r, g, b, operation, factor, mean):
-    """One operation of the jitter, then clamped: x ← factor·x + (1 − factor)·(0, mean gray, or the pixel's
-    gray) for brightness, contrast and saturation.  The branches are the same for all pixels of a view."""
+    """Apply one operation of the jitter, and clamp.
+
+    Brightness, contrast and saturation are x ← factor·x + (1 − factor)·(0, the mean gray, or the pixel's gray).  All
+    pixels of a view take the same branches.
+    """
     if operation == HUE:
         r, g, b = _shift_hue(r, g, b, factor)
     else:
@@ -162,18 +165,18 @@ def _adjust(r, g, b, operation, factor, mean):
 
 @triton.jit
 def _solarize(x, threshold):
-    """torchvision's solarize: values at or above the threshold are inverted."""
+    """Invert values at or above the threshold, like torchvision's solarize."""
     return tl.where(x >= threshold, 1 - x, x)
 
 
 @triton.jit
 def _clamp(x):
-    return tl.minimum(tl.maximum(x, 0.0), 1.0)  # compiles to a saturating FMA: costs nothing
+    return tl.minimum(tl.maximum(x, 0.0), 1.0)  # free: it compiles to a saturating FMA
 
 
 @triton.jit
 def _shift_hue(r, g, b, shift):
-    """RGB → HSV, hue + shift, HSV → RGB, without a division and without a branch.
+    """Shift the hue (RGB → HSV → RGB) without a division and without a branch.
 
     With V = max and C = V − min, the channel that peaks at hue n is V − C·t(h − n), t the trapezoid of the
     color hexagon (HSV, Smith 1978).  Everything is kept times C, so the hue h = (difference of two channels)/C
@@ -195,10 +198,10 @@ def _shift_hue(r, g, b, shift):
 
 @triton.jit
 def _trapezoid(hue, chroma, phase):
-    """chroma · clamp(min(k, 4 − k), 0, 1) with k = (hue/chroma + phase) mod 6.
+    """Return chroma · clamp(min(k, 4 − k), 0, 1) with k = (hue/chroma + phase) mod 6.
 
     hue/chroma is in [−1, 5], so with the phase in [0, 6) the sum is in [−1, 11): one period and its
-    neighbours, and symmetric about 5.  Hence two absolute values in place of the modulo.
+    neighbours, and symmetric about 5.  Hence two absolute values replace the modulo.
     """
     phase = phase - 6 * tl.floor(phase * (1 / 6))
     distance = tl.abs(tl.abs(hue + (phase - 5) * chroma) - 3 * chroma)

@@ -1,4 +1,4 @@
-"""The augmentation in plain torch: what the fused forms are measured against, and what runs where they can't.
+"""The augmentation in plain torch: the reference of the fused forms, and their fallback.
 
 From a uint8 crop, on x = crop / 255 in float32, torchvision's float semantics:
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pipelines.views import ViewParams, ViewSpec
 
 LUMA = (0.2989, 0.587, 0.114)
-"""torchvision's weights of R, G and B in a gray value (ITU-R 601, as rounded there: they sum to 0.9999)."""
+"""torchvision's weights of R, G and B in a gray value (ITU-R 601, rounded so that they sum to 0.9999)."""
 
 
 def augment(
@@ -73,12 +73,12 @@ def augment(
 
 
 def to_gray(x: torch.Tensor) -> torch.Tensor:
-    """[N, 3, H, W] → [N, 1, H, W]."""
+    """Return the gray values [N, 1, H, W] of x [N, 3, H, W]."""
     return LUMA[0] * x[:, 0:1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:3]
 
 
 def blend(x: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
-    """factor · x + (1 − factor) · other, clamped; factor [N]: one per view, beyond 1 it extrapolates."""
+    """Return factor · x + (1 − factor) · other, clamped; factor [N], one per view, extrapolates above 1."""
     factor = factor.view(-1, 1, 1, 1)
     return (factor * x + (1 - factor) * other).clamp(0, 1)
 
@@ -89,17 +89,17 @@ def adjust_brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def adjust_contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Move x [N, 3, H, W] away from (factor > 1) or to the mean of its gray values, as x is now."""
+    """Move x [N, 3, H, W] away from (factor > 1) or towards the mean of its current gray values."""
     return blend(x, to_gray(x).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Move x [N, 3, H, W] away from (factor > 1) or to its own gray values."""
+    """Move x [N, 3, H, W] away from (factor > 1) or towards its own gray values."""
     return blend(x, to_gray(x), factor)
 
 
 def adjust_hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Turn the hue of x [N, 3, H, W] by shift [N] turns, saturation and value (of HSV) unchanged.
+    """Turn the hue of x [N, 3, H, W] by shift [N] turns; saturation and value (of HSV) stay the same.
 
     With maximum v, chroma c and hue h in sixths of a turn, a channel is v − c · clamp(min(k, 4 − k), 0, 1),
     k = (n + h) mod 6, n = 5, 3, 1 for R, G, B.

@@ -27,9 +27,10 @@ from pipelines.system.jit import njit
 LANES = 16
 """Words of a register, and rows of a block."""
 CHUNK = 64
-"""Source bytes of a row that the vertical pass takes at once."""
+"""Source bytes of a row that the vertical pass processes at once."""
 MAX_TAPS = 64
-"""Longer sums would lose too much by truncation; they take the scalar path (images 32 times larger than the view)."""
+"""Maximum taps in fixed point; longer sums (images 32 times larger than the view) would lose too much by truncation and
+take the scalar path."""
 
 # --- A register of 16 words, as a numba type whose values live in one LLVM vector ---
 
@@ -74,7 +75,7 @@ def _splat(typingctx, word):
 
 @intrinsic
 def _load(typingctx, array, index):
-    """The 32 bytes from array[index] on.  Unchecked, like all accesses of this section."""
+    """Load the 32 bytes from array[index] on.  Unchecked, like all accesses of this section."""
 
     def codegen(context, builder, sig, args):
         return builder.load(_address(context, builder, sig.args[0], args[0], args[1], _VECTOR16), align=1)
@@ -208,7 +209,7 @@ def _to_words(weights, words):
 
 @njit(nogil=True, cache=True)
 def _vertical(source, start, stride, num_bytes, last, first, weights, bias, rows, columns):
-    """16 output rows, where first and weights begin; transposed into columns[CHUNK + byte of the row, row].
+    """Compute 16 output rows, beginning with those of first[0] and weights[:, 0], into columns[CHUNK + byte, row].
 
     The last chunk of a row slides to the left, so that no load passes the end of `source`:
 
@@ -244,7 +245,7 @@ def _vertical(source, start, stride, num_bytes, last, first, weights, bias, rows
 
 @njit(nogil=True, cache=True)
 def _horizontal(columns, first, weights, bias, to, to_step, pixels):
-    """All output columns of the block, from and to the layout [column, channel, row]."""
+    """Compute all output columns of the block; input and output have the layout [column, channel, row]."""
     pixel = 3 * LANES
     for x in range(first.size):
         at = CHUNK * LANES + first[x] * pixel
@@ -280,7 +281,7 @@ def _crop_scalar(image, top, left, height, width, flip, first_y, weights_y, firs
 
 @njit(nogil=True, cache=True)
 def scratch_bytes(height, width, out_height, out_width):
-    """Bytes of working memory that the crops of an image of at most height × width need."""
+    """Return the bytes of working memory for cropping an image of at most height × width."""
     columns = 2 * LANES * (3 * width + 2 * CHUNK)
     buffers = 2 * LANES * CHUNK + 3 * LANES * out_width
     tables = 20 * (height + width) + 42 * (out_height + out_width)  # taps · n ≤ 2 · size + 3 · n
@@ -289,13 +290,13 @@ def scratch_bytes(height, width, out_height, out_width):
 
 @njit(nogil=True, cache=True)
 def _carve(scratch, at, num_bytes):
-    """The next bytes of the scratch, and where the rest begins, a multiple of 64 further (a cache line)."""
+    """Return the next bytes of the scratch, and the offset of the rest, a multiple of 64 (a cache line) further."""
     return scratch[at : at + num_bytes], at + (num_bytes + 63) // 64 * 64
 
 
 @njit(nogil=True, cache=True)
 def _axis(size, n, scratch, at):
-    """The tables of one axis, as `_weights` and `_to_words` fill them."""
+    """Return the tables of one axis, filled by `_weights` and `_to_words`, and the offset of the rest."""
     taps = int(np.ceil(2 * max(size / n, 1.0)))
     memory, at = _carve(scratch, at, 8 * (taps + 1) * n)
     weights = memory.view(np.float64).reshape(taps + 1, n)
@@ -309,7 +310,7 @@ def _axis(size, n, scratch, at):
 
 @njit(nogil=True, cache=True)
 def crop_resize(image, top, left, height, width, flip, out, scratch):
-    """One view: out uint8 [H, W, 3] with contiguous rows; the other arguments as in `crop_rows`."""
+    """Crop one view into out uint8 [H, W, 3], whose rows are contiguous; for the other arguments see `crop_rows`."""
     out_height, out_width = out.shape[0], out.shape[1]
     if top < 0 or left < 0 or height < 1 or width < 1:
         raise ValueError("a crop box has a negative corner or no area")

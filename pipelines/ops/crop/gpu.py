@@ -92,7 +92,7 @@ def crop_kernel(
 
 @triton.jit
 def _window(position, length, SIZE: tl.constexpr):
-    """Where the filter of a result pixel lies along one axis of the box.
+    """Return the position of a result pixel's filter along one axis of the box.
 
     Returns:
         center (source pixels from the box's edge), first tap, number of taps, slope of the triangle.
@@ -108,14 +108,14 @@ def _window(position, length, SIZE: tl.constexpr):
 
 @triton.jit
 def _triangle(source, center, rate, length):
-    """Weight of a source pixel, 0 beyond the box."""
+    """Return the weight of a source pixel; 0 beyond the box."""
     weight = tl.maximum(1 - tl.abs(source.to(tl.float32) + 0.5 - center) * rate, 0.0)
     return tl.where((source >= 0) & (source < length), weight, 0.0)
 
 
 @triton.jit
 def _round(x):
-    """Float in [0, 255] → uint8, half to even: adding 2²³ leaves the rounded number in the low bits."""
+    """Round float in [0, 255] half to even, to uint8: adding 2²³ leaves the rounded number in the low bits."""
     return (x + 8388608.0).to(tl.int32, bitcast=True).to(tl.uint8)
 
 
@@ -131,9 +131,9 @@ def crop_resize(
     out: torch.Tensor | None = None,
     step: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Views of images of a set that lies on a GPU: cropped, resized with antialiasing, flipped.
+    """Crop, resize with antialiasing and flip images of a set that lies on a GPU.
 
-    One launch on the current stream, no synchronisation: what lies on the device is not checked, so every
+    One launch on the current stream, without synchronisation, so tensors on the device are not checked: every
     index must be in the set and every box in its image.  In a captured CUDA graph pass the tables of all steps
     and their counter, as in `pipelines.ops.augment.gpu.augment`.
 
@@ -160,7 +160,7 @@ def crop_resize(
     views, batch = box.shape[-3:-1]
     device = images.device
 
-    def need(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    def check(name: str, tensor: torch.Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         good = tensor is not None and tensor.shape == shape and tensor.dtype == dtype
         if tensor is None or not good or tensor.device != device or not tensor.is_contiguous():
             got = "None" if tensor is None else f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
@@ -168,24 +168,24 @@ def crop_resize(
 
     if len(steps) != (step is not None):
         raise ValueError(f"box must be [V, B, 4], or [steps, V, B, 4] with a step, got {list(box.shape)}")
-    need("indices", indices, torch.int64, (*steps, batch))
-    need("box", box, torch.int32, (*steps, views, batch, 4))
-    need("flip", flip, torch.bool, (*steps, views, batch))
+    check("indices", indices, torch.int64, (*steps, batch))
+    check("box", box, torch.int32, (*steps, views, batch, 4))
+    check("flip", flip, torch.bool, (*steps, views, batch))
     if step is not None:
-        need("step", step, torch.int64, (1,))
+        check("step", step, torch.int64, (1,))
     if images.ndim == 4:
-        need("images", images, torch.uint8, (*images.shape[:3], 3))
+        check("images", images, torch.uint8, (*images.shape[:3], 3))
         offsets = widths = None
         uniform_bytes, uniform_width = images[0].numel(), images.shape[2]
     else:
-        need("images", images, torch.uint8, (images.numel(),))
+        check("images", images, torch.uint8, (images.numel(),))
         length = 0 if offsets is None else len(offsets)
-        need("offsets", offsets, torch.int64, (length,))
-        need("widths", widths, torch.int32, (length,))
+        check("offsets", offsets, torch.int64, (length,))
+        check("widths", widths, torch.int32, (length,))
         uniform_bytes = uniform_width = 0
     if out is None:
         out = torch.empty(views, batch, size, size, 3, dtype=torch.uint8, device=device)
-    need("out", out, torch.uint8, (views, batch, size, size, 3))
+    check("out", out, torch.uint8, (views, batch, size, size, 3))
 
     runs, strips = row_strips(size)
     with torch.cuda.device_of(images):

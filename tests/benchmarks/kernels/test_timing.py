@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.triton_support import on_gpu
 
-from benchmarks.kernels.timing import NotMeasured, Variant, captured, measure, need
+from benchmarks.kernels.timing import NotMeasured, Variant, captured, measure, require
 
 CPU = torch.device("cpu")
 
@@ -104,9 +104,9 @@ def test_memory_of_a_call_is_its_high_water_mark():
 
 
 def test_missing_packages_are_named_with_what_installs_them():
-    need("torch")
+    require("torch")
     with pytest.raises(NotMeasured, match=r"nosuchpeer is not installed: pip install 'fastclr\[bench\]'"):
-        need("nosuchpeer")
+        require("nosuchpeer")
 
 
 @on_gpu

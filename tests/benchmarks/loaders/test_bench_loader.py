@@ -20,10 +20,12 @@ from benchmarks.loaders.peers.decode_limit import DecodeLimit
 from benchmarks.loaders.peers.ffcv_loader import FfcvLoader
 from benchmarks.loaders.report import LoaderReport, LoaderSettings
 from benchmarks.loaders.scaling import thread_counts
+from benchmarks.loaders.without_markers import without_markers
 from fastclr.cli.main import main as fastclr
-from pipelines.beton import BetonWriter
+from pipelines.beton import BetonReader, BetonWriter
 from pipelines.convert import Encoding, FolderSource, convert
 from pipelines.engines.native import turbojpeg
+from pipelines.jpeg.window import has_restarts
 
 ROW = {
     *("name", "lacks", "images_per_s", "cpu_s_per_1000", "first_batch_s", "peak_bytes", "error", "median"),
@@ -79,7 +81,8 @@ def test_peers(tiny, tmp_path, capsys, require_package):
     found = run(tiny, out, *arguments, "--folder", str(tiny.parent / "photos"))
     assert found["settings"] == {"size": 40, "threads": 2, "batch_size": 8}
     assert found["file"]["images"] == 160
-    assert found["file"]["convert"] == {"mode": "jpg", "jpeg": "recompress", "max_side": 160, "quality": 90}
+    stored = {"mode": "jpg", "jpeg": "recompress", "max_side": 160, "quality": 90, "restart": "auto"}
+    assert found["file"]["convert"] == stored
     assert {"processor", "cores", "versions", "commit", "date"} <= set(found["machine"])
     rows = {row["name"]: row for row in found["results"]["full"]}
     assert list(rows) == [
@@ -133,7 +136,7 @@ def test_why_a_peer_failed_is_one_line(tmp_path, require_package, stored, dali_s
             else:
                 writer.add_jpeg(simplejpeg.encode_jpeg(pixels)[:-200])
     options = Options(file, peers=("dali", "lightly", "torchvision"), engines=(), threads=1)
-    cases = _cases(options, LoaderSettings(16, 1, 4), augment=True, num_images=60)
+    cases = _cases(options, file, LoaderSettings(16, 1, 4), "full", num_images=60)
     *_, (dali, lightly, torchvision) = measure_in_turn(cases, rounds=1)
     assert re.fullmatch(dali_says, dali.error)
     assert re.fullmatch(others_say, lightly.error)
@@ -250,3 +253,38 @@ def test_a_file_that_is_too_small(tiny_photos, tmp_path, capsys):
     convert(FolderSource(tiny_photos), tmp_path / "small.beton")
     assert fastclr(["bench", "loader", str(tmp_path / "small.beton")]) == 2
     assert "must hold at least 42" in capsys.readouterr().err
+
+
+def test_the_center_crop_of_an_evaluation(tiny, tmp_path, capsys):
+    found = run(tiny, tmp_path / "x.json", "--only", "center", "--sizes", "24", "--peers", "torchvision")
+    (row,) = found["results"]["center"]
+    assert row["name"] == "fastclr native"
+    check_row(row)
+    assert "one center crop" in capsys.readouterr().out
+
+
+def test_spdl(tiny, tmp_path):
+    pytest.importorskip("spdl.io")
+    found = run(tiny, tmp_path / "x.json", "--only", "crops", "--peers", "spdl", "--sizes", "24")
+    _, spdl = found["results"]["crops"]
+    assert spdl["name"] == "SPDL, decoded once"
+    if "needs the package spdl" not in spdl["error"]:  # as it does without FFmpeg's libraries
+        check_row(spdl)
+
+
+def test_peers_get_the_images_without_restart_markers(tiny, tmp_path):
+    with BetonReader(tiny) as reader, without_markers(tiny) as plain, BetonReader(plain) as copy:
+        assert plain != tiny
+        assert len(copy) == len(reader) == 160
+        assert np.array_equal(copy.labels, reader.labels)
+        for index in range(len(reader)):
+            assert has_restarts(reader.image_bytes(index)) and not has_restarts(copy.image_bytes(index))
+            assert np.array_equal(copy[index][0], reader[index][0])
+    assert not plain.exists()
+
+
+def test_a_file_without_markers_is_not_copied(tiny, tmp_path):
+    out = tmp_path / "plain.beton"
+    convert(FolderSource(tiny.parent / "photos"), out, Encoding(jpeg="recompress", restart="none"))
+    with without_markers(out) as same:
+        assert same == out

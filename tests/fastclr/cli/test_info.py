@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastclr.cli.main import main
-from pipelines.beton import BetonWriter
+from pipelines.beton import BetonReader, BetonWriter
 from pipelines.convert import Encoding, FolderSource, convert
 
 
@@ -71,7 +71,7 @@ def test_a_side_car_that_was_edited(tiny_photos, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("missing.beton", "No such file"), ("text.beton", "no .beton file"), ("cut.beton", "cut short")],
+    [("missing.beton", "No such file"), ("text.beton", "no .beton file"), ("cut.beton", "truncated")],
 )
 def test_what_is_no_file_is_one_line(tiny_photos, tmp_path, capsys, name, message):
     (tmp_path / "text.beton").write_text("words, words, words, and nothing but words")
@@ -83,3 +83,29 @@ def test_what_is_no_file_is_one_line(tiny_photos, tmp_path, capsys, name, messag
     assert message in error
     assert name in error
     assert error.count("\n") == 1
+
+
+def test_verify_names_every_corrupt_sample(tiny_photos, tmp_path, capsys):
+    out = tmp_path / "x.beton"
+    convert(FolderSource(tiny_photos), out, Encoding(jpeg="recompress", max_side=128))
+    assert main(["info", "--verify", str(out)]) == 0
+    assert "40 images decoded, none corrupt" in capsys.readouterr().out
+    with BetonReader(out) as reader:
+        ends = (reader.offsets + reader.sizes).astype(int)
+    data = bytearray(out.read_bytes())
+    for sample in (7, 39):
+        data[ends[sample] - 60 : ends[sample] - 30] = bytes(range(30))
+    out.write_bytes(data)
+    # no crop of the first rows would meet the damage
+    assert main(["info", "--verify", str(out)]) == 1
+    first, second, last = capsys.readouterr().out.splitlines()
+    assert "sample 7:" in first and "sample 39:" in second
+    assert "40 images decoded, 2 corrupt" in last
+
+
+def test_raw_samples_are_verified_too(tmp_path, capsys):
+    with BetonWriter(tmp_path / "raw.beton", 20) as writer:
+        for _ in range(20):
+            writer.add_raw(np.zeros((9, 8, 3), np.uint8))
+    assert main(["info", str(tmp_path / "raw.beton"), "--verify"]) == 0
+    assert "20 images decoded, none corrupt" in capsys.readouterr().out

@@ -185,7 +185,7 @@ def test_cut_checkpoint(place, capsys):
     (place / "cut" / "last.pt").write_bytes(b"PK\x03\x04 half a checkpoint")
     assert cli.main(arguments(place, "cut")) == 2
     err = capsys.readouterr().err
-    assert "last.pt is cut or damaged" in err
+    assert "last.pt is corrupt" in err
     assert err.count("\n") == 1
 
 
@@ -237,7 +237,7 @@ def test_default_run_folder_is_named_for_the_recipe(place, monkeypatch, tmp_path
     # the same command in the folder of a complete run
     before = (tmp_path / "runs" / "tiny" / "last.pt").read_bytes()
     assert cli.main(argv) == 0
-    assert "runs/tiny holds this run, and it is done: step 4 of 4" in capsys.readouterr().out
+    assert "runs/tiny holds this run, which is complete: step 4 of 4" in capsys.readouterr().out
     assert (tmp_path / "runs" / "tiny" / "last.pt").read_bytes() == before
     assert cli.main([*argv, "--fresh"]) == 2
     assert "--fresh" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from torch import nn
 
 from fastclr.demo.neighbours import accuracy_per_class, extract, gallery, num_neighbours
 from fastclr.evaluate import knn_predict
-from fastclr.evaluate.encoder import Frozen
+from fastclr.evaluate.encoder import FrozenEncoder
 from pipelines import BetonReader
 from pipelines.beton import BetonWriter
 
@@ -26,7 +26,7 @@ class OneChannel(nn.Module):
         return torch.cat([h[:, :1], torch.ones_like(h[:, :1])], 1)
 
 
-MODEL = Frozen(MeanColor(), 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.device("cpu"))
+MODEL = FrozenEncoder(MeanColor(), 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), torch.device("cpu"))
 COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 
 
@@ -75,7 +75,9 @@ def test_the_gallery_holds_the_nearest_pictures(files):
     train, test = files
     features = extract(MODEL, train, test)
     other = extract(
-        Frozen(nn.Sequential(MeanColor(), OneChannel()), 8, (0,) * 3, (1,) * 3, MODEL.device), train, test
+        FrozenEncoder(nn.Sequential(MeanColor(), OneChannel()), 8, (0,) * 3, (1,) * 3, MODEL.device),
+        train,
+        test,
     )
     shown = gallery(train, test, other, features, queries=4, k=5)
     # one of each class first, then whatever comes

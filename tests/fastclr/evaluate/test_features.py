@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastclr.evaluate.features import evaluating, extract_features, feature_batches, frozen, state_digest
+from fastclr.evaluate.features import (
+    assert_unchanged,
+    eval_mode,
+    extract_features,
+    feature_batches,
+    state_digest,
+)
 from pipelines.contracts import Batch
 
 
@@ -31,9 +37,9 @@ def test_features_are_the_encoders_output_in_eval_mode_in_the_loaders_order():
 
 def test_batch_statistics_do_not_move():
     encoder = small_encoder()
-    with frozen(encoder):
+    with assert_unchanged(encoder):
         extract_features(encoder, [batch_of(torch.randn(1, 5, 3, 8, 8))])
-    with pytest.raises(AssertionError, match="changed while it was evaluated"), frozen(encoder):
+    with pytest.raises(AssertionError, match="changed while it was evaluated"), assert_unchanged(encoder):
         encoder(torch.randn(5, 3, 8, 8))  # training mode: the running statistics drift
 
 
@@ -51,7 +57,7 @@ def test_digest_sees_weights_buffers_and_names():
 def test_modes_come_back_module_by_module():
     encoder = small_encoder()
     encoder[1].eval()  # as in a fine-tuning with frozen statistics
-    with evaluating(encoder):
+    with eval_mode(encoder):
         assert not any(part.training for part in encoder.modules())
     assert [part.training for part in encoder] == [True, False, True, True]
 

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused(points):
         knn_accuracy(train, labels, test, right - 1)
     with pytest.raises(ValueError, match="test set has class 9, the training set only 0…3"):
         knn_accuracy(train, labels, test, right + 9)
-    with pytest.raises(ValueError, match="5 wide, test features 3"):
+    with pytest.raises(ValueError, match="5 features, test images 3"):
         knn_accuracy(train, labels, test[:, :3], right)
     with pytest.raises(ValueError, match="37 training features but 36"):
         knn_accuracy(train, labels[1:], test, right)

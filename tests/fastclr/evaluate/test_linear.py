@@ -30,7 +30,7 @@ def test_head_is_trained_as_the_protocol_says():
     epochs, steps, decay, lr = 3, 2, 0.01, 12.8  # B = 12: peak lr 0.6, so that an error shows
     head = train_head(
         lambda epoch: [(x[:12], y[:12]), (x[12:], y[12:])],
-        width=5,
+        num_features=5,
         num_classes=3,
         epochs=epochs,
         steps_per_epoch=steps,
@@ -90,7 +90,9 @@ def test_the_seed_decides_the_order():
 def test_a_schedule_of_another_length_is_refused():
     x, y = clusters(8, seed=1)
     with pytest.raises(ValueError, match="epoch 0 had 1 batches, not 4"):
-        train_head(lambda epoch: [(x, y)], width=5, num_classes=3, epochs=2, steps_per_epoch=4, batch_size=8)
+        train_head(
+            lambda epoch: [(x, y)], num_features=5, num_classes=3, epochs=2, steps_per_epoch=4, batch_size=8
+        )
 
 
 def test_what_does_not_fit_is_refused():

@@ -9,7 +9,7 @@ from torch import nn
 
 from fastclr.demo import neighbours
 from fastclr.evaluate import linear_probe, protocol
-from fastclr.evaluate.encoder import Frozen
+from fastclr.evaluate.encoder import FrozenEncoder
 from pipelines import BetonReader
 from pipelines.beton import BetonWriter
 
@@ -50,7 +50,7 @@ def test_an_evaluation_takes_no_more_threads_than_there_are_cores(three_threads,
     with BetonWriter(tmp_path / "six.beton", 6) as writer:
         for index in range(6):
             writer.add_raw(np.full((8, 8, 3), 40 * index, np.uint8), label=index % 2)
-    model = Frozen(Encoder(), 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
+    model = FrozenEncoder(Encoder(), 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), torch.device("cpu"))
     with BetonReader(tmp_path / "six.beton") as reader:
         for module, cores, run in (
             (protocol, 2, lambda: protocol.evaluate_files(model, reader, reader, note=lambda _: None)),

@@ -75,7 +75,7 @@ def simclr_step(rank: int, world_size: int) -> dict[str, Any]:
     """A whole model, converted: the weight gradients, summed over ranks, of a loss that is a sum over rows."""
     torch.manual_seed(0)
     encoder = resnet(10, width=0.125, image_size=32)
-    model = SimCLR(encoder, projector(encoder.num_features, out_width=8)).double()
+    model = SimCLR(encoder, projector(encoder.num_features, out_dim=8)).double()
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64)
     weights = torch.randn(8, 8, generator=generator, dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_conversion_keeps_tensors_settings_and_mode() -> None:
 
 def cuda_worker(rank: int, world_size: int) -> list[Tensor]:
     """torch's SyncBatchNorm beside ours, both ranks on one GPU, over gloo."""
-    model = nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.Flatten(), projector(6 * CHANNELS, out_width=8))
+    model = nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.Flatten(), projector(6 * CHANNELS, out_dim=8))
     model = model.cuda()
     sync = convert_batchnorm(model, dist.group.WORLD)
     assert isinstance(sync[0], nn.SyncBatchNorm)

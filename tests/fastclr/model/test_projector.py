@@ -7,16 +7,16 @@ from fastclr.model import projector
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 5])
-@pytest.mark.parametrize("hidden_width", [None, 24])
-def test_nonlinear_written_out(num_layers: int, hidden_width: int | None) -> None:
+@pytest.mark.parametrize("hidden_dim", [None, 24])
+def test_nonlinear_written_out(num_layers: int, hidden_dim: int | None) -> None:
     torch.manual_seed(0)
-    head = projector(16, "nonlinear", num_layers, hidden_width, out_width=8).double()
+    head = projector(16, "nonlinear", num_layers, hidden_dim, out_dim=8).double()
     for p in head.parameters():
         nn.init.uniform_(p, 0.5, 1.5) if p.ndim == 1 else nn.init.normal_(p)
     h = torch.randn(6, 16, dtype=torch.float64)
 
     x = h
-    widths = [16] + [hidden_width or 16] * (num_layers - 1) + [8]
+    widths = [16] + [hidden_dim or 16] * (num_layers - 1) + [8]
     for i, layer in enumerate(head):
         assert layer[0].weight.shape == (widths[i + 1], widths[i])
         x = x @ layer[0].weight.T
@@ -28,7 +28,7 @@ def test_nonlinear_written_out(num_layers: int, hidden_width: int | None) -> Non
 
 
 def test_linear_is_one_layer_without_beta() -> None:
-    head = projector(16, "linear", num_layers=3, out_width=8)
+    head = projector(16, "linear", num_layers=3, out_dim=8)
     assert [name for name, _ in head.named_parameters()] == ["0.0.weight", "0.1.weight"]
     h = torch.randn(5, 16)
     want = F.batch_norm(h @ head[0][0].weight.T, None, None, head[0][1].weight, training=True)
@@ -44,7 +44,7 @@ def test_none_passes_h_through() -> None:
 
 def test_parameters_and_initialisation() -> None:
     torch.manual_seed(0)
-    head = projector(512, num_layers=3, out_width=128)
+    head = projector(512, num_layers=3, out_dim=128)
     # biases nowhere but in the hidden batch norms: no linear layer has one, nor the last batch norm
     assert [name for name, _ in head.named_parameters() if "bias" in name] == ["0.1.bias", "1.1.bias"]
     for layer in head:
@@ -69,7 +69,7 @@ def test_autocast() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="mode 'mlp' is unknown; there are none, linear, nonlinear"):
+    with pytest.raises(ValueError, match="head 'mlp' is unknown; there are none, linear, nonlinear"):
         projector(16, "mlp")
     with pytest.raises(ValueError, match="0 layers"):
         projector(16, num_layers=0)

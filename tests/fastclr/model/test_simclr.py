@@ -11,7 +11,7 @@ from fastclr.optim import LARS, warmup_cosine
 def model(mode: str = "nonlinear") -> SimCLR:
     torch.manual_seed(0)
     encoder = resnet(10, width=0.125, image_size=32)
-    return SimCLR(encoder, projector(encoder.num_features, mode, out_width=16))
+    return SimCLR(encoder, projector(encoder.num_features, mode, out_dim=16))
 
 
 def test_h_is_what_the_encoder_says_and_z_what_the_head_makes_of_it() -> None:

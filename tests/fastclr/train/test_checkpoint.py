@@ -40,7 +40,7 @@ def test_cut_checkpoint(tmp_path, kept):
     path = tmp_path / "last.pt"
     save_checkpoint(path, STATE)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(ValueError, match=r"last.pt is cut or damaged"):
+    with pytest.raises(ValueError, match=r"last.pt is corrupt"):
         load_checkpoint(path)
 
 
@@ -61,10 +61,10 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
     path = tmp_path / "last.pt"
     path.write_bytes(pickle.dumps(Evil(), protocol=2))
-    with pytest.raises(ValueError, match="cut or damaged"):
+    with pytest.raises(ValueError, match="corrupt"):
         load_checkpoint(path)
     torch.save({"format": FORMAT, **STATE, "model": Evil()}, path)
-    with pytest.raises(ValueError, match="cut or damaged"):
+    with pytest.raises(ValueError, match="corrupt"):
         load_checkpoint(path)
     assert not (tmp_path / "ran").exists()
 
@@ -164,7 +164,7 @@ def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path):
     content[content.index(weights.numpy().tobytes()) + 2000] ^= 4
     path.write_bytes(content)
     assert torch.load(path, weights_only=True)["model"].tolist() != weights.tolist()
-    with pytest.raises(ValueError, match=r"last\.pt is cut or damaged .*checksum"):
+    with pytest.raises(ValueError, match=r"last\.pt is corrupt .*checksum"):
         load_checkpoint(path)
 
 
@@ -176,7 +176,7 @@ def test_a_flipped_bit_in_an_encoder_is_noticed(tmp_path, place):
     # the last weight, or the first digit of the size
     content[-2 if place == "weights" else content.index(b'"size":"') + 8] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"encoder\.safetensors is damaged: its checksum"):
+    with pytest.raises(ValueError, match=r"encoder\.safetensors is corrupt: its checksum"):
         load_encoder(path)
 
 

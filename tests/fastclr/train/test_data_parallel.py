@@ -35,7 +35,7 @@ def after(ranks: Ranks, lives: list[range], micro_batch: int | None) -> dict[str
     for numbers in lives:
         torch.manual_seed(0)
         encoder = resnet(10, 0.125, image_size=16)
-        model = SimCLR(encoder, projector(encoder.num_features, num_layers=2, out_width=16))
+        model = SimCLR(encoder, projector(encoder.num_features, num_layers=2, out_dim=16))
         model.load_state_dict(state or model.state_dict())
         steps(model, ranks, numbers, micro_batch)
         state = model.state_dict()

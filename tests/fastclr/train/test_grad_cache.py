@@ -13,7 +13,7 @@ from fastclr.loss import nt_xent
 from fastclr.model import SimCLR, projector, resnet
 from fastclr.train.checkpoint import load_checkpoint
 from fastclr.train.grad_cache import cached_backward
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.sinks import read_metrics
 
 NUM_IMAGES = 12
@@ -26,7 +26,7 @@ def loss_of(z: Tensor) -> Tensor:
 def model_and_views(dropout: float = 0.0) -> tuple[SimCLR, Tensor]:
     torch.manual_seed(0)
     encoder = resnet(10, 0.125, image_size=16)
-    head = nn.Sequential(nn.Dropout(dropout), projector(encoder.num_features, num_layers=2, out_width=16))
+    head = nn.Sequential(nn.Dropout(dropout), projector(encoder.num_features, num_layers=2, out_dim=16))
     model = SimCLR(encoder, head).double()
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):

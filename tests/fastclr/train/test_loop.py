@@ -15,7 +15,7 @@ from fastclr.optim import LARS, warmup_cosine
 from fastclr.recipes import from_table, load_recipe
 from fastclr.train.build import resolve
 from fastclr.train.checkpoint import load_checkpoint, load_encoder, save_checkpoint
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.run import RunLock, saved_run
 from fastclr.train.sinks import read_metrics
 from pipelines import BetonReader, TwoViewLoader
@@ -46,7 +46,7 @@ def test_twenty_steps_are_those_of_the_equations(finished, tiny_file, tiny_confi
 
     torch.manual_seed(0)
     encoder = resnet(10, 0.125, stem="cifar")
-    model = SimCLR(encoder, projector(encoder.num_features, num_layers=2, out_width=16))
+    model = SimCLR(encoder, projector(encoder.num_features, num_layers=2, out_dim=16))
     model = model.to(memory_format=torch.channels_last)
     optimizer = LARS(model.parameters(), 0.0, weight_decay=c.optim.weight_decay)
     losses, epochs, step = [], [], 0
@@ -119,7 +119,7 @@ def test_the_encoder_is_that_of_the_checkpoint(finished, tiny_config):
     ("section", "values"),
     [
         ("loss", {"name": "nt_logistic", "semi_hard": True}),
-        ("loss", {"name": "margin"}),
+        ("loss", {"name": "margin_triplet"}),
         ("loss", {"scale": 2.0}),
         ("optim", {"name": "sgd", "scaling": "sqrt", "base_lr": 0.001}),
         ("optim", {"name": "adamw", "base_lr": 0.01}),

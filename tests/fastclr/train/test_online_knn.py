@@ -12,10 +12,10 @@ from support.tiny_run import write_tiny_file
 from fastclr.config import Config
 from fastclr.device import has_bfloat16
 from fastclr.evaluate import knn_accuracy
-from fastclr.evaluate.encoder import Frozen
+from fastclr.evaluate.encoder import FrozenEncoder
 from fastclr.train import online_knn
 from fastclr.train.checkpoint import load_checkpoint, load_encoder
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.sinks import read_metrics
 from pipelines import BetonReader
 from pipelines.beton import BetonWriter
@@ -71,7 +71,7 @@ def test_it_is_the_accuracy_of_an_evaluation(tmp_path, tiny_file, val_file, conf
     train(config, tiny_file, tmp_path / "run", val=val_file)
     encoder, meta = load_encoder(tmp_path / "run")
     half = torch.bfloat16 if has_bfloat16(CPU) else None
-    model = Frozen.from_meta(encoder, meta, CPU, autocast=half)
+    model = FrozenEncoder.from_meta(encoder, meta, CPU, autocast=half)
     with BetonReader(tiny_file) as bank, BetonReader(val_file) as val:
         pair = [*model.features(bank, model.center()), *model.features(val, model.center())]
     assert accuracies(tmp_path / "run")[20] == knn_accuracy(*pair, k=79)

@@ -13,7 +13,7 @@ from fastclr.cli.main import main
 from fastclr.config import IgnoredSetting, ModelConfig
 from fastclr.recipes import load_recipe
 from fastclr.train.checkpoint import load_checkpoint, load_encoder
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.sinks import read_metrics
 
 
@@ -26,7 +26,7 @@ def test_the_whole_way(tmp_path, tiny_file, tiny_config, require_package, name, 
     config = dataclasses.replace(
         tiny_config,
         views=dataclasses.replace(tiny_config.views, size=size),
-        model=ModelConfig(encoder=name, head_layers=2, head_out=16),
+        model=ModelConfig(encoder=name, head_layers=2, proj_dim=16),
         train=dataclasses.replace(tiny_config.train, epochs=1),
     )
 
@@ -76,7 +76,7 @@ def test_a_run_warns_once_of_what_the_user_gave(tmp_path, tiny_file, tiny_config
     """Not of the stem that `auto` means for a ResNet, when the run folder is the recipe."""
     # a command sets how warnings look
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    model = ModelConfig(encoder="torchvision:mobilenet_v3_small", head_layers=2, head_out=16)
+    model = ModelConfig(encoder="torchvision:mobilenet_v3_small", head_layers=2, proj_dim=16)
     train_config = dataclasses.replace(tiny_config.train, epochs=1)
     config = dataclasses.replace(tiny_config, model=model, train=train_config)
     train(config, tiny_file, tmp_path / "run")

@@ -22,9 +22,8 @@ from torch import nn
 
 from fastclr.cli import main as cli
 from fastclr.evaluate import knn_accuracy
-from fastclr.evaluate.encoder import Frozen
+from fastclr.evaluate.encoder import FrozenEncoder
 from fastclr.model import SimCLR, projector, resnet
-from fastclr.train.build import loss_function
 from fastclr.train.checkpoint import load_checkpoint, load_encoder
 from fastclr.train.distributed import (
     RankLost,
@@ -35,6 +34,7 @@ from fastclr.train.distributed import (
     run_on_main_and_broadcast,
 )
 from fastclr.train.grad_cache import cached_backward
+from fastclr.train.pretrain import loss_function
 from pipelines import BetonReader, TwoViewLoader, ViewSpec
 
 ROOT = Path(__file__).parents[3]
@@ -45,7 +45,7 @@ BATCH = 16
 def tiny_model() -> SimCLR:
     torch.manual_seed(0)
     encoder = resnet(10, 0.125, image_size=16)
-    model = SimCLR(encoder, projector(encoder.num_features, num_layers=2, out_width=16)).double()
+    model = SimCLR(encoder, projector(encoder.num_features, num_layers=2, out_dim=16)).double()
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.uniform_(module.weight, 0.5, 1.5)  # a last gamma of 0 would hide the blocks behind it
@@ -86,7 +86,7 @@ def two_steps(
     return {"losses": losses, "gradients": gradients, "buffers": dict(model.named_buffers())}
 
 
-CASES = [("nt_xent", None), ("margin", None), ("nt_xent", 8)]
+CASES = [("nt_xent", None), ("margin_triplet", None), ("nt_xent", 8)]
 """Loss and micro-batch over all ranks: that of 8 is 4 + 4 images on two ranks, 2 on each of four."""
 
 
@@ -249,7 +249,7 @@ def test_held_out_images_on_ranks(place, tiny_file, straight):
     accuracies = {r["step"]: r["val_knn"] for r in records(place / "val") if "val_knn" in r}
     # three epochs of 79 images end in step ⌈3·79/20⌉ = 12, six in 24, nine in 36
     assert list(accuracies) == [12, 24, 36, 40]
-    model = Frozen.from_meta(*load_encoder(place / "val"), torch.device("cpu"), autocast=None)
+    model = FrozenEncoder.from_meta(*load_encoder(place / "val"), torch.device("cpu"), autocast=None)
     with BetonReader(tiny_file) as bank, BetonReader(val) as queries:
         pair = [*model.features(bank, model.center()), *model.features(queries, model.center())]
     assert accuracies[40] == knn_accuracy(*pair, k=79) > 0.4, "chance is 0.2"
@@ -290,7 +290,7 @@ def test_a_run_that_is_complete_says_so(place, tiny_file, straight):
     process = torchrun(2, *arguments(place, tiny_file, "straight"))
     out, err = finish(process)
     assert process.returncode == 0, err
-    assert out.count("it is done: step 40 of 40") == 1
+    assert out.count("which is complete: step 40 of 40") == 1
     assert (straight / "last.pt").read_bytes() == before
 
 

@@ -5,7 +5,7 @@ from support.saved_by_0_1 import following_metrics, unpack_images, unpack_run
 
 from fastclr.recipes import load_recipe
 from fastclr.train.checkpoint import load_encoder
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.sinks import read_metrics
 
 

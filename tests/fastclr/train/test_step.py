@@ -9,7 +9,7 @@ from support.tiny_run import write_tiny_file
 from fastclr.config import Config, OptimConfig, TrainConfig
 from fastclr.train.build import check_graph
 from fastclr.train.distributed import Ranks
-from fastclr.train.loop import train
+from fastclr.train.pretrain import train
 from fastclr.train.sinks import read_metrics
 
 CUDA = torch.device("cuda", 0)

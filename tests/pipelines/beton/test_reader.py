@@ -171,13 +171,13 @@ PAGE = 1 << 23
 HEADER_LIES = {
     "no .beton file of version 2: it starts with version 9": (0, u16(9)),
     "names 0 fields": (2, u16(0)),
-    "cut short: 65535 field descriptors": (2, u16(65535)),
+    "truncated: 65535 field descriptors": (2, u16(65535)),
     "page size is 8388607, no power of two": (4, struct.pack("<I", PAGE - 1)),
     "page size is 0, no power": (4, struct.pack("<I", 0)),
     "2 fields and 0 samples": (8, u64(0)),
-    "cut short: the metadata of 18446744073709551615 samples": (8, u64(2**64 - 1)),
-    "cut short: its allocation table is at byte 18446744073709551615": (16, u64(2**64 - 1)),
-    "cut short: its allocation table is at byte 3": (16, u64(3)),
+    "truncated: the metadata of 18446744073709551615 samples": (8, u64(2**64 - 1)),
+    "truncated: its allocation table is at byte 18446744073709551615": (16, u64(2**64 - 1)),
+    "truncated: its allocation table is at byte 3": (16, u64(3)),
     "its field 'image' is of type 255": (HEADER.itemsize, b"\xff"),
     "its field 'label' is of type 77": (HEADER.itemsize + FIELD_DESCRIPTOR.itemsize, b"\x4d"),
     "none of its fields is an image: image, label": (HEADER.itemsize, b"\x01"),
@@ -234,7 +234,7 @@ def test_every_cut_is_refused(tampered, small_file):
         size - 1,
     ]:
         with pytest.raises(
-            ValueError, match=r"bad\.beton: (cut short|no \.beton file|its allocation table is empty)"
+            ValueError, match=r"bad\.beton: (truncated|no \.beton file|its allocation table is empty)"
         ):
             BetonReader(tampered(length=length))
 

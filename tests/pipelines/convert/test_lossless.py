@@ -51,7 +51,7 @@ def test_a_corrupt_file_is_not_transcoded():
     assert not stored.transcoded and stored.warning
 
 
-@pytest.mark.parametrize(("restart", "expected"), [("auto", 4), ("none", 0), (2, 2), (1000, 20)])
+@pytest.mark.parametrize(("restart", "expected"), [("auto", 1), ("none", 0), (2, 2), (1000, 20)])
 def test_recompress_writes_markers(restart, expected):
     pixels = draw_pixels(np.random.default_rng(0), 120, 320)  # 20 MCUs a row
     stored = encode(save(pixels), Encoding(jpeg="recompress", restart=restart))

@@ -213,7 +213,7 @@ def test_what_is_no_whole_tar(tmp_path):
             open_source([str(tmp_path / name)])
     source = open_source([whole])
     (tmp_path / "whole.tar").write_bytes(data[:6000])
-    with pytest.raises(OSError, match="cut short"):
+    with pytest.raises(OSError, match="truncated"):
         source.read(1)
 
 

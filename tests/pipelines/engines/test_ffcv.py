@@ -26,7 +26,7 @@ from pipelines.views import as_specs
 
 SPEC = ViewSpec.simclr(64)
 CUT_SAMPLE = 4
-"""The one of `corrupt_beton` that is cut short."""
+"""The one of `corrupt_beton` that is truncated."""
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -36,7 +36,7 @@ def plans_and_pixels(file: str, free: int = 1 << 30) -> tuple[list[np.ndarray], 
     )
 
 
-@pytest.mark.filterwarnings("ignore:.*its successor stands in:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*replaced by the next sample:RuntimeWarning")
 @pytest.mark.parametrize("which", ["tiny_beton", "corrupt_beton"])
 def test_batches_are_those_of_the_host(request, which):
     file = request.getfixturevalue(which)

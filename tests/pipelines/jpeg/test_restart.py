@@ -95,10 +95,10 @@ def test_photos(imagenet_photos):
         (b"", "baseline"),
         (b"\xff\xd8\xff\xd9", "baseline"),
         (save(np.zeros((40, 40, 3), np.uint8), progressive=True), "baseline"),
-        (encode(draw_pixels(np.random.default_rng(0), 90, 90), "420")[:-800], "cut short"),
+        (encode(draw_pixels(np.random.default_rng(0), 90, 90), "420")[:-800], "truncated"),
         (save(draw_pixels(np.random.default_rng(0), 90, 90), restart_marker_blocks=2)[:-800], "markers"),
     ],
-    ids=["empty", "no frame", "progressive", "cut short", "cut short with markers"],
+    ids=["empty", "no frame", "progressive", "truncated", "truncated with markers"],
 )
 def test_what_can_not_be_done_says_why(jpeg, reason):
     with pytest.raises(TranscodeError, match=reason):

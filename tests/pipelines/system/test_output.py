@@ -47,9 +47,13 @@ def test_text_that_does_not_fit_the_encoding_is_no_lost_reader():
         stream.write("ü")
 
 
-def test_say_without_stdout(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    say("nobody hears it")
+def test_say_prints_a_line_unless_there_is_no_stdout(monkeypatch, capsys):
+    say("heard")
+    with monkeypatch.context() as without:
+        without.setattr(sys, "stdout", None)
+        say("dropped")
+    say("heard again")
+    assert capsys.readouterr() == ("heard\nheard again\n", "")
 
 
 WORKS_ON = """

@@ -8,7 +8,7 @@ import simplejpeg
 
 from pipelines import BetonReader, BetonWriter, TwoViewLoader
 from pipelines.engines.native import engine as native
-from pipelines.engines.native.turbojpeg import Decoder, bind_turbojpeg, decode_samples
+from pipelines.engines.native.turbojpeg import Decoder, bind_turbojpeg, cached_start, decode_samples
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def test_raw_samples(tmp_path):
 
 def test_stops_at_a_corrupt_sample(corrupt_beton):
     with BetonReader(corrupt_beton) as reader:
-        assert len(decode(reader, [2, 3, 4, 5])[1]) == 2  # sample 4 is cut short
+        assert len(decode(reader, [2, 3, 4, 5])[1]) == 2  # sample 4 is truncated
         assert len(decode(reader, [4, 5])[1]) == 0
         reader.heights[7] += 1  # a lie of the metadata
         assert len(decode(reader, [6, 7, 8])[1]) == 1
@@ -64,10 +64,11 @@ def test_stops_at_a_corrupt_sample(corrupt_beton):
 def test_stops_where_there_is_no_room(tiny_beton):
     with BetonReader(tiny_beton) as reader:
         sizes = 3 * reader.heights.astype(int) * reader.widths
-        for room, count in ((sizes[:3].sum(), 3), (sizes[:3].sum() - 1, 2), (sizes[0] - 1, 0)):
+        # up to 31 bytes before each image are left free
+        for room, count in ((sizes[:3].sum() + 3 * 31, 3), (sizes[:3].sum() - 1, 2), (sizes[0] - 1, 0)):
             assert len(decode(reader, [0, 1, 2, 3], room)[1]) == count
-        images, _ = decode(reader, [0, 1], poison=77)
-        assert (images[sizes[:2].sum() :] == 77).all()
+        images, starts = decode(reader, [0, 1], poison=77)
+        assert (images[starts[1] + sizes[1] :] == 77).all()
 
 
 def test_decoders_are_freed(monkeypatch):
@@ -123,3 +124,18 @@ def test_rows_per_claim_do_not_matter(corrupt_beton, monkeypatch):
 def test_a_machine_without(only_simplejpeg):
     with pytest.raises(OSError, match=r"no libturbojpeg was found: apt-get install libturbojpeg0-dev"):
         Decoder()
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 31, 32, 33, 1000])
+def test_images_begin_where_the_decoder_writes_through_the_cache(offset):
+    pixels = np.empty(3000, np.uint8)[offset:]
+    for at in (0, 1, 5, 32, 777):
+        start = cached_start(pixels, at)
+        assert at <= start < at + 32
+        assert (pixels.ctypes.data + start) % 32 == 1
+
+
+def test_decoded_images_begin_there(tiny_beton):
+    with BetonReader(tiny_beton) as reader:
+        images, starts = decode(reader, np.arange(8))
+        assert {(images.ctypes.data + start) % 32 for start in starts.tolist()} == {1}

@@ -1,4 +1,4 @@
-"""The estimate of a step's memory, and a run that would not fit."""
+"""The estimate of a step's memory on a CPU, and a run that exceeds it."""
 
 import dataclasses
 
@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from fastclr.model import SimCLR, projector, resnet
-from fastclr.train.build import resolve
-from fastclr.train.loop import train
-from fastclr.train.memory import activation_bytes, check_memory
+from fastclr.train.build import activation_bytes, check_memory, resolve
+from fastclr.train.pretrain import train
 from pipelines import BetonReader
 
 
@@ -61,7 +60,7 @@ def test_what_does_not_fit_is_refused(tiny_config, tiny_file, monkeypatch, micro
 
 
 def test_a_run_that_does_not_fit_writes_nothing(tiny_config, tiny_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastclr.train.memory.BATCHES", 10**9)
+    monkeypatch.setattr("fastclr.train.build.BATCHES", 10**9)
     with pytest.raises(ValueError, match="GiB are available"):
         train(tiny_config, tiny_file, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,53 @@
+"""The same images without restart markers: for the decode limit, and for peers that make no use of markers."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from pipelines import BetonReader
+from pipelines.beton import BetonWriter
+from pipelines.beton.layout import JPEG_MODE
+from pipelines.jpeg import TranscodeError, add_restarts
+from pipelines.jpeg.probe import finds_restarts
+
+MAX_IMAGES = 4000
+"""Images of the copy: enough for any cache to be too small, few enough for a temporary folder."""
+
+
+@contextmanager
+def without_markers(file: Path) -> Iterator[Path]:
+    """Yield the file itself, or a temporary copy if its JPEGs have restart markers.
+
+    Markers cost a decoder of whole images 2 to 4 % of its speed.  The copy has the same coefficients, without loss, of
+    up to `MAX_IMAGES` images.
+    """
+    with BetonReader(file) as reader:
+        if not finds_restarts(reader):
+            yield file
+            return
+        with TemporaryDirectory(prefix="fastclr-bench-") as folder:
+            copy = Path(folder) / file.name
+            count = min(len(reader), MAX_IMAGES)
+            # spread over the file, which may be sorted by class
+            indices = np.linspace(0, len(reader) - 1, count).round().astype(int).tolist()
+            max_side = int(max(reader.heights.max(), reader.widths.max()))
+            with BetonWriter(copy, count, max_side) as writer:
+                for index in indices:
+                    if reader.modes[index] == JPEG_MODE:
+                        writer.add_jpeg(
+                            _stripped(reader.image_bytes(index).tobytes()), int(reader.labels[index])
+                        )
+                    else:
+                        writer.add_raw(reader[index][0], int(reader.labels[index]))
+                writer.finish()
+            yield copy
+
+
+def _stripped(jpeg: bytes) -> bytes:
+    try:
+        return add_restarts(jpeg, "none")
+    except TranscodeError:  # progressive, say: then it has no markers that a window could be cut along
+        return jpeg
