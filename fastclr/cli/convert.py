@@ -58,8 +58,8 @@ class Arguments:
     workers: int = field(default_factory=cores)
     """Threads that encode; the file is the same for any number."""
     on_error: Literal["skip", "stop"] = "skip"
-    """An image that cannot be read is left out and named in the report, or ends the conversion; so does, with "stop",
-    one that only a lenient decoder reads."""
+    """What to do with an image that cannot be read: leave it out and name it in the report, or stop the conversion.
+    "stop" also stops at an image that only a lenient decoder reads."""
     split: str | None = None
     """Which part of a data set: "train" or "val" of imagenet, "train" or "test" of cifar10, cifar100 and stl10 (which
     has "unlabeled" too), what the data set knows of torchvision, a split of a folder of parquet files; None: train, or
@@ -173,7 +173,7 @@ def _check(arguments: Arguments) -> None:
         raise ValueError(f"--max-file-mb must be at least 1, got {arguments.max_file_mb}")
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
-    # a link is replaced itself, so that a side-car beside what it leads to does not matter
+    # a symbolic link is replaced itself: a side-car beside its target does not matter
     for path in (out, out.with_suffix(".json"), names_path(out)):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; choose another name for the file to write")

@@ -32,16 +32,16 @@ BUFFER_BYTES = 1 << 22
 
 
 class BetonWriter:
-    """A new `.beton` file with an image and a label per sample, as FFCV's writer lays it out.
+    """Writes a `.beton` file with an image and a label per sample, laid out as by FFCV's writer.
 
     A context manager.  Samples are streamed to a hidden file beside `path`, which is renamed to `path` when the block
     ends and removed when it raises.  Memory: 32 bytes per sample.
 
     Args:
         path: the file to write; an older one is replaced.
-        num_samples: as many samples as will be added at most: the metadata come before the images.
-        max_side: longer side of the largest image, pixels; it decides the page size, which bounds the
-            stored bytes of an image: 8 MiB up to 1672 pixels, then the next power of two ≥ 3·max_side².
+        num_samples: maximum number of samples; the metadata, which come before the images, get room for so many.
+        max_side: longer side of the largest image, pixels.  It decides the page size, which bounds the stored bytes of
+            an image: 8 MiB up to 1672 pixels, then the next power of two ≥ 3·max_side².
         image_field, label_field: names of the two fields, which FFCV's pipelines are keyed by.
 
     Raises:

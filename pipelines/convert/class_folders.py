@@ -1,4 +1,4 @@
-"""Classes of images in an archive: by the folders that they lie in."""
+"""Finds the classes of images in an archive by their folders."""
 
 import os
 import posixpath
@@ -50,13 +50,13 @@ def classes_of_folders(
 
 @lru_cache(maxsize=4096)
 def folder_parts(folder: str) -> Folder:
-    """Return the folders of a path, without the way up that a tar of `../photos` begins with."""
+    """Return the folders of a path, without leading "..", with which the paths in a tar of `../photos` begin."""
     return tuple(part for part in PurePosixPath(clean(folder)).parts if part not in ("..", "/"))
 
 
 @lru_cache(maxsize=4096)
 def junk_folder(folder: str) -> str:
-    """Return the first folder on the way that is ignored; "" where there is none."""
+    """Return the first folder of a path that is ignored; "" if there is none."""
     return next((part for part in folder_parts(folder) if is_junk(part)), "")
 
 

@@ -49,7 +49,7 @@ def find_devkit(folders: Iterable[Path]) -> Devkit | None:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged or the one of another task, or there are two that differ.
+        ValueError: it is corrupt or the one of another task, or there are two that differ.
     """
     candidates: list[Path] = []
     others: list[Path] = []
@@ -76,7 +76,7 @@ def read_devkit(path: Path) -> Devkit:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is damaged, or no development kit.
+        ValueError: it is corrupt, or no development kit.
     """
     files = _from_folder(path) if path.is_dir() else _from_archive(path)
     for name in ("meta.mat", GROUND_TRUTH):
@@ -98,7 +98,7 @@ def parse_meta(data: bytes, where: str) -> tuple[dict[int, str], dict[str, str]]
     """Return ILSVRC id → wnid, and wnid → readable name, of the classes of a `meta.mat` that images have.
 
     Raises:
-        ValueError: it is damaged, or scipy is missing.
+        ValueError: it is corrupt, or scipy is missing.
     """
     import_optional("scipy.io", "imagenet", "the development kit's meta.mat")
     try:
@@ -141,7 +141,7 @@ def _from_archive(path: Path) -> dict[str, bytes]:
         with gzip.open(path) as packed:
             data = packed.read(MAX_BYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{printable(path)}: damaged ({error}); download it again") from error
+        raise ValueError(f"{printable(path)}: corrupt ({error}); download it again") from error
     if len(data) > MAX_BYTES:
         raise ValueError(f"{printable(path)}: over {MAX_BYTES >> 20} MB unpacked, so it is not {ARCHIVE}")
     files: dict[str, bytes] = {}

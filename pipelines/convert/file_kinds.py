@@ -50,7 +50,7 @@ _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def describe_file(start: bytes, name: PurePath, size: int) -> tuple[str, str]:
-    """Return what a file is, by its first bytes, and what to do with it.
+    """Return what a file is, judged by its first bytes, and what to do with it.
 
     Args:
         start: the first 4096 bytes.
@@ -75,7 +75,7 @@ def describe_file(start: bytes, name: PurePath, size: int) -> tuple[str, str]:
 
 
 def _by_content(start: bytes, path: PurePath, size: int) -> tuple[str, str]:
-    """Return what a file without a magic number is."""
+    """Return what a file without a known signature is, and what to do with it."""
     suffix, name = path.suffix.lower(), path.name.lower()
     if suffix == ".beton":
         return "a .beton file", "it is converted already: `fastclr info` says what is in it"

@@ -19,7 +19,7 @@ LABEL_SUFFIXES = (".cls", ".csv", ".json", ".jsonl", ".tsv", ".txt", ".xml")
 MAX_FILE_MB = 256
 """Default size limit of one source image, in MB (10⁶ bytes); photos have 0.1 to 50."""
 SHOWN = 5
-"""Names that a note lists."""
+"""Maximum number of names that a note lists."""
 _CONTAINERS = {
     (
         ".tar",

@@ -1,6 +1,6 @@
 """Reads the table of classes in ImageNet's `meta.mat` (stdin) and prints it as JSON: a program, run by devkit.py.
 
-It has a process of its own because scipy's reader can crash, or take all memory, on a damaged file.  So it imports
+It has a process of its own because scipy's reader can crash, or take all memory, on a corrupt file.  So it imports
 nothing of ours.
 """
 

@@ -76,7 +76,7 @@ def check_names_path(beton: Path) -> None:
         sidecar = json.loads(beton.with_suffix(".json").read_bytes())
         if sidecar["format"] == FORMAT and sidecar["names"]["bytes"] == path.stat().st_size:
             return
-    # no side-car, one that is damaged or from before there were names, or no file but a folder
+    # no side-car, one that is corrupt or from before there were names, or no file but a folder
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
         pass
     raise FileExistsError(

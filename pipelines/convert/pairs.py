@@ -154,7 +154,7 @@ class PairLabels:
 
 
 def sample_key(name: str) -> str:
-    """Return what pairs the files of a WebDataset sample: the path up to the first dot of the file's name."""
+    """Return the key that the files of a WebDataset sample share: the path up to the first dot of the file's name."""
     folder, _, file = clean(name).rpartition("/")
     return f"{folder}/{file.partition('.')[0]}"
 

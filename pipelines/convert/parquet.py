@@ -40,7 +40,7 @@ class ParquetSource:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: pyarrow is missing; a file is no Parquet file or damaged, or it is not clear which columns are
+        ValueError: pyarrow is missing; a file is no Parquet file or corrupt, or it is not clear which columns are
             meant; a label is no class number.
     """
 
@@ -217,10 +217,10 @@ class _explained:
 
         if isinstance(error, pyarrow.ArrowException) and not isinstance(error, OSError):
             reason = printable(" ".join(str(error).split()), 200)
-            raise ValueError(f"{printable(self._path)}: damaged, or no Parquet file ({reason})") from error
-        if isinstance(error, OSError) and error.errno is None:  # pyarrow's name for damaged data
+            raise ValueError(f"{printable(self._path)}: corrupt, or no Parquet file ({reason})") from error
+        if isinstance(error, OSError) and error.errno is None:  # pyarrow's name for corrupt data
             reason = printable(" ".join(str(error).split()), 200)
-            raise ValueError(f"{printable(self._path)}: damaged ({reason}); download it again") from error
+            raise ValueError(f"{printable(self._path)}: corrupt ({reason}); download it again") from error
 
 
 def is_parquet(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What a conversion reads from: images by number, with their labels and names."""
+"""The protocol of a source of images: by number, with labels and names."""
 
 from typing import Protocol
 
@@ -9,18 +9,18 @@ class Source(Protocol):
     """Images by number, read from any thread."""
 
     kind: str
-    """What it is, for the side-car."""
+    """Kind of source, for the side-car."""
     name: str
-    """What the user would call it, for the side-car; no path."""
+    """Name of the source for the side-car, without its path."""
     labels: np.ndarray
     """int64 [N]: −1 where unknown."""
     class_names: list[str] | None
-    """Name of each label, where they are known."""
+    """Name of each label; None where the names are not known."""
     remarks: list[str]
-    """What the user may want to know of it, a printable line each."""
+    """Remarks for the user, one printable line each."""
 
     def item(self, index: int) -> str:
-        """The name of an image, for reports."""
+        """Return the name of an image, for reports."""
         ...
 
     def read(self, index: int) -> bytes | np.ndarray:

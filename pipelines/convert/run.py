@@ -81,18 +81,18 @@ def convert(
         encoding: how images are stored; None for the defaults.
         order: "shuffled" mixes the classes all over the file, so that a loader which reads blocks of
             neighbours sees all of them; "source" keeps the source's order.
-        seed: of the shuffle, [0, 2⁶⁴).
-        on_error: what to do about an image that cannot be read: leave it out, or give up.  "stop" also gives up at
-            an image that only a lenient decoder reads, of which "skip" stores what that one makes of it.
-        workers: threads.
-        progress: called with the number of images that are encoded.
+        seed: seed of the shuffle, in [0, 2⁶⁴).
+        on_error: what to do with an image that cannot be read: "skip" leaves it out, "stop" raises.  An image that only
+            a lenient decoder reads is stored by "skip"; "stop" raises for it, too.
+        workers: number of threads.
+        progress: called with the number of images encoded so far.
         image_field, label_field: names of the file's fields.
         overwrite_names: replace a file that has the name of the one with names (`train.names`) and is not ours.
 
     Raises:
         ValueError: an image is corrupt and `on_error` is "stop", or no image could be read.
-        OSError: `out` cannot be written, another process writes it, there is no space left, or the name of its
-            side-car or of its file of names is that of another file.
+        OSError: `out` cannot be written, another process is writing it, there is no space left, or the path of its
+            side-car or of its file of names is taken by another file.
     """
     encoding = encoding or Encoding()
     check_sidecar_path(out)

@@ -52,7 +52,7 @@ def open_source(
     check: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Source:
-    """Open the source that a user means.
+    """Open the source that the user named.
 
     Args:
         sources: a folder with one folder per class, a folder of images or of Parquet files, `imagenet:DIR`,

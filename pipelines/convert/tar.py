@@ -103,22 +103,22 @@ class TarSource:
                 "the tar stores it as a sparse file, which is not read; pack it without --sparse"
             )
         check_file_size(size, self._max_file_bytes)
-        # opened each time: a set of a thousand shards would take more open files than a process may have
+        # opened for each read, because a thousand shards exceed the number of files that a process may hold open
         path = self._tars[self._numbers[index]].path
         with self._held(path):
             data = read_range(path, offset, size)
         if len(data) < size:
-            raise OSError(f"{path.name} is cut short")
+            raise OSError(f"{path.name} is truncated")
         return data
 
     def _prefix(self, number: int, num_paths: int) -> str:
-        """Return what stands before the names of a tar's images: keys repeat from shard to shard."""
+        """Return the prefix of the names of a tar's images: two shards may use the same key."""
         tar = self._tars[number]
         names = [*([tar.path.name] if num_paths > 1 else []), *tar.inner]
         return "".join(f"{unicode_name(name)}/" for name in names)
 
     def _keep_one_per_key(self) -> None:
-        """Keep `KEY.jpg` of a WebDataset sample with several images, and not its other fields, `KEY.seg.png`."""
+        """Keep `KEY.jpg` of a WebDataset sample with several images, and drop its other fields (`KEY.seg.png`)."""
         is_plain = np.array([_is_plain(name) for name in self._names])
         plain = {
             key for key, is_one in zip(_keys(self._numbers, self._names), is_plain, strict=True) if is_one
@@ -156,7 +156,7 @@ class TarSource:
         return labels
 
     def _from_tar_names(self, holders: set[int]) -> np.ndarray:
-        """Return labels by the tars' names where each tar is a class, as ImageNet has them; else none."""
+        """Return labels from the tars' names where each tar is a class, as in ImageNet; otherwise no labels."""
         filled = set(self._numbers.tolist())
         # a tar of tars is no class
         stems = {k: tar.stem for k, tar in enumerate(self._tars) if k in filled or k not in holders}

@@ -173,7 +173,7 @@ class TarWalk:
         return at
 
     def _next_data(self, at: int) -> int:
-        """Return where the next block is that the file system stores: a hole of terabytes is not read."""
+        """Return the position of the next block that the file system stores: holes may be terabytes long."""
         if not hasattr(os, "SEEK_DATA") or isinstance(self._file, io.BytesIO):
             return at
         descriptor = self._file.fileno()

@@ -40,7 +40,7 @@ class Tar:
 
     @property
     def folders(self) -> Folder:
-        """The folders, within the file, that a tar within tars lies in; a tar on the way is one."""
+        """Folders within the file that hold an inner tar; a tar around it counts as a folder."""
         folders: Folder = ()
         for depth, name in enumerate(self.inner):
             folders += folder_parts(posixpath.dirname(name))
@@ -54,7 +54,7 @@ class Tar:
 
 @dataclass
 class TarContents:
-    """What several tars hold; the four columns of the images have one entry each."""
+    """Contents of all tars together; each image has an entry in `names`, `numbers`, `offsets` and `sizes`."""
 
     fields: PairLabels
     """What the files beside images say of their labels."""
@@ -73,7 +73,7 @@ class TarContents:
     ignored: Counter[str] = field(default_factory=Counter)
     """Files that are no images, by suffix."""
     junk: set[str] = field(default_factory=set)
-    """Names of hidden folders with images, and of those that no person made."""
+    """Names of hidden folders with images, and of those that systems create."""
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, number: int, offset: int, size: int) -> None:
@@ -84,7 +84,7 @@ class TarContents:
         self.sizes.append(size)
 
     def follow_links(self) -> int:
-        """Add the images that are links to others of the same tar, behind those; returns how many lead nowhere."""
+        """Append the images that are links to other images of the same tar; return how many links lead nowhere."""
         if not self.links:
             return 0
         places = zip(self.numbers, self.offsets, self.sizes, strict=True)
@@ -101,7 +101,7 @@ class TarContents:
 
 
 def read_tar(path: Path, found: TarContents) -> None:
-    """Add what a tar holds.
+    """Add the contents of a tar to `found`.
 
     Raises:
         OSError: it cannot be read.
@@ -148,7 +148,7 @@ def _read_members(tar: Tar, file: BinaryIO, start: int, size: int | None, found:
     if walk.num_archives > 1:
         found.notes.append(f"{_short(tar)}: {walk.num_archives} archives in a row, all are read")
     if not walk.has_end_marker:
-        found.notes.append(f"{_short(tar)} has no end marker: it may have been cut short between two members")
+        found.notes.append(f"{_short(tar)} has no end marker: it may have been truncated between two members")
 
 
 def _short(tar: Tar) -> str:
@@ -161,6 +161,6 @@ def _content(file: BinaryIO, member: Member) -> bytes:
 
 
 def _target(member: Member) -> str:
-    """Return the member that a link means: a hard link has its name, a symbolic one the way from its folder."""
+    """Return the target of a link: a hard link holds a member's name, a symbolic link a path from its own folder."""
     base = "" if member.kind == "hard link" else str(PurePosixPath(member.name).parent)
     return clean(posixpath.join(base, member.target))

@@ -16,7 +16,7 @@ DATASETS = ("cifar10", "cifar100", "stl10")
 
 
 class DatasetSource:
-    """One of `DATASETS`, downloaded into its folder where it is not there yet."""
+    """One of `DATASETS`, downloaded into its folder unless it is there already."""
 
     def __init__(self, name: str, root: Path, split: str) -> None:
         from torchvision import datasets
@@ -33,7 +33,7 @@ class DatasetSource:
                 kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
                 data = kind(str(root), split == "train", download=True)
                 self._pixels, labels = data.data, data.targets
-        except (OSError, RuntimeError) as error:  # no network, or a damaged download
+        except (OSError, RuntimeError) as error:  # no network, or a corrupt download
             raise OSError(
                 f"{name} is not in {root} and cannot be downloaded ({error}); put torchvision's files there"
             ) from error

@@ -47,7 +47,7 @@ class ZipSource:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file is no zip or is damaged; there is no image in them, or it is not clear which folders are
+        ValueError: a file is no zip or is corrupt; there is no image in them, or it is not clear which folders are
             classes.
     """
 
@@ -95,14 +95,14 @@ class ZipSource:
         _, name_length, extra_length = _LOCAL_HEADER.unpack(header)
         data = read_range(path, offset + _LOCAL_HEADER.size + name_length + extra_length, packed)
         if len(data) < packed:
-            raise OSError(f"{path.name} is cut short")
+            raise OSError(f"{path.name} is truncated")
         if method == _DEFLATED:
             try:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
             except zlib.error as error:
-                raise ValueError(f"damaged in the zip ({error})") from None
+                raise ValueError(f"corrupt in the zip ({error})") from None
         if len(data) != size or zlib.crc32(data) != checksum:
-            raise ValueError("damaged in the zip: its bytes are not those that were packed (checksum)")
+            raise ValueError("corrupt in the zip: its bytes are not those that were packed (checksum)")
         return data
 
     def _path(self, index: int) -> Path:
@@ -171,7 +171,7 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
-    # of a damaged table of contents zipfile raises what its parser runs into
+    # of a corrupt table of contents zipfile raises what its parser runs into
     except (
         zipfile.BadZipFile,
         NotImplementedError,
@@ -182,5 +182,5 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
     ) as error:
         reason = printable(" ".join(str(error).split()), 200)
         raise ValueError(
-            f"{printable(path)}: no zip, or damaged ({reason}); copy or download it again"
+            f"{printable(path)}: no zip, or corrupt ({reason}); copy or download it again"
         ) from error

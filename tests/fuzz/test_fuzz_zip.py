@@ -32,7 +32,7 @@ def read_all(path: Path) -> None:
     source = open_source([str(path)])
     for index in range(len(source.labels)):
         assert source.item(index).encode()
-        with suppress(ValueError, OSError):  # a damaged image; the others go on
+        with suppress(ValueError, OSError):  # a corrupt image; the others go on
             source.read(index)
     assert all(remark.isprintable() for remark in source.remarks)
 

@@ -1,4 +1,4 @@
-"""ImageNet in every layout: the same labels and pixels; and what is said where files are missing or damaged."""
+"""ImageNet in every layout: the same labels and pixels; and what is said where files are missing or corrupt."""
 
 import gzip
 import hashlib
@@ -162,8 +162,8 @@ def repacked(files: dict[str, bytes]) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda kit, files: kit[: len(kit) // 2], "damaged"),
-        (lambda kit, files: b"no gzip", "damaged"),
+        (lambda kit, files: kit[: len(kit) // 2], "corrupt"),
+        (lambda kit, files: b"no gzip", "corrupt"),
         (lambda kit, files: gzip.compress(bytes(1 << 29)), "over 256 MB unpacked"),
         (lambda kit, files: gzip.compress(b"no tar" * 200), "no tar file"),
         (lambda kit, files: repacked({"readme.txt": b""}), "no meta.mat in it"),

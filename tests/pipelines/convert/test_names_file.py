@@ -29,7 +29,7 @@ def test_every_line_is_a_name_in_the_order_of_the_file(tmp_path):
         os.fsdecode(b"\xff.jpg"),
     ]
     root = tree(tmp_path / "set", names)
-    (root / "a" / "damaged.jpg").write_bytes(b"no image")
+    (root / "a" / "corrupt.jpg").write_bytes(b"no image")
     convert(FolderSource(root), tmp_path / "out.beton", seed=3)
     found = read_names(tmp_path / "out.beton")
     assert (tmp_path / "out.names").read_bytes().count(b"\n") == len(found) == len(names)

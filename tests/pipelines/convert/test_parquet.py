@@ -207,7 +207,7 @@ def test_damage(tmp_path):
     whole = path.read_bytes()
     for data in (whole[:-10], whole[:100], b"PAR1", b"", b"x" * 1000):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=r"a\.parquet: damaged, or no Parquet file") as caught:
+        with pytest.raises(ValueError, match=r"a\.parquet: corrupt, or no Parquet file") as caught:
             open_source([str(path)])
         assert str(caught.value).isprintable()
     place = parquet.ParquetFile(pa.BufferReader(whole)).metadata.row_group(1).column(0)
@@ -218,7 +218,7 @@ def test_damage(tmp_path):
     source = open_source([str(path)])
     assert [source.read(k) for k in range(5)] == IMAGES[:5]
     for k in range(5, 10):
-        with pytest.raises(ValueError, match="damaged"):
+        with pytest.raises(ValueError, match="corrupt"):
             source.read(k)
 
 

@@ -1,4 +1,4 @@
-"""Zips of folders, made by Python's zipfile; and those that lie or are damaged."""
+"""Zips of folders, made by Python's zipfile; and those that lie or are corrupt."""
 
 import json
 import struct
@@ -51,7 +51,7 @@ def test_several_zips_and_no_classes(tmp_path):
 
 
 def test_a_conversion(tmp_path):
-    """A member whose name leads out of the zip, an encrypted and a damaged one are left out by name."""
+    """A member whose name leads out of the zip, an encrypted and a corrupt one are left out by name."""
     path = tmp_path / "a.zip"
     good = [(f"{name}/{k}.jpg", image(f"{name}{k}")) for name in ("a", "b") for k in range(3)]
     bad = [("../a/evil.jpg", image("x")), ("/a/root.jpg", image("x")), ("b/secret.jpg", image("secret"))]
@@ -66,7 +66,7 @@ def test_a_conversion(tmp_path):
     sidecar = json.loads((tmp_path / "out.json").read_text())
     assert sidecar["counts"]["written"] == 6
     skipped = sidecar["skipped"]
-    assert skipped.pop("b/torn.jpg").startswith("damaged in the zip")
+    assert skipped.pop("b/torn.jpg").startswith("corrupt in the zip")
     assert skipped == {
         "../a/evil.jpg": "its name leads out of the zip",
         "/a/root.jpg": "its name leads out of the zip",
@@ -96,7 +96,7 @@ def changed(path: Path, name: bytes, offset: int, value: bytes) -> str:
 @pytest.mark.parametrize(
     ("offset", "value", "message"),
     [
-        (20, struct.pack("<I", 1 << 20), "cut short"),
+        (20, struct.pack("<I", 1 << 20), "truncated"),
         (24, struct.pack("<I", 1 << 31), "--max-file-mb"),
         (24, struct.pack("<I", 3), "checksum"),
         (16, struct.pack("<I", 5), "checksum"),
@@ -125,11 +125,11 @@ def test_a_bomb_is_not_unpacked(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "no zip, or damaged"),
-        (lambda path: path.write_bytes(b""), "no zip, or damaged"),
+        (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "no zip, or corrupt"),
+        (lambda path: path.write_bytes(b""), "no zip, or corrupt"),
         (
             lambda path: path.write_bytes(Path(make_zip(path, "a/1.jpg")).read_bytes()[:-30]),
-            "no zip, or damaged",
+            "no zip, or corrupt",
         ),
         (lambda path: make_zip(path, "notes.txt"), "no image in it"),
         (lambda path: make_zip(path, "1.jpg", "a/2.jpg"), "images lie beside folders"),
