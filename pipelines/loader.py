@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,6 +51,8 @@ class ViewLoader:
         device: where the views arrive: "cpu" (float32), "cuda" or "cuda:N" (half precision).
         order: "random"; "sequential"; or "blocks", for files larger than memory.
         drop_last: leave out the incomplete last batch; otherwise split it contiguously over the ranks.
+        image_field, label_field: names of the fields of `file` to read; None: those named "image" and "label", or else
+            the first of their kinds.
         indices: use these samples only: their numbers, or a mask with a boolean per sample; None means all.
         dtype: of the views; None means float32 on the CPU, and on a GPU bfloat16 or, where its hardware lacks
             that, float16.
@@ -88,6 +89,8 @@ class ViewLoader:
         indices: Sequence[int] | np.ndarray | None = None,
         dtype: torch.dtype | None = None,
         engine_options: dict[str, Any] | None = None,
+        image_field: str | None = None,
+        label_field: str | None = None,
     ) -> None:
         specs = check.view_specs(views, spec, size)
         make_engine = check.engine(engine)
@@ -96,7 +99,7 @@ class ViewLoader:
         check.floating_point(dtype, augment)
         self.device = check.device(device)
         self._owns_reader = not isinstance(file, BetonReader)
-        self.reader = file if isinstance(file, BetonReader) else BetonReader(Path(file))
+        self.reader = check.reader(file, image_field, label_field)
         try:
             self.planner = BatchPlanner(
                 heights=self.reader.heights,

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,19 @@ def whole(name: str, value: Any, minimum: int = 1) -> int:
     if not is_whole(value) or value < minimum:
         raise ValueError(f"{name} must be a whole number, at least {minimum}; got {value!r}")
     return int(value)
+
+
+def reader(
+    file: str | os.PathLike | BetonReader, image_field: str | None = None, label_field: str | None = None
+) -> BetonReader:
+    """Return the reader of a file, which may be one already."""
+    if not isinstance(file, BetonReader):
+        return BetonReader(Path(file), image_field, label_field)
+    if image_field is not None or label_field is not None:
+        raise ValueError(
+            "image_field and label_field choose what a reader reads, and file is a reader already: give them to it"
+        )
+    return file
 
 
 def epoch(value: Any) -> int:

@@ -18,10 +18,12 @@ from rich.text import Text
 
 from fastclr.arguments import parse
 from pipelines.beton import sidecar_path
+from pipelines.beton.layout import check_field_names
 from pipelines.beton.sidecar import check_sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
 from pipelines.convert.files import MAX_FILE_MB
+from pipelines.convert.names_file import names_path
 from pipelines.convert.sources import reject_url
 from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
@@ -32,11 +34,14 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Arguments:
-    """Convert images into one .beton file, and a .json beside it that says what is in it.
+    """Convert images into one .beton file, a .json beside it that says what is in it, and a .names with their names.
 
-    SOURCE is a folder with one folder per class, a folder of images, cifar10:DIR, cifar100:DIR or stl10:DIR
-    (downloaded into DIR where it is not there yet), or one or several uncompressed tars: of class folders, of
-    WebDataset pairs (KEY.jpg and KEY.cls), or of one class each (n01440764.tar n01443537.tar …).
+    SOURCE is a folder with one folder per class, a folder of images, imagenet:DIR (archives as downloaded, Kaggle's
+    tree, folders, or Hugging Face's parquet files), cifar10:DIR, cifar100:DIR, stl10:DIR or torchvision:NAME:DIR
+    (downloaded into DIR where it is not there yet), parquet files, zips of folders, or one or several uncompressed
+    tars: of class folders, of WebDataset pairs (KEY.jpg and KEY.cls), of one class each (n01440764.tar
+    n01443537.tar …), or of tars. Files may be patterns in quotes ('train-{000..146}.tar'), and tars and parquet
+    files URLs (s3://…, gs://…, https://…).
     """
 
     paths: Annotated[
@@ -55,12 +60,28 @@ class Arguments:
     on_error: Literal["skip", "stop"] = "skip"
     """What to do with an image that cannot be read: leave it out and name it in the report, or stop the conversion.
     "stop" also stops at an image that only a lenient decoder reads."""
-    split: Literal["train", "test", "unlabeled"] | None = None
-    """Which part of cifar10, cifar100 or stl10 (which alone has "unlabeled"); None: train."""
+    split: str | None = None
+    """Which part of a data set: "train" or "val" of imagenet, "train" or "test" of cifar10, cifar100 and stl10 (which
+    has "unlabeled" too), what the data set knows of torchvision, a split of a folder of parquet files; None: train, or
+    torchvision's default."""
+    columns: str | None = None
+    """image=NAME,label=NAME or one of both: columns of parquet files or of --labels; of WebDataset tars, label=cls,
+    txt, json or json.KEY; None: those with the usual names."""
+    labels: Path | None = None
+    """A table of names and labels for images in a folder or an archive: CSV, JSON lines, ImageNet's ground truth,
+    Kaggle's solution, metadata.csv, val_annotations.txt."""
+    merge: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take each SOURCE for a set of its own, and join classes of the same name."""
+    check: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Compare ImageNet's archives with their official MD5 sums first."""
     max_file_mb: int = MAX_FILE_MB
     """Size limit of one source image, MB; a larger file is taken as one that cannot be read."""
+    image_field: str = "image"
+    """Name of the image's field in the file, for FFCV's pipelines."""
+    label_field: str = "label"
+    """Name of the label's field in the file."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Replace OUT.beton and its .json."""
+    """Replace OUT.beton, its .json and its .names."""
 
     @property
     def sources(self) -> list[str]:
@@ -77,7 +98,17 @@ def main(argv: list[str]) -> None:
     _check(arguments)
     _stop_like_ctrl_c()
     console = Console(highlight=False)
-    source = open_source(arguments.sources, arguments.split, arguments.max_file_mb)
+    with console.status("reading what is there") as status:
+        source = open_source(
+            arguments.sources,
+            arguments.split,
+            arguments.max_file_mb,
+            columns=arguments.columns,
+            labels=arguments.labels,
+            merge=arguments.merge,
+            check=arguments.check,
+            progress=lambda done, total: status.update(f"downloaded {done:,} of {total:,} shards"),
+        )
     names = source.class_names
     classes = f", {len(names)} class{'' if len(names) == 1 else 'es'}" if names else ", no class names"
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
@@ -95,6 +126,9 @@ def main(argv: list[str]) -> None:
             on_error=arguments.on_error,
             workers=arguments.workers,
             progress=progress,
+            overwrite_names=arguments.overwrite,
+            image_field=arguments.image_field,
+            label_field=arguments.label_field,
         )
     _print_report(console, report, arguments.out, time.monotonic() - start)
 
@@ -140,12 +174,13 @@ def _check(arguments: Arguments) -> None:
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     # a symbolic link is replaced itself: a side-car beside its target does not matter
-    for path in (out, out.with_suffix(".json")):
+    for path in (out, out.with_suffix(".json"), names_path(out)):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; choose another name for the file to write")
         if os.path.lexists(path) and not arguments.overwrite:
             raise FileExistsError(f"{path} exists; choose another name, or --overwrite it")
     check_sidecar_path(out)
+    check_field_names(arguments.image_field, arguments.label_field)
 
 
 def _print_comparison(console: Console, source: Source, arguments: Arguments) -> None:

@@ -94,6 +94,19 @@ def count_classes(largest_label: int, where: object) -> int:
     return max(0, largest_label + 1)
 
 
+MAX_FIELD_NAME = 16
+"""Bytes of a field's name."""
+
+
+def check_field_names(*names: str) -> None:
+    """Raise ValueError where a file cannot have fields of these names."""
+    for name in names:
+        if not (name.isascii() and name.isprintable() and 1 <= len(name) <= MAX_FIELD_NAME):
+            raise ValueError(f"the name of a field must be 1 to {MAX_FIELD_NAME} ASCII letters, got {name!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"two fields of the name {names[0]!r}; the image and the label need different ones")
+
+
 @dataclass(frozen=True)
 class Field:
     """A field of a file."""

@@ -46,6 +46,7 @@ class BetonReader:
 
     Args:
         path: the file.
+        image_field, label_field: names of the fields to read; None: found as above.
 
     Raises:
         OSError: the file cannot be opened.
@@ -72,7 +73,10 @@ class BetonReader:
     fields: tuple[Field, ...]
     """The fields of the file, and which of them are read."""
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(
+        self, path: str | PathLike[str], image_field: str | None = None, label_field: str | None = None
+    ) -> None:
+        self._image_field, self._label_field = image_field, label_field
         self.path = Path(path)
         # another process that opens the file again may have another working directory
         self._absolute = self.path.absolute()
@@ -131,12 +135,13 @@ class BetonReader:
         self._metadata_end = end
 
         metadata = data[start:end].view(row)
-        image = self._pick(fields, IMAGE_FIELD, b"image")
+        image = self._pick(fields, IMAGE_FIELD, "image", self._image_field)
+        assert image is not None
         images = metadata[image]
         self.modes = images["mode"].copy()
         self.heights = images["height"].astype(np.int32)
         self.widths = images["width"].astype(np.int32)
-        label = self._pick(fields, INT_FIELD, b"label")
+        label = self._pick(fields, INT_FIELD, "label", self._label_field)
         self.labels = np.full(num, -1) if label is None else metadata[label].astype(np.int64)
         self.fields = tuple(
             Field(
@@ -160,11 +165,15 @@ class BetonReader:
             raise self._error(f"none of its fields is an image: {', '.join(map(_name, fields))}")
         return metadata_type(fields["type_id"].tolist())
 
-    @staticmethod
-    def _pick(fields: np.ndarray, type_id: int, name: bytes) -> str | None:
-        """Return the field of this type in a row of the metadata: the one with this name, or else the first."""
+    def _pick(self, fields: np.ndarray, type_id: int, usual: str, wanted: str | None) -> str | None:
+        """Return the field of a type in a row of the metadata: the one wanted, or of the usual name, or the first."""
         of_type = np.flatnonzero(fields["type_id"] == type_id)
-        named = of_type[fields["name"][of_type] == name]
+        named = of_type[fields["name"][of_type] == (wanted or usual).encode()]
+        if wanted is not None and not len(named):
+            there = ", ".join(f"{_name(field)} ({FIELD_KINDS[int(field['type_id'])]})" for field in fields)
+            raise self._error(
+                f"no {FIELD_KINDS[type_id]} field {wanted!r} to read as {usual} ({usual}_field); its fields: {there}"
+            )
         return f"f{(named if len(named) else of_type)[0]}" if len(of_type) else None
 
     def _locate(self, pointers: np.ndarray, table: np.ndarray, low: int, high: int) -> None:
@@ -366,11 +375,11 @@ class BetonReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getstate__(self) -> Path:
-        return self._absolute
+    def __getstate__(self) -> tuple[Path, str | None, str | None]:
+        return self._absolute, self._image_field, self._label_field
 
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[Path, str | None, str | None]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
 
     def _error(self, what: str, sample: int | None = None) -> ValueError:
         where = "" if sample is None else f"sample {sample}: "

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import ffcv._libffcv
 import numpy as np
-from ffcv.fields import RGBImageField
 from ffcv.loader import Loader
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.allocation_query import AllocationQuery
@@ -243,8 +242,7 @@ def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batc
     """Return a stock loader whose batches are the decoder's views; it reads nothing else of the file."""
     data, path = decoder.reader.data, _open_again(decoder.reader)
     handlers = Reader(path).handlers
-    images = [name for name, field in handlers.items() if isinstance(field, RGBImageField)]
-    source = "image" if "image" in images else images[0]
+    source = next(field.name for field in decoder.reader.fields if field.read_as == "image")
     pipelines: dict[str, PipelineSpec | None] = dict.fromkeys(handlers)
     pipelines["view 0"] = PipelineSpec(source, decoder=decoder, transforms=[Pick(0)])
     for view in range(1, len(decoder.view_sizes)):
