@@ -1,6 +1,7 @@
 """`fastclr bench loader`: our engines and their peers, interleaved, in source images per second."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
@@ -25,10 +26,11 @@ from benchmarks.loaders.peers.torchvision_loader import TorchvisionLoader
 from benchmarks.loaders.plot import plot_loader, plot_scaling
 from benchmarks.loaders.report import FileFacts, LoaderReport, LoaderSettings, ScalingReport, StoredAs
 from benchmarks.loaders.scaling import measure_scaling, relative_scaling, scaling_table
-from fastclr.arguments import parse
+from fastclr.arguments import DataSet, data_set, parse
 from pipelines import BetonReader
 from pipelines.convert import FolderSource
 from pipelines.engines import EngineName
+from pipelines.engines.ffcv.one_file import reject_sets
 from pipelines.system.cpus import cores
 
 Workload = Literal["crops", "full"]
@@ -41,8 +43,8 @@ TITLES: dict[str, str] = {CROPS: "two crops, uint8", FULL: "augmented, float32"}
 class Options:
     """Measure loaders side by side on a file."""
 
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]
-    """Images; `fastclr convert` makes the file."""
+    files: DataSet
+    """Images; `fastclr convert` makes the file, or the files of a set."""
     folder: Path | None = None
     """The image folder that it was made from: adds torchvision's ImageFolder on the original files."""
     sizes: tuple[int, ...] = (224,)
@@ -64,6 +66,10 @@ class Options:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Where to write the result; the plot goes beside it."""
 
+    @property
+    def file(self) -> Path | tuple[Path, ...]:
+        return data_set(self.files)
+
     def __post_init__(self) -> None:
         check_at_least_1(self, "rounds", "threads", "batch_size")
         if not self.sizes or min(self.sizes) < 8:
@@ -81,14 +87,18 @@ def main(argv: list[str]) -> None:
         batch_size = options.batch_size or _batch_size(len(reader))
         if batch_size * (WARM_BATCHES + LAST_BATCHES + 1) > len(reader):
             raise ValueError(
-                f"{options.file} holds {len(reader)} images, too few for batches of {batch_size}; lower --batch-size"
+                f"{reader.path} holds {len(reader)} images, too few for batches of {batch_size}; lower --batch-size"
             )
         file = _describe_file(reader)
+        # a folder of shards would pass for a folder of images
+        options = replace(options, files=reader.files)
+        if len(reader.files) > 1 and ("ffcv" in options.engines or "ffcv" in options.peers):
+            reject_sets(reader)
     if options.folder is not None and FolderSource(options.folder).class_names is None:
         raise ValueError(
             f"--folder {options.folder} has no class folders, which torchvision's ImageFolder needs"
         )
-    _read_through(options.file)
+    _read_through(reader.files)
     for size in options.sizes:
         settings = LoaderSettings(size, options.threads, batch_size)
         report = (_scaling if options.scaling else _side_by_side)(options, file, settings, console)
@@ -146,6 +156,7 @@ def _cases(options: Options, settings: LoaderSettings, augment: bool, num_images
     shape = (size, augment, batch_size, threads)
     cases: list[Case] = [OurLoader(f"fastclr {engine}", file, engine, *shape) for engine in options.engines]
     if "ffcv" in options.peers:
+        assert isinstance(file, Path)
         cases.append(FfcvLoader("FFCV, two pipelines", file, *shape))
     if "dali" in options.peers:
         cases.append(DaliGraph("DALI graph, CPU", file, *shape))
@@ -160,11 +171,12 @@ def _cases(options: Options, settings: LoaderSettings, augment: bool, num_images
     return cases
 
 
-def _read_through(file: Path) -> None:
+def _read_through(files: Sequence[Path]) -> None:
     """Fill the page cache, so that no case reads from the disk what the next ones find in memory."""
-    with file.open("rb") as stream:
-        while stream.read(1 << 24):
-            pass
+    for file in files:
+        with file.open("rb") as stream:
+            while stream.read(1 << 24):
+                pass
 
 
 def _describe_file(reader: BetonReader) -> FileFacts:

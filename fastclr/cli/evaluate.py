@@ -29,8 +29,12 @@ def _evaluate(
         tyro.conf.Positional[Path],
         tyro.conf.arg(metavar="RUN", help="Run folder of `fastclr train`, or an encoder.safetensors."),
     ],
-    train: Annotated[Path, tyro.conf.arg(metavar="A.beton", help="Labelled images to learn from.")],
-    test: Annotated[Path, tyro.conf.arg(metavar="B.beton", help="Labelled images to be tested on.")],
+    train: Annotated[
+        Path, tyro.conf.arg(metavar="A.beton", help="Labelled images to learn from: a file or a set.")
+    ],
+    test: Annotated[
+        Path, tyro.conf.arg(metavar="B.beton", help="Labelled images to be tested on: a file or a set.")
+    ],
     protocol: Annotated[Protocol, tyro.conf.arg(name="")] = Protocol(),  # noqa: B008 frozen
     device: Annotated[
         str, tyro.conf.arg(help="cpu, cuda, cuda:N, or auto: a GPU where there is one.")

@@ -43,6 +43,7 @@ from fastclr.train.run import CHECKPOINT, ENCODER, RunLock, never_stepped, new_r
 from fastclr.train.sinks import EventsFile, LiveLine, MetricsFile, Sink
 from fastclr.train.stop import StopRequest
 from pipelines import BetonReader, TwoViewLoader
+from pipelines.beton import Files
 from pipelines.system.output import say
 from pipelines.system.threads import torch_threads
 from pipelines.views.spec import RENAMED
@@ -125,10 +126,10 @@ class Run:
 
 def train(
     config: Config,
-    file: Path,
+    file: Files,
     folder: Path,
     *,
-    val: Path | None = None,
+    val: Files | None = None,
     fresh: bool = False,
     resume: bool = False,
     sinks: Sequence[Sink] = (),
@@ -141,9 +142,9 @@ def train(
 
     Args:
         config: the recipe; what it leaves to `auto` is decided here, and stands resolved in config.toml.
-        file: a `.beton` file.
+        file: a `.beton` file, or several as one data set (`pipelines.beton.sets`).
         folder: the run folder; made if it is missing.
-        val: a `.beton` file of held-out images: their kNN accuracy is logged every `train.eval_epochs` epochs.
+        val: held-out images, likewise: their kNN accuracy is logged every `train.eval_epochs` epochs.
         fresh: an error if the folder holds a run.
         resume: an error if it holds none.
         sinks: called on rank 0 with each record of metrics.jsonl, a dict.

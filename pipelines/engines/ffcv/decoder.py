@@ -27,6 +27,7 @@ from numba import get_num_threads
 from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE
 from pipelines.engines.ffcv.loader import drive
+from pipelines.engines.ffcv.one_file import reject_sets
 from pipelines.engines.ffcv.sample import bytes_at, claim, compile_decode_sample, decode_sample
 from pipelines.engines.native.turbojpeg import ACCURATE_DCT, FAST_DCT, close_decoder, open_decoder
 from pipelines.jpeg.probe import finds_restarts
@@ -79,6 +80,7 @@ class TwoViewDecoder(Operation):
         if [size, views, spec].count(None) != 2:
             raise ValueError("give either size or views")
         self.reader = file if isinstance(file, BetonReader) else BetonReader(file)
+        reject_sets(self.reader)
         self.specs = as_specs(views or spec or ViewSpec.simclr(size or 224))
         self.seed, self.fast_dct = seed, fast_dct
         groups = groups_of(self.specs)
@@ -137,7 +139,7 @@ class TwoViewDecoder(Operation):
             self._failed[failed] = False
             sample = int(failed[0])
             self.reader.decode(sample)  # it knows the reason
-            raise ValueError(f"{self.reader.path}: sample {sample}: libturbojpeg could not decode its JPEG")
+            raise ValueError(f"{self.reader.where(sample)}: libturbojpeg could not decode its JPEG")
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         columns = {
@@ -258,5 +260,5 @@ def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batc
 
 def _open_again(reader: BetonReader) -> str:
     """A name of the file that the reader has open: by its own, another may be found meanwhile."""
-    name = f"/proc/self/fd/{reader._descriptor}"
-    return name if os.path.exists(name) else str(reader._absolute)
+    name = f"/proc/self/fd/{reader._opened.descriptors[0]}"
+    return name if os.path.exists(name) else str(reader._absolute[0])
