@@ -22,6 +22,13 @@ from pipelines.beton.sidecar import check_sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
 from pipelines.convert.files import MAX_FILE_MB
+from pipelines.convert.shards import (
+    ShardedConversion,
+    ShardOptions,
+    check_names,
+    convert_shards,
+    report_of,
+)
 from pipelines.convert.sources import reject_url
 from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
@@ -61,6 +68,9 @@ class Arguments:
     """Size limit of one source image, MB; a larger file is taken as one that cannot be read."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUT.beton and its .json."""
+    sharding: Annotated[tyro.conf.FlagCreatePairsOff[ShardOptions], tyro.conf.arg(name="")] = field(
+        default_factory=ShardOptions
+    )
 
     @property
     def sources(self) -> list[str]:
@@ -83,6 +93,9 @@ def main(argv: list[str]) -> None:
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
     for remark in [*source.remarks, *_labels_note(source)]:
         console.print(f"  {printable(remark)}", markup=False, soft_wrap=True)
+    if arguments.sharding.shards is not None:
+        _convert_shards(console, source, arguments)
+        return
     _print_comparison(console, source, arguments)
     start = time.monotonic()
     with _progress_bar(console, len(source.labels)) as progress:
@@ -139,6 +152,8 @@ def _check(arguments: Arguments) -> None:
         raise ValueError(f"--max-file-mb must be at least 1, got {arguments.max_file_mb}")
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
+    if arguments.sharding.shards is not None:
+        return  # `check_names` looks at the files of a set
     # a link is replaced itself, so that a side-car beside what it leads to does not matter
     for path in (out, out.with_suffix(".json")):
         if path.is_dir():
@@ -146,6 +161,53 @@ def _check(arguments: Arguments) -> None:
         if os.path.lexists(path) and not arguments.overwrite:
             raise FileExistsError(f"{path} exists; choose another name, or --overwrite it")
     check_sidecar_path(out)
+
+
+def _convert_shards(console: Console, source: Source, arguments: Arguments) -> None:
+    """Write a set of several files, or one shard of it."""
+    sharding, out = arguments.sharding, arguments.out
+    assert sharding.shards is not None
+    conversion = ShardedConversion(
+        source,
+        out,
+        sharding.shards,
+        arguments.encoding,
+        arguments.order,
+        arguments.seed,
+        arguments.on_error,
+    )
+    check_names(conversion, sharding.shard, resume=sharding.resume, overwrite=arguments.overwrite)
+    if sharding.shard is None:
+        _print_comparison(console, source, arguments)
+        num_images = len(source.labels)
+    else:
+        num_images = len(conversion.images(sharding.shard))
+    start = time.monotonic()
+    with _progress_bar(console, num_images) as progress:
+        written = convert_shards(
+            conversion,
+            sharding.shard,
+            keep_complete=sharding.resume and not arguments.overwrite,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    _print_set(console, conversion, written, time.monotonic() - start)
+
+
+def _print_set(console: Console, conversion: ShardedConversion, written: list[int], seconds: float) -> None:
+    now = (conversion.written(shard, verify=False) for shard in written)
+    report = report_of(sidecar for sidecar in now if sidecar)
+    if written:
+        name = conversion.path(written[0])
+        _print_report(console, report, name if len(written) == 1 else conversion.out, seconds)
+    count, missing = conversion.count, conversion.missing()
+    if missing:
+        state = (
+            f"{count - len(missing)} of {count} shards are there; --resume writes the others and the index"
+        )
+    else:
+        state = f"{len(written)} of {count} shards written now; the set is complete: {sidecar_path(conversion.out)}"
+    console.print(printable(state), markup=False, soft_wrap=True)
 
 
 def _print_comparison(console: Console, source: Source, arguments: Arguments) -> None:

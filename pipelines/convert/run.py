@@ -65,6 +65,8 @@ def convert(
     on_error: Literal["skip", "stop"] = "skip",
     workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
+    numbers: np.ndarray | None = None,
+    about: dict[str, Any] | None = None,
 ) -> Report:
     """Write a source's images to a `.beton` file and its side-car; both appear whole or not at all.
 
@@ -81,6 +83,8 @@ def convert(
             an image that only a lenient decoder reads, of which "skip" stores what that one makes of it.
         workers: threads.
         progress: called with the number of images that are done.
+        numbers: the images to write, in the order of the file; None: all of them, in `order`.
+        about: further keys of the side-car.
 
     Raises:
         ValueError: an image is corrupt and `on_error` is "stop", or no image could be read.
@@ -89,9 +93,10 @@ def convert(
     """
     encoding = encoding or Encoding()
     check_sidecar_path(out)
-    report = Report(found=len(source.labels))
-    written = np.zeros(report.found, bool)
-    numbers = file_order(report.found, seed) if order == "shuffled" else np.arange(report.found)
+    if numbers is None:
+        numbers = numbers_in_order(source, order, seed)
+    report = Report(found=len(numbers))
+    written = np.zeros(len(source.labels), bool)
     with BetonWriter(out, report.found, encoding.max_side) as writer:
         with without_warnings(), closing(encode_all(source, numbers, encoding, workers)) as stream:
             for done, (number, result) in enumerate(stream, 1):
@@ -115,8 +120,14 @@ def convert(
             labels = source.labels[written & (source.labels >= 0)]
             report.per_class = np.bincount(labels, minlength=len(source.class_names)).tolist()
         options = {**asdict(encoding), "order": order, "seed": seed, "on_error": on_error}
-        write_sidecar(out, _sidecar(source, report, options, writer.fingerprint))
+        write_sidecar(out, _sidecar(source, report, options, writer.fingerprint) | (about or {}))
     return report
+
+
+def numbers_in_order(source: Source, order: Literal["shuffled", "source"], seed: int) -> np.ndarray:
+    """The source's images in the order in which they are written: int64 [N]."""
+    num_images = len(source.labels)
+    return file_order(num_images, seed) if order == "shuffled" else np.arange(num_images)
 
 
 def file_order(num_images: int, seed: int) -> np.ndarray:
