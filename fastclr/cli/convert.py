@@ -1,11 +1,13 @@
 """`fastclr convert SOURCE OUT.beton`: images into one file."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +24,7 @@ from pipelines.beton.sidecar import check_sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
 from pipelines.convert.files import MAX_FILE_MB
+from pipelines.convert.ray_tasks import convert_on_ray
 from pipelines.convert.shards import (
     ShardedConversion,
     ShardOptions,
@@ -33,6 +36,7 @@ from pipelines.convert.sources import reject_url
 from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
 
+_RAY_ADDRESS = re.compile(r"auto|local|ray://.+|[^:/\s]+:\d+")
 SHOWN = 5
 """Left-out images that are named on the screen; the side-car names all."""
 
@@ -112,7 +116,18 @@ def main(argv: list[str]) -> None:
     _print_report(console, report, arguments.out, time.monotonic() - start)
 
 
+def _with_ray_address(argv: list[str]) -> list[str]:
+    """The arguments with an address behind each `--ray`, "auto" where there is none."""
+    out = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        out.append(word)
+        if word == "--ray" and not _RAY_ADDRESS.fullmatch(following):
+            out.append("auto")
+    return out
+
+
 def _parse(argv: list[str]) -> Arguments:
+    argv = _with_ray_address(argv)
     arguments, unknown = parse(Arguments, argv, "fastclr convert", return_unknown_args=True)
     if any(argument.startswith("-") for argument in unknown):
         return parse(Arguments, argv, "fastclr convert")  # says which option it does not know
@@ -183,14 +198,26 @@ def _convert_shards(console: Console, source: Source, arguments: Arguments) -> N
     else:
         num_images = len(conversion.images(sharding.shard))
     start = time.monotonic()
+    keep_complete = sharding.resume and not arguments.overwrite
     with _progress_bar(console, num_images) as progress:
-        written = convert_shards(
-            conversion,
-            sharding.shard,
-            keep_complete=sharding.resume and not arguments.overwrite,
-            workers=arguments.workers,
-            progress=progress,
-        )
+        if sharding.ray is None:
+            written = convert_shards(
+                conversion,
+                sharding.shard,
+                keep_complete=keep_complete,
+                workers=arguments.workers,
+                progress=progress,
+            )
+        else:
+            written = convert_on_ray(
+                conversion,
+                partial(open_source, arguments.sources, arguments.split, arguments.max_file_mb),
+                sharding.ray,
+                keep_complete=keep_complete,
+                cpus=arguments.workers,
+                memory_mb=sharding.ray_memory_mb,
+                progress=progress,
+            )
     _print_set(console, conversion, written, time.monotonic() - start)
 
 

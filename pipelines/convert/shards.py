@@ -46,10 +46,20 @@ class ShardOptions:
     """Write the shard of this number alone, 0 to --shards − 1; whoever writes the last one writes the index, too."""
     resume: bool = False
     """Of a set, write only the shards that are missing or damaged."""
+    ray: str | None = None
+    """Write the shards as tasks of the Ray cluster at this address, each with --workers processors; `--ray` alone: the
+    one of RAY_ADDRESS or of this machine."""
+    ray_memory_mb: int = 0
+    """Memory that each task of the Ray cluster reserves, MB; 0: none."""
 
     def __post_init__(self) -> None:
         if self.shards is None:
-            for name, given in (("shard", self.shard is not None), ("resume", self.resume)):
+            options = (
+                ("shard", self.shard is not None),
+                ("resume", self.resume),
+                ("ray", self.ray is not None),
+            )
+            for name, given in options:
                 if given:
                     raise ValueError(
                         f"--{name} is for sets of several files: say how many there are with --shards"
@@ -57,6 +67,10 @@ class ShardOptions:
             return
         if not 1 <= self.shards <= MAX_SHARDS:
             raise ValueError(f"--shards must be 1 to {MAX_SHARDS:,}, got {self.shards}")
+        if self.shard is not None and self.ray is not None:
+            raise ValueError("--ray writes all shards of a set; leave out --shard")
+        if self.ray_memory_mb < 0:
+            raise ValueError(f"--ray-memory-mb must be at least 0, got {self.ray_memory_mb}")
         if self.shard is not None and not 0 <= self.shard < self.shards:
             raise ValueError(
                 f"--shard must be 0 to {self.shards - 1} of {self.shards} shards, got {self.shard}"
