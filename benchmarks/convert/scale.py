@@ -10,7 +10,6 @@ FOLDER holds some JPEGs, CIFAR-10's say, whose bytes are repeated in a tar of 10
 
 import io
 import itertools
-import os
 import subprocess
 import sys
 import tarfile
@@ -166,7 +165,7 @@ def _add(tar: tarfile.TarFile, members: Any) -> None:
         header.size = len(data)
         tar.addfile(header, io.BytesIO(data))
         # tarfile keeps a list of all members
-        tar.members.clear()
+        tar.getmembers().clear()
 
 
 def write_tables(out: Path, num_images: int, num_shards: int) -> None:
@@ -186,14 +185,17 @@ def convert_by_command(tar: Path, out: Path, options: Options) -> Conversion:
     command += ["--workers", str(options.workers)]
     command += ["--shards", str(options.shards)] if options.shards > 1 else []
     start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stderr is not None
-    printed = process.stdout.read()
-    _, status, used = os.wait4(process.pid, 0)
-    seconds = time.monotonic() - start
-    if status:
-        raise OSError(f"fastclr convert failed: {process.stderr.read() or printed}")
-    peak = used.ru_maxrss * 1024
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)
+        peak = 0
+        # not by wait4: its figure begins with the memory of the process that started the command
+        while process.poll() is None:
+            peak = max(peak, _status("VmHWM", process.pid))
+            time.sleep(0.02)
+        seconds = time.monotonic() - start
+        if process.returncode:
+            printed.seek(0)
+            raise OSError(f"fastclr convert failed: {printed.read()}")
     beyond = (peak - 300e6) / options.images
     return Conversion(seconds, options.images / seconds, peak, beyond)
 
@@ -250,10 +252,13 @@ def _reset_peak() -> int:
     return _status("VmRSS")
 
 
-def _status(name: str) -> int:
-    """Return a number of /proc/self/status, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+def _status(name: str, process: int | str = "self") -> int:
+    """Return a number of /proc/PROCESS/status, bytes; 0 where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0) * 1024
 
 
 if __name__ == "__main__":
