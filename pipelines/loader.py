@@ -3,7 +3,6 @@
 file ─▶ BatchPlanner (order, draws) ─plans─▶ engine (decode, crop, flip) ─uint8 crops─▶ augmentation ─▶ Batch
 """
 
-import os
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -15,7 +14,7 @@ import torch
 
 from pipelines import loader_arguments as check
 from pipelines import loader_state
-from pipelines.beton import BetonReader
+from pipelines.beton import BetonReader, Files
 from pipelines.contracts import Batch
 from pipelines.engines import EngineName
 from pipelines.planner import BatchPlanner, Order
@@ -25,7 +24,7 @@ from pipelines.views import ViewSpec
 
 
 class ViewLoader:
-    """Batches of augmented views of the images of a `.beton` file.
+    """Batches of augmented views of the images of a `.beton` file, or of several as one data set.
 
     Every number that shapes a batch (order, crop boxes, color factors) is a pure function of seed, epoch and
     sample: the same for any engine, number of threads, world size, and after a resume.
@@ -36,7 +35,8 @@ class ViewLoader:
     ...         loss = step(views[0], views[1])                                      # doctest: +SKIP
 
     Args:
-        file: a `.beton` file, or an open BetonReader (which then stays open when the loader closes).
+        file: a `.beton` file; or several as one data set: a list, a pattern such as "train-*.beton", a folder of
+            shards, or the index of a set; or an open BetonReader (which then stays open when the loader closes).
         batch_size: images per batch on this rank; each gives all its views.
         views: what the views look like and how many there are: a ViewSpec, or several of them (multi-crop, or views
             with different probabilities).  Consecutive specs of one size make one group, i.e. one tensor.
@@ -71,7 +71,7 @@ class ViewLoader:
 
     def __init__(
         self,
-        file: str | os.PathLike | BetonReader,
+        file: Files | BetonReader,
         batch_size: int,
         *,
         views: ViewSpec | Sequence[ViewSpec] | None = None,

@@ -3,13 +3,12 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipelines.beton import BetonReader
+from pipelines.beton import BetonReader, Files
 from pipelines.contracts import Engine
 from pipelines.engines import ENGINES
 from pipelines.planner import BatchPlanner
@@ -29,11 +28,11 @@ def whole(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def reader(
-    file: str | os.PathLike | BetonReader, image_field: str | None = None, label_field: str | None = None
+    file: Files | BetonReader, image_field: str | None = None, label_field: str | None = None
 ) -> BetonReader:
-    """Return the reader of a file, which may be one already."""
+    """Return the reader of a file or a set, which may be one already."""
     if not isinstance(file, BetonReader):
-        return BetonReader(Path(file), image_field, label_field)
+        return BetonReader(file, image_field, label_field)
     if image_field is not None or label_field is not None:
         raise ValueError(
             "image_field and label_field choose what a reader reads, and file is a reader already: give them to it"

@@ -1,11 +1,13 @@
 """`fastclr convert SOURCE OUT.beton`: images into one file."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,10 +26,19 @@ from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
 from pipelines.convert.files import MAX_FILE_MB
 from pipelines.convert.names_file import names_path
+from pipelines.convert.ray_tasks import convert_on_ray
+from pipelines.convert.shards import (
+    ShardedConversion,
+    ShardOptions,
+    check_names,
+    convert_shards,
+    report_of,
+)
 from pipelines.convert.sources import reject_url
 from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
 
+_RAY_ADDRESS = re.compile(r"auto|local|ray://.+|[^:/\s]+:\d+")
 SHOWN = 5
 """Maximum number of left-out images that are named on the screen; the side-car names all."""
 
@@ -82,6 +93,9 @@ class Arguments:
     """Name of the label's field in the file."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUT.beton, its .json and its .names."""
+    sharding: Annotated[tyro.conf.FlagCreatePairsOff[ShardOptions], tyro.conf.arg(name="")] = field(
+        default_factory=ShardOptions
+    )
 
     @property
     def sources(self) -> list[str]:
@@ -114,6 +128,9 @@ def main(argv: list[str]) -> None:
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
     for remark in [*source.remarks, *_labels_note(source)]:
         console.print(f"  {printable(remark)}", markup=False, soft_wrap=True)
+    if arguments.sharding.shards is not None:
+        _convert_shards(console, source, arguments)
+        return
     _print_comparison(console, source, arguments)
     start = time.monotonic()
     with _progress_bar(console, len(source.labels)) as progress:
@@ -133,7 +150,18 @@ def main(argv: list[str]) -> None:
     _print_report(console, report, arguments.out, time.monotonic() - start)
 
 
+def _with_ray_address(argv: list[str]) -> list[str]:
+    """The arguments with an address behind each `--ray`, "auto" where there is none."""
+    out = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        out.append(word)
+        if word == "--ray" and not _RAY_ADDRESS.fullmatch(following):
+            out.append("auto")
+    return out
+
+
 def _parse(argv: list[str]) -> Arguments:
+    argv = _with_ray_address(argv)
     arguments, unknown = parse(Arguments, argv, "fastclr convert", return_unknown_args=True)
     if any(argument.startswith("-") for argument in unknown):
         return parse(Arguments, argv, "fastclr convert")  # says which option it does not know
@@ -173,6 +201,9 @@ def _check(arguments: Arguments) -> None:
         raise ValueError(f"--max-file-mb must be at least 1, got {arguments.max_file_mb}")
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
+    check_field_names(arguments.image_field, arguments.label_field)
+    if arguments.sharding.shards is not None:
+        return  # `check_names` looks at the files of a set
     # a symbolic link is replaced itself: a side-car beside its target does not matter
     for path in (out, out.with_suffix(".json"), names_path(out)):
         if path.is_dir():
@@ -180,7 +211,77 @@ def _check(arguments: Arguments) -> None:
         if os.path.lexists(path) and not arguments.overwrite:
             raise FileExistsError(f"{path} exists; choose another name, or --overwrite it")
     check_sidecar_path(out)
-    check_field_names(arguments.image_field, arguments.label_field)
+
+
+def _convert_shards(console: Console, source: Source, arguments: Arguments) -> None:
+    """Write a set of several files, or one shard of it."""
+    sharding, out = arguments.sharding, arguments.out
+    assert sharding.shards is not None
+    conversion = ShardedConversion(
+        source,
+        out,
+        sharding.shards,
+        arguments.encoding,
+        arguments.order,
+        arguments.seed,
+        arguments.on_error,
+        arguments.image_field,
+        arguments.label_field,
+        # a set that was killed while it replaced another may have left the other's names
+        overwrite_names=arguments.overwrite or sharding.resume,
+    )
+    check_names(conversion, sharding.shard, resume=sharding.resume, overwrite=arguments.overwrite)
+    if sharding.shard is None:
+        _print_comparison(console, source, arguments)
+        num_images = len(source.labels)
+    else:
+        num_images = len(conversion.images(sharding.shard))
+    start = time.monotonic()
+    keep_complete = sharding.resume and not arguments.overwrite
+    with _progress_bar(console, num_images) as progress:
+        if sharding.ray is None:
+            written = convert_shards(
+                conversion,
+                sharding.shard,
+                keep_complete=keep_complete,
+                workers=arguments.workers,
+                progress=progress,
+            )
+        else:
+            written = convert_on_ray(
+                conversion,
+                partial(
+                    open_source,
+                    arguments.sources,
+                    arguments.split,
+                    arguments.max_file_mb,
+                    columns=arguments.columns,
+                    labels=arguments.labels,
+                    merge=arguments.merge,
+                ),
+                sharding.ray,
+                keep_complete=keep_complete,
+                cpus=arguments.workers,
+                memory_mb=sharding.ray_memory_mb,
+                progress=progress,
+            )
+    _print_set(console, conversion, written, time.monotonic() - start)
+
+
+def _print_set(console: Console, conversion: ShardedConversion, written: list[int], seconds: float) -> None:
+    now = (conversion.written(shard, verify=False) for shard in written)
+    report = report_of(sidecar for sidecar in now if sidecar)
+    if written:
+        name = conversion.path(written[0])
+        _print_report(console, report, name if len(written) == 1 else conversion.out, seconds)
+    count, missing = conversion.count, conversion.missing()
+    if missing:
+        state = (
+            f"{count - len(missing)} of {count} shards are there; --resume writes the others and the index"
+        )
+    else:
+        state = f"{len(written)} of {count} shards written now; the set is complete: {sidecar_path(conversion.out)}"
+    console.print(printable(state), markup=False, soft_wrap=True)
 
 
 def _print_comparison(console: Console, source: Source, arguments: Arguments) -> None:
@@ -188,7 +289,7 @@ def _print_comparison(console: Console, source: Source, arguments: Arguments) ->
     if not rows:
         return
     num_images = len(source.labels)
-    title = f"{min(COMPARED, num_images)} samples stored both ways (raw pixels: --mode raw)"
+    title = f"{min(COMPARED, num_images)} samples stored in each way (raw pixels: --mode raw)"
     table = Table(title=title, title_justify="left", box=None)
     for name in ("", "KB/image", "all images", "decoded by one thread", "for two random crops"):
         table.add_column(name, justify="right" if name else "left")

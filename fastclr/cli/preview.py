@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from fastclr.arguments import parse
+from fastclr.arguments import DataSet, data_set, parse
 from pipelines.system.terminal import printable
 
 
@@ -19,8 +19,8 @@ class Arguments:
     numbers under them. Seed and epoch as in a training run show what that run sees.
     """
 
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE.beton")]
-    """Images; `fastclr convert` makes the file."""
+    files: DataSet
+    """Images; `fastclr convert` makes the file, or the files of a set."""
     out: Path
     """Picture to write; its suffix is its format: .png, .jpg, .webp."""
     rows: int = 6
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         config = load_recipe(arguments.recipe)
     spec = dataclasses.replace(config.views, size=arguments.size or config.views.size)
     seed = config.train.seed if arguments.seed is None else arguments.seed
-    with BetonReader(arguments.file) as reader:
+    with BetonReader(data_set(arguments.files)) as reader:
         samples = draw_samples(
             reader,
             spec,
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
             order=config.data.order,
             indices=arguments.indices or None,
         )
-    title = f"{arguments.file.name}: views of {spec.size} px, seed {seed}, epoch {arguments.epoch}"
+    title = f"{reader.path.name}: views of {spec.size} px, seed {seed}, epoch {arguments.epoch}"
     sheet = contact_sheet(samples, title)
     save_picture(sheet, arguments.out)
     print(f"{len(samples)} images, {sheet.width} × {sheet.height} px, written to {printable(arguments.out)}")

@@ -10,7 +10,7 @@ the payloads of a sample; how long a payload is, only the allocation table says.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,6 +169,14 @@ def fingerprint(file_bytes: int, head: bytes | memoryview, probes: Iterable[byte
     digest.update(head)
     for probe in probes:
         digest.update(probe)
+    return FINGERPRINT_PREFIX + digest.hexdigest()
+
+
+def set_fingerprint(fingerprints: Sequence[str]) -> str:
+    """Return what tells a set of files from another, by its files' fingerprints in order; of one file, that file's."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    digest = hashlib.blake2b(" ".join(fingerprints).encode(), digest_size=8, person=b"set")
     return FINGERPRINT_PREFIX + digest.hexdigest()
 
 

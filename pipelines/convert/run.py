@@ -71,6 +71,8 @@ def convert(
     overwrite_names: bool = False,
     image_field: str = "image",
     label_field: str = "label",
+    numbers: np.ndarray | None = None,
+    about: dict[str, Any] | None = None,
 ) -> Report:
     """Write a source's images to a `.beton` file, its side-car and its file of names; each appears whole or not at all.
 
@@ -89,6 +91,8 @@ def convert(
         progress: called with the number of images encoded so far.
         image_field, label_field: names of the file's fields.
         overwrite_names: replace a file that has the name of the one with names (`train.names`) and is not ours.
+        numbers: the images to write, in the order of the file; None: all of them, in `order`.
+        about: further keys of the side-car.
 
     Raises:
         ValueError: an image is corrupt and `on_error` is "stop", or no image could be read.
@@ -99,9 +103,10 @@ def convert(
     check_sidecar_path(out)
     if not overwrite_names:
         check_names_path(out)
-    report = Report(found=len(source.labels))
-    written = np.zeros(report.found, bool)
-    numbers = file_order(report.found, seed) if order == "shuffled" else np.arange(report.found)
+    if numbers is None:
+        numbers = numbers_in_order(source, order, seed)
+    report = Report(found=len(numbers))
+    written = np.zeros(len(source.labels), bool)
     with (
         BetonWriter(out, report.found, encoding.max_side, image_field, label_field) as writer,
         writing_names(out) as names,
@@ -131,9 +136,15 @@ def convert(
             labels = source.labels[written & (source.labels >= 0)]
             report.per_class = np.bincount(labels, minlength=len(source.class_names)).tolist()
         options = {**asdict(encoding), "order": order, "seed": seed, "on_error": on_error}
-        content = _sidecar(source, report, options, writer.fingerprint)
+        content = _sidecar(source, report, options, writer.fingerprint) | (about or {})
         write_sidecar(out, content | {"names": names.finish()})
     return report
+
+
+def numbers_in_order(source: Source, order: Literal["shuffled", "source"], seed: int) -> np.ndarray:
+    """The source's images in the order in which they are written: int64 [N]."""
+    num_images = len(source.labels)
+    return file_order(num_images, seed) if order == "shuffled" else np.arange(num_images)
 
 
 def file_order(num_images: int, seed: int) -> np.ndarray:
