@@ -227,8 +227,6 @@ def _convert_shards(console: Console, source: Source, arguments: Arguments) -> N
         arguments.on_error,
         arguments.image_field,
         arguments.label_field,
-        # a set that was killed while it replaced another may have left the other's names
-        overwrite_names=arguments.overwrite or sharding.resume,
     )
     check_names(conversion, sharding.shard, resume=sharding.resume, overwrite=arguments.overwrite)
     if sharding.shard is None:

@@ -22,6 +22,7 @@ from pipelines.beton.layout import set_fingerprint
 from pipelines.beton.sets import MAX_SHARDS, shard_path
 from pipelines.beton.sidecar import SET_FORMAT, check_sidecar_path, read_sidecar, write_sidecar
 from pipelines.convert.encode import Encoding
+from pipelines.convert.names_file import names_path
 from pipelines.convert.run import Report, convert, numbers_in_order
 from pipelines.convert.sources import Source
 
@@ -96,8 +97,6 @@ class ShardedConversion:
     on_error: Literal["skip", "stop"] = "skip"
     image_field: str = "image"
     label_field: str = "label"
-    overwrite_names: bool = False
-    """Replace files that have the names of the shards' files of names and are not known as such."""
 
     def __post_init__(self) -> None:
         if len(self.source.labels) < self.count:
@@ -133,7 +132,7 @@ class ShardedConversion:
                 on_error=self.on_error,
                 workers=workers,
                 progress=progress,
-                overwrite_names=self.overwrite_names,
+                overwrite_names=True,  # `check_names` has looked at them
                 image_field=self.image_field,
                 label_field=self.label_field,
                 numbers=self.images(shard),
@@ -254,7 +253,7 @@ def check_names(conversion: ShardedConversion, shard: int | None, *, resume: boo
         return
     for number in shards:
         path = conversion.path(number)
-        if not (path.exists() or path.with_suffix(".json").exists()):
+        if not any(file.exists() for file in (path, path.with_suffix(".json"), names_path(path))):
             continue
         if not resume:
             raise FileExistsError(

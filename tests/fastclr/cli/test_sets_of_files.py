@@ -92,7 +92,7 @@ def test_train_and_evaluate(whole, shards, tmp_path, capsys):
     capsys.readouterr()
     for files in (pattern, folder):
         assert main(["train", recipe, *files, *common]) == 0
-        assert "it is done" in capsys.readouterr().out
+        assert "complete" in capsys.readouterr().out
     assert main(["train", recipe, *listed[::-1], *common]) == 2
     assert "holds a run" in capsys.readouterr().err
     assert (

@@ -162,7 +162,7 @@ def test_nothing_stays_mapped_or_open(shards, monkeypatch, max_descriptors):
     gc.collect()
     assert mapped() == 0
     shards[2].write_bytes(shards[2].read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"set-00002-of-00003\.beton: cut short"):
+    with pytest.raises(ValueError, match=r"set-00002-of-00003\.beton: truncated"):
         BetonReader(shards)
     shards[1].write_bytes(b"")
     with pytest.raises(ValueError, match=r"set-00001-of-00003\.beton: no \.beton file"):
