@@ -11,7 +11,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 
 WORKDIR /opt/fastclr
 COPY . .
-RUN deploy/install.sh ffcv,dali && rm -rf /var/lib/apt/lists/*
+RUN deploy/install.sh ffcv,dali,imagenet,parquet,remote && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /work
 ENTRYPOINT ["fastclr"]

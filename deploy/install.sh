@@ -1,10 +1,10 @@
 #!/bin/sh
 # Installs fastclr with every engine on Debian or Ubuntu: the steps of the Dockerfile, and of CI.
-#   deploy/install.sh [EXTRAS]     as root; EXTRAS defaults to ffcv,dali
+#   deploy/install.sh [EXTRAS]     as root; EXTRAS defaults to ffcv,dali,imagenet,parquet,remote
 # PIP names the pip to install with (default: pip), EDITABLE=1 installs the checkout in place.
 set -eu
 cd "$(dirname "$0")/.."
-extras=${1:-ffcv,dali}
+extras=${1:-ffcv,dali,imagenet,parquet,remote}
 
 # ffcv is compiled on installation, against Debian's OpenCV and libjpeg-turbo
 export DEBIAN_FRONTEND=noninteractive

@@ -5,7 +5,8 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
@@ -37,6 +38,23 @@ def parse(kind: Callable[..., Any], argv: list[str], prog: str, **options: Any) 
         for line in said.getvalue().splitlines():
             print(printable(line), file=sys.stderr)
         raise
+
+
+DataSet = Annotated[
+    tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE.beton", help_behavior_hint="")
+]
+"""Positional arguments that are the files of one data set; see `pipelines.beton.sets`."""
+
+
+def data_set(files: tuple[Path, ...]) -> Path | tuple[Path, ...]:
+    """Return what a reader opens: the file, pattern, folder or index, or else the list of several.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not files:
+        raise ValueError("FILE.beton is missing: give a file, a pattern in quotes, or a folder of shards")
+    return files[0] if len(files) == 1 else files
 
 
 def _refusal(stop: SystemExit) -> ValueError | None:

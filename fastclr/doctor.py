@@ -54,7 +54,7 @@ def examine(file: Path | None = None) -> Iterator[Check]:
     """Run all checks, in the order of the report.
 
     Args:
-        file: a `.beton` file whose images and disk are used for the speed tests; None: a drawn image, and a
+        file: a `.beton` file or a set whose images and disk are used for the speed tests; None: a drawn image, and a
             temporary file.
 
     Raises:
@@ -302,7 +302,7 @@ def _speeds(reader: BetonReader | None) -> Iterator[Check]:
 
     def disk() -> str:
         if reader is not None:
-            return disk_speed(reader.path)
+            return disk_speed(reader.files[0])
         with tempfile.NamedTemporaryFile(prefix="fastclr-doctor-") as file:
             file.write(os.urandom(1 << 20) * 64)
             file.flush()

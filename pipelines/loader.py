@@ -3,12 +3,10 @@
 file ─▶ BatchPlanner (order, draws) ─plans─▶ engine (decode, crop, flip) ─uint8 crops─▶ augmentation ─▶ Batch
 """
 
-import os
 import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ import torch
 
 from pipelines import loader_arguments as check
 from pipelines import loader_state
-from pipelines.beton import BetonReader
+from pipelines.beton import BetonReader, Files
 from pipelines.contracts import Batch
 from pipelines.engines import EngineName
 from pipelines.planner import BatchPlanner, Order
@@ -26,7 +24,7 @@ from pipelines.views import ViewSpec
 
 
 class ViewLoader:
-    """Batches of augmented views of the images of a `.beton` file.
+    """Batches of augmented views of the images of a `.beton` file, or of several as one data set.
 
     Every number that shapes a batch (order, crop boxes, color factors) is a pure function of seed, epoch and
     sample: the same for any engine, number of threads, world size, and after a resume.
@@ -37,7 +35,8 @@ class ViewLoader:
     ...         loss = step(views[0], views[1])                                      # doctest: +SKIP
 
     Args:
-        file: a `.beton` file, or an open BetonReader (which then stays open when the loader closes).
+        file: a `.beton` file; or several as one data set: a list, a pattern such as "train-*.beton", a folder of
+            shards, or the index of a set; or an open BetonReader (which then stays open when the loader closes).
         batch_size: images per batch on this rank; each gives all its views.
         views: what the views look like and how many there are: a ViewSpec, or several of them (multi-crop, or views
             with different probabilities).  Consecutive specs of one size make one group, i.e. one tensor.
@@ -52,6 +51,8 @@ class ViewLoader:
         device: where the views arrive: "cpu" (float32), "cuda" or "cuda:N" (half precision).
         order: "random"; "sequential"; or "blocks", for files larger than memory.
         drop_last: leave out the incomplete last batch; otherwise split it contiguously over the ranks.
+        image_field, label_field: names of the fields of `file` to read; None: those named "image" and "label", or else
+            the first of their kinds.
         indices: use these samples only: their numbers, or a mask with a boolean per sample; None means all.
         dtype: of the views; None means float32 on the CPU, and on a GPU bfloat16 or, where its hardware lacks
             that, float16.
@@ -70,7 +71,7 @@ class ViewLoader:
 
     def __init__(
         self,
-        file: str | os.PathLike | BetonReader,
+        file: Files | BetonReader,
         batch_size: int,
         *,
         views: ViewSpec | Sequence[ViewSpec] | None = None,
@@ -88,6 +89,8 @@ class ViewLoader:
         indices: Sequence[int] | np.ndarray | None = None,
         dtype: torch.dtype | None = None,
         engine_options: dict[str, Any] | None = None,
+        image_field: str | None = None,
+        label_field: str | None = None,
     ) -> None:
         specs = check.view_specs(views, spec, size)
         make_engine = check.engine(engine)
@@ -96,7 +99,7 @@ class ViewLoader:
         check.floating_point(dtype, augment)
         self.device = check.device(device)
         self._owns_reader = not isinstance(file, BetonReader)
-        self.reader = file if isinstance(file, BetonReader) else BetonReader(Path(file))
+        self.reader = check.reader(file, image_field, label_field)
         try:
             self.planner = BatchPlanner(
                 heights=self.reader.heights,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.beton import BetonReader
+from pipelines.beton import BetonReader, Files
 from pipelines.contracts import Engine
 from pipelines.engines import ENGINES
 from pipelines.planner import BatchPlanner
@@ -25,6 +25,19 @@ def whole(name: str, value: Any, minimum: int = 1) -> int:
     if not is_whole(value) or value < minimum:
         raise ValueError(f"{name} must be a whole number, at least {minimum}; got {value!r}")
     return int(value)
+
+
+def reader(
+    file: Files | BetonReader, image_field: str | None = None, label_field: str | None = None
+) -> BetonReader:
+    """Return the reader of a file or a set, which may be one already."""
+    if not isinstance(file, BetonReader):
+        return BetonReader(file, image_field, label_field)
+    if image_field is not None or label_field is not None:
+        raise ValueError(
+            "image_field and label_field choose what a reader reads, and file is a reader already: give them to it"
+        )
+    return file
 
 
 def epoch(value: Any) -> int:

@@ -25,6 +25,8 @@ MIXED_BLOCKS = 128
 
 _SAMPLE_STREAM, _BLOCK_STREAM = 1 << 31, (1 << 31) + 1
 """First counter word of the order's keys; the draws of views use the words 0…12."""
+KEYS_AT_ONCE = 1 << 15
+"""Samples whose keys are drawn together: their temporary arrays stay in a core's cache."""
 DRAWN_AT_ONCE = 1024
 """Samples whose numbers are drawn together."""
 
@@ -52,15 +54,24 @@ def epoch_order(num_samples: int, seed: int, epoch: int, order: Order = "random"
         samples = (shuffled[:, None] * BLOCK_SAMPLES + np.arange(BLOCK_SAMPLES)).ravel()
         samples = samples[samples < num_samples]
         # a small last window would mix too few blocks, so it is merged with the one before it
-        window = np.arange(num_samples) // (BLOCK_SAMPLES * MIXED_BLOCKS)
-        window = np.minimum(window, max(num_samples // (BLOCK_SAMPLES * MIXED_BLOCKS) - 1, 0))
-        return samples[np.lexsort((_keys(num_samples, seed, epoch, _SAMPLE_STREAM), window))]
+        window = BLOCK_SAMPLES * MIXED_BLOCKS
+        starts = [k * window for k in range(max(num_samples // window, 1))]
+        keys = _keys(num_samples, seed, epoch, _SAMPLE_STREAM)
+        for start, end in zip(starts, [*starts[1:], num_samples], strict=True):
+            mixed = np.argsort(keys[start:end], kind="stable")
+            samples[start:end] = samples[start:end][mixed]
+        return samples
     raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
 
 
 def _keys(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
-    low, high, _, _ = philox4x32((stream, 0, np.arange(count), epoch), split_seed(seed))
-    return high << np.uint64(32) | low
+    keys = np.empty(count, np.uint64)
+    # piece by piece: Philox's ten rounds on all at once would take ten times the memory of the keys
+    for first in range(0, count, KEYS_AT_ONCE):
+        numbers = np.arange(first, min(first + KEYS_AT_ONCE, count))
+        low, high, _, _ = philox4x32((stream, 0, numbers, epoch), split_seed(seed))
+        keys[numbers] = high << np.uint64(32) | low
+    return keys
 
 
 @dataclass(frozen=True, eq=False)

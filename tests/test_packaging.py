@@ -24,7 +24,7 @@ def constraints(name: str) -> dict[str, Requirement]:
 
 
 CONSTRAINTS = constraints("constraints.txt")
-EXTRAS = "ffcv,dali"
+EXTRAS = "ffcv,dali,imagenet,parquet,remote"
 """What environment.yml and the Dockerfile add to the base."""
 
 

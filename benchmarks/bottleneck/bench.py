@@ -13,7 +13,7 @@ from benchmarks.bottleneck.measure import measure_run
 from benchmarks.bottleneck.recommend import RunSetup, Throughputs, recommendations, setup_of_run
 from benchmarks.core.machine import Machine, describe_machine
 from benchmarks.core.report import check_at_least_1, check_out, save
-from fastclr.arguments import parse
+from fastclr.arguments import DataSet, data_set, parse
 from fastclr.config import Config
 from fastclr.device import pick_device
 from fastclr.recipes import recipe_from_arguments
@@ -36,8 +36,8 @@ class Options:
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe, or path of a TOML file."""
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]
-    """Images to train on; `fastclr convert` makes the file."""
+    files: DataSet
+    """Images to train on; `fastclr convert` makes the file, or the files of a set."""
     rounds: int = 5
     """Rounds; everything is measured once in each."""
     steps: int = 5
@@ -101,13 +101,13 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, "fastclr bench bottleneck", default=_defaults(argv))
     console, config = Console(), options.config
     device = pick_device(config.train.device, option="--train.device")
-    with BetonReader(options.file) as reader, console.status("measuring"):
+    with BetonReader(data_set(options.files)) as reader, console.status("measuring"):
         config = resolve(config, reader, device)
         setup = setup_of_run(config, reader)
         speeds = measure_run(config, reader, device, options.rounds, options.steps, options.interference)
     settings = BottleneckSettings(**asdict(setup), rounds=options.rounds, steps=options.steps)
     advice = recommendations(setup, speeds)
-    report = BottleneckReport(describe_machine(), options.recipe, options.file.name, settings, speeds, advice)
+    report = BottleneckReport(describe_machine(), options.recipe, reader.path.name, settings, speeds, advice)
     console.print(bottleneck_table(report))
     console.print(
         f"The {report.limits} limits: the other is {report.factor:.1f} times as fast.", style="bold"

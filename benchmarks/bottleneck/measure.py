@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -29,6 +28,7 @@ from fastclr.train.loop import endless
 from fastclr.train.pretrain import make_step
 from fastclr.train.step import CapturedStep
 from pipelines import Batch, BetonReader
+from pipelines.beton import Files
 from pipelines.system.threads import torch_threads
 
 LOADER_SECONDS = 1.0
@@ -57,7 +57,7 @@ def measure_run(
         loader = stack.enter_context(make_loader(config, reader, Ranks(), device))
         advance = None
         if interference:
-            advance = stack.enter_context(loader_in_process(config, reader.path, device))
+            advance = stack.enter_context(loader_in_process(config, reader.files, device))
         batches = stack.enter_context(closing(endless(loader)))
         return _measure_rounds(config, batches, device, rounds, steps, advance)
 
@@ -149,7 +149,7 @@ def _seconds_per_batch(batches: Iterator[Batch]) -> float:
 
 
 @contextmanager
-def loader_in_process(config: Config, file: Path, device: torch.device) -> Iterator[Callable[[], None]]:
+def loader_in_process(config: Config, file: Files, device: torch.device) -> Iterator[Callable[[], None]]:
     """Run a loader in another process; calling the result waits until it has taken its next batch.
 
     The call raises a ChildProcessError if that loader fails; the message says why.
@@ -167,7 +167,7 @@ def loader_in_process(config: Config, file: Path, device: torch.device) -> Itera
 
 
 @contextmanager
-def _batch_service(config: Config, file: Path, device: torch.device) -> Iterator[Callable[[None], None]]:
+def _batch_service(config: Config, file: Files, device: torch.device) -> Iterator[Callable[[None], None]]:
     """Answer every request when the next batch is there."""
     with (
         BetonReader(file) as reader,

@@ -1,6 +1,7 @@
 """`fastclr bench loader`: our engines and their peers, interleaved, in source images per second."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal
@@ -34,10 +35,12 @@ from benchmarks.loaders.report import (
 )
 from benchmarks.loaders.scaling import measure_scaling, relative_scaling, scaling_table
 from benchmarks.loaders.without_markers import without_markers
-from fastclr.arguments import parse
+from fastclr.arguments import DataSet, data_set, parse
 from pipelines import BetonReader
+from pipelines.beton import Files
 from pipelines.convert import FolderSource
 from pipelines.engines import EngineName
+from pipelines.engines.ffcv.one_file import reject_sets
 from pipelines.system.cpus import cores
 
 Workload = Literal["crops", "full", "center"]
@@ -50,8 +53,8 @@ CENTER: Workload = "center"
 class Options:
     """Measure loaders side by side on a file."""
 
-    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.beton")]
-    """Images; `fastclr convert` makes the file."""
+    files: DataSet
+    """Images; `fastclr convert` makes the file, or the files of a set."""
     folder: Path | None = None
     """The image folder that it was made from: adds torchvision's ImageFolder on the original files."""
     sizes: tuple[int, ...] = (224,)
@@ -74,6 +77,10 @@ class Options:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Where to write the result; the plot goes beside it."""
 
+    @property
+    def file(self) -> Path | tuple[Path, ...]:
+        return data_set(self.files)
+
     def __post_init__(self) -> None:
         check_at_least_1(self, "rounds", "threads", "batch_size")
         if not self.sizes or min(self.sizes) < 8:
@@ -91,14 +98,18 @@ def main(argv: list[str]) -> None:
         batch_size = options.batch_size or _batch_size(len(reader))
         if batch_size * (WARM_BATCHES + LAST_BATCHES + 1) > len(reader):
             raise ValueError(
-                f"{options.file} holds {len(reader)} images, too few for batches of {batch_size}; lower --batch-size"
+                f"{reader.path} holds {len(reader)} images, too few for batches of {batch_size}; lower --batch-size"
             )
         file = _describe_file(reader)
+        # a folder of shards would pass for a folder of images
+        options = replace(options, files=reader.files)
+        if len(reader.files) > 1 and ("ffcv" in options.engines or "ffcv" in options.peers):
+            reject_sets(reader)
     if options.folder is not None and FolderSource(options.folder).class_names is None:
         raise ValueError(
             f"--folder {options.folder} has no class folders, which torchvision's ImageFolder needs"
         )
-    _read_through(options.file)
+    _read_through(reader.files)
     for size in options.sizes:
         settings = LoaderSettings(size, options.threads, batch_size)
         report = (_scaling if options.scaling else _side_by_side)(options, file, settings, console)
@@ -154,7 +165,7 @@ def _batch_size(num_samples: int) -> int:
 
 
 def _cases(
-    options: Options, plain: Path, settings: LoaderSettings, workload: Workload, num_images: int
+    options: Options, plain: Files, settings: LoaderSettings, workload: Workload, num_images: int
 ) -> list[Case]:
     """Return our engines, on the file, and the peers, on the same images without restart markers (`plain`)."""
     threads, size, batch_size = settings.threads, settings.size, settings.batch_size
@@ -167,6 +178,7 @@ def _cases(
     if center:
         return cases
     if "ffcv" in options.peers:
+        assert isinstance(plain, Path)
         cases.append(FfcvLoader("FFCV, two pipelines", plain, *shape))
     if "dali" in options.peers:
         cases.append(DaliGraph("DALI graph, CPU", plain, *shape))
@@ -183,11 +195,12 @@ def _cases(
     return cases
 
 
-def _read_through(file: Path) -> None:
+def _read_through(files: Sequence[Path]) -> None:
     """Fill the page cache, so that the first case does not read from the disk what later ones find in memory."""
-    with file.open("rb") as stream:
-        while stream.read(1 << 24):
-            pass
+    for file in files:
+        with file.open("rb") as stream:
+            while stream.read(1 << 24):
+                pass
 
 
 def _describe_file(reader: BetonReader) -> FileFacts:

@@ -2,10 +2,10 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipelines.beton import Files
     from pipelines.engines import EngineName
 
 
@@ -14,7 +14,7 @@ class OurLoader:
     """ViewLoader, which gives views or, for crops only, uint8 crops."""
 
     name: str
-    file: Path
+    file: "Files"
     engine: "EngineName"
     size: int
     augment: bool

@@ -1,7 +1,6 @@
 """Thread scaling: the native engine and the decode limit from one thread to all, in one interleaved run."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -10,6 +9,7 @@ from benchmarks.core.harness import Case, measure_in_turn
 from benchmarks.loaders.ours import OurLoader
 from benchmarks.loaders.peers.decode_limit import DecodeLimit
 from benchmarks.loaders.report import LoaderSettings, ScalingReport, ScalingRow
+from pipelines.beton import Files
 
 LIMIT, CROPS, FULL = "decode limit", "native, two crops", "native, full augmentation"
 
@@ -24,7 +24,7 @@ def thread_counts(num_threads: int) -> list[int]:
 
 
 def measure_scaling(
-    file: Path, plain: Path, rounds: int, settings: LoaderSettings
+    file: Files, plain: Files, rounds: int, settings: LoaderSettings
 ) -> Iterator[dict[str, list[ScalingRow]]]:
     """Yield line name → one row for each number of threads, after every round.
 

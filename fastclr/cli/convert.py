@@ -1,11 +1,13 @@
 """`fastclr convert SOURCE OUT.beton`: images into one file."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,25 +20,39 @@ from rich.text import Text
 
 from fastclr.arguments import parse
 from pipelines.beton import sidecar_path
+from pipelines.beton.layout import check_field_names
 from pipelines.beton.sidecar import check_sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
 from pipelines.convert.compare import COMPARED, compare
 from pipelines.convert.files import MAX_FILE_MB
+from pipelines.convert.names_file import names_path
+from pipelines.convert.ray_tasks import convert_on_ray
+from pipelines.convert.shards import (
+    ShardedConversion,
+    ShardOptions,
+    check_names,
+    convert_shards,
+    report_of,
+)
 from pipelines.convert.sources import reject_url
 from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
 
+_RAY_ADDRESS = re.compile(r"auto|local|ray://.+|[^:/\s]+:\d+")
 SHOWN = 5
 """Maximum number of left-out images that are named on the screen; the side-car names all."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Convert images into one .beton file, and a .json beside it that says what is in it.
+    """Convert images into one .beton file, a .json beside it that says what is in it, and a .names with their names.
 
-    SOURCE is a folder with one folder per class, a folder of images, cifar10:DIR, cifar100:DIR or stl10:DIR
-    (downloaded into DIR where it is not there yet), or one or several uncompressed tars: of class folders, of
-    WebDataset pairs (KEY.jpg and KEY.cls), or of one class each (n01440764.tar n01443537.tar …).
+    SOURCE is a folder with one folder per class, a folder of images, imagenet:DIR (archives as downloaded, Kaggle's
+    tree, folders, or Hugging Face's parquet files), cifar10:DIR, cifar100:DIR, stl10:DIR or torchvision:NAME:DIR
+    (downloaded into DIR where it is not there yet), parquet files, zips of folders, or one or several uncompressed
+    tars: of class folders, of WebDataset pairs (KEY.jpg and KEY.cls), of one class each (n01440764.tar
+    n01443537.tar …), or of tars. Files may be patterns in quotes ('train-{000..146}.tar'), and tars and parquet
+    files URLs (s3://…, gs://…, https://…).
     """
 
     paths: Annotated[
@@ -55,12 +71,31 @@ class Arguments:
     on_error: Literal["skip", "stop"] = "skip"
     """What to do with an image that cannot be read: leave it out and name it in the report, or stop the conversion.
     "stop" also stops at an image that only a lenient decoder reads."""
-    split: Literal["train", "test", "unlabeled"] | None = None
-    """Which part of cifar10, cifar100 or stl10 (which alone has "unlabeled"); None: train."""
+    split: str | None = None
+    """Which part of a data set: "train" or "val" of imagenet, "train" or "test" of cifar10, cifar100 and stl10 (which
+    has "unlabeled" too), what the data set knows of torchvision, a split of a folder of parquet files; None: train, or
+    torchvision's default."""
+    columns: str | None = None
+    """image=NAME,label=NAME or one of both: columns of parquet files or of --labels; of WebDataset tars, label=cls,
+    txt, json or json.KEY; None: those with the usual names."""
+    labels: Path | None = None
+    """A table of names and labels for images in a folder or an archive: CSV, JSON lines, ImageNet's ground truth,
+    Kaggle's solution, metadata.csv, val_annotations.txt."""
+    merge: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take each SOURCE for a set of its own, and join classes of the same name."""
+    check: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Compare ImageNet's archives with their official MD5 sums first."""
     max_file_mb: int = MAX_FILE_MB
     """Size limit of one source image, MB; a larger file is taken as one that cannot be read."""
+    image_field: str = "image"
+    """Name of the image's field in the file, for FFCV's pipelines."""
+    label_field: str = "label"
+    """Name of the label's field in the file."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Replace OUT.beton and its .json."""
+    """Replace OUT.beton, its .json and its .names."""
+    sharding: Annotated[tyro.conf.FlagCreatePairsOff[ShardOptions], tyro.conf.arg(name="")] = field(
+        default_factory=ShardOptions
+    )
 
     @property
     def sources(self) -> list[str]:
@@ -77,12 +112,25 @@ def main(argv: list[str]) -> None:
     _check(arguments)
     _stop_like_ctrl_c()
     console = Console(highlight=False)
-    source = open_source(arguments.sources, arguments.split, arguments.max_file_mb)
+    with console.status("reading what is there") as status:
+        source = open_source(
+            arguments.sources,
+            arguments.split,
+            arguments.max_file_mb,
+            columns=arguments.columns,
+            labels=arguments.labels,
+            merge=arguments.merge,
+            check=arguments.check,
+            progress=lambda done, total: status.update(f"downloaded {done:,} of {total:,} shards"),
+        )
     names = source.class_names
     classes = f", {len(names)} class{'' if len(names) == 1 else 'es'}" if names else ", no class names"
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
     for remark in [*source.remarks, *_labels_note(source)]:
         console.print(f"  {printable(remark)}", markup=False, soft_wrap=True)
+    if arguments.sharding.shards is not None:
+        _convert_shards(console, source, arguments)
+        return
     _print_comparison(console, source, arguments)
     start = time.monotonic()
     with _progress_bar(console, len(source.labels)) as progress:
@@ -95,11 +143,25 @@ def main(argv: list[str]) -> None:
             on_error=arguments.on_error,
             workers=arguments.workers,
             progress=progress,
+            overwrite_names=arguments.overwrite,
+            image_field=arguments.image_field,
+            label_field=arguments.label_field,
         )
     _print_report(console, report, arguments.out, time.monotonic() - start)
 
 
+def _with_ray_address(argv: list[str]) -> list[str]:
+    """The arguments with an address behind each `--ray`, "auto" where there is none."""
+    out = []
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        out.append(word)
+        if word == "--ray" and not _RAY_ADDRESS.fullmatch(following):
+            out.append("auto")
+    return out
+
+
 def _parse(argv: list[str]) -> Arguments:
+    argv = _with_ray_address(argv)
     arguments, unknown = parse(Arguments, argv, "fastclr convert", return_unknown_args=True)
     if any(argument.startswith("-") for argument in unknown):
         return parse(Arguments, argv, "fastclr convert")  # says which option it does not know
@@ -139,8 +201,11 @@ def _check(arguments: Arguments) -> None:
         raise ValueError(f"--max-file-mb must be at least 1, got {arguments.max_file_mb}")
     if arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
+    check_field_names(arguments.image_field, arguments.label_field)
+    if arguments.sharding.shards is not None:
+        return  # `check_names` looks at the files of a set
     # a symbolic link is replaced itself: a side-car beside its target does not matter
-    for path in (out, out.with_suffix(".json")):
+    for path in (out, out.with_suffix(".json"), names_path(out)):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; choose another name for the file to write")
         if os.path.lexists(path) and not arguments.overwrite:
@@ -148,12 +213,83 @@ def _check(arguments: Arguments) -> None:
     check_sidecar_path(out)
 
 
+def _convert_shards(console: Console, source: Source, arguments: Arguments) -> None:
+    """Write a set of several files, or one shard of it."""
+    sharding, out = arguments.sharding, arguments.out
+    assert sharding.shards is not None
+    conversion = ShardedConversion(
+        source,
+        out,
+        sharding.shards,
+        arguments.encoding,
+        arguments.order,
+        arguments.seed,
+        arguments.on_error,
+        arguments.image_field,
+        arguments.label_field,
+        # a set that was killed while it replaced another may have left the other's names
+        overwrite_names=arguments.overwrite or sharding.resume,
+    )
+    check_names(conversion, sharding.shard, resume=sharding.resume, overwrite=arguments.overwrite)
+    if sharding.shard is None:
+        _print_comparison(console, source, arguments)
+        num_images = len(source.labels)
+    else:
+        num_images = len(conversion.images(sharding.shard))
+    start = time.monotonic()
+    keep_complete = sharding.resume and not arguments.overwrite
+    with _progress_bar(console, num_images) as progress:
+        if sharding.ray is None:
+            written = convert_shards(
+                conversion,
+                sharding.shard,
+                keep_complete=keep_complete,
+                workers=arguments.workers,
+                progress=progress,
+            )
+        else:
+            written = convert_on_ray(
+                conversion,
+                partial(
+                    open_source,
+                    arguments.sources,
+                    arguments.split,
+                    arguments.max_file_mb,
+                    columns=arguments.columns,
+                    labels=arguments.labels,
+                    merge=arguments.merge,
+                ),
+                sharding.ray,
+                keep_complete=keep_complete,
+                cpus=arguments.workers,
+                memory_mb=sharding.ray_memory_mb,
+                progress=progress,
+            )
+    _print_set(console, conversion, written, time.monotonic() - start)
+
+
+def _print_set(console: Console, conversion: ShardedConversion, written: list[int], seconds: float) -> None:
+    now = (conversion.written(shard, verify=False) for shard in written)
+    report = report_of(sidecar for sidecar in now if sidecar)
+    if written:
+        name = conversion.path(written[0])
+        _print_report(console, report, name if len(written) == 1 else conversion.out, seconds)
+    count, missing = conversion.count, conversion.missing()
+    if missing:
+        state = (
+            f"{count - len(missing)} of {count} shards are there; --resume writes the others and the index"
+        )
+    else:
+        state = f"{len(written)} of {count} shards written now; the set is complete: {sidecar_path(conversion.out)}"
+    console.print(printable(state), markup=False, soft_wrap=True)
+
+
 def _print_comparison(console: Console, source: Source, arguments: Arguments) -> None:
     rows = compare(source, arguments.encoding, arguments.seed, arguments.workers)
     if not rows:
         return
     num_images = len(source.labels)
-    title = f"{min(COMPARED, num_images)} samples stored both ways (raw pixels: --mode raw)"
+    title = f"{min(COMPARED, num_images)} samples stored in each way (raw pixels: --mode raw)"
     table = Table(title=title, title_justify="left", box=None)
     for name in ("", "KB/image", "all images", "decoded by one thread", "for two random crops"):
         table.add_column(name, justify="right" if name else "left")

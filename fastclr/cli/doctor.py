@@ -20,7 +20,7 @@ class Arguments:
     """Say what is installed, which engines and kernels can run here, and how fast the disk and the decoder are."""
 
     file: Annotated[Path | None, tyro.conf.arg(metavar="FILE.beton")] = None
-    """Measure the decoder and the disk on this file; None: on a drawn image and a temporary file."""
+    """Measure the decoder and the disk on this file or set; None: on a drawn image and a temporary file."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON list instead of tables."""
 

@@ -26,9 +26,9 @@ class Arguments:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder of `fastclr train`, or an encoder.safetensors."""
     train: Annotated[Path, tyro.conf.arg(metavar="A.beton")]
-    """Labelled images to learn from."""
+    """Labelled images to learn from: a file or a set."""
     test: Annotated[Path, tyro.conf.arg(metavar="B.beton")]
-    """Labelled images to be tested on."""
+    """Labelled images to be tested on: a file or a set."""
     config: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""

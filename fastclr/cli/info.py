@@ -1,16 +1,15 @@
-"""`fastclr info FILE`: what a .beton file holds."""
+"""`fastclr info FILE`: what a .beton file holds, or a set of them."""
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from fastclr.arguments import parse
+from fastclr.arguments import DataSet, data_set, parse
 from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE, Field
 from pipelines.beton.verify import verify
@@ -28,8 +27,9 @@ MAX_NAME = 60
 class Arguments:
     """Print what a .beton file holds, and what its side-car says about the origin."""
 
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE.beton")]
-    """A file that fastclr or FFCV wrote; it needs no side-car."""
+    files: DataSet
+    """A file that fastclr or FFCV wrote, which needs no side-car; or those of a set: their names, a pattern in quotes,
+    a folder, or the set's index."""
     verify: tyro.conf.FlagCreatePairsOff[bool] = False
     """Decode every image instead, and name each one that is corrupt; the exit code is 1 if there are any."""
 
@@ -37,12 +37,12 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Run the command."""
     arguments = parse(Arguments, argv, "fastclr info")
-    with BetonReader(arguments.file) as reader:
+    with BetonReader(data_set(arguments.files)) as reader:
         if arguments.verify:
             return _verify(reader)
         sidecar = reader.sidecar
         lines = [*_content(reader), "", *_classes(reader), "", *_image_sizes(reader)]
-    lines += ["", *_origin(sidecar)] if sidecar else ["", "no side-car (a .json beside it, written with it)"]
+    lines += ["", *_origin(sidecar)] if sidecar else ["", _no_sidecar(len(reader.files))]
     # names and texts are untrusted: they come from whoever wrote the file
     print("\n".join(map(printable, lines)))
     return 0
@@ -64,6 +64,12 @@ def _verify(reader: BetonReader) -> int:
     return 1 if num_corrupt else 0
 
 
+def _no_sidecar(num_files: int) -> str:
+    if num_files > 1:
+        return "no index (a .json beside the files, written when they were complete)"
+    return "no side-car (a .json beside it, written with it)"
+
+
 def _content(reader: BetonReader) -> list[str]:
     jpegs = int((reader.modes == JPEG_MODE).sum())
     stored = f"{jpegs:,} JPEG, {len(reader) - jpegs:,} raw"
@@ -71,10 +77,20 @@ def _content(reader: BetonReader) -> list[str]:
     return [
         f"{reader.path}: {len(reader):,} images ({stored}), {reader.file_bytes / 1e6:,.1f} MB",
         f"  bytes per image  {low:,.1f} to {high:,.1f} KB, median {middle:,.1f} KB",
+        *_files(reader),
         f"  page             {reader.page_size >> 20} MiB",
         f"  fingerprint      {reader.fingerprint}",
         f"  fields           {_fields(reader.fields)}",
     ]
+
+
+def _files(reader: BetonReader) -> list[str]:
+    """Describe the files of a set."""
+    if len(reader.files) == 1:
+        return []
+    low, high = (f"{count:,}" for count in np.quantile(np.diff(reader.first_samples), [0, 1]).astype(int))
+    first, last = reader.files[0].name, reader.files[-1].name
+    return [f"  files            {len(reader.files):,}, {first} to {last}, of {low} to {high} images"]
 
 
 def _fields(fields: tuple[Field, ...]) -> str:

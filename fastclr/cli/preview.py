@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from fastclr.arguments import parse
+from fastclr.arguments import DataSet, data_set, parse
 from pipelines.system.terminal import printable
 from pipelines.views import ViewSpec
 
@@ -20,8 +20,8 @@ class Arguments:
     Seed and epoch as in a training run show what that run sees.
     """
 
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE.beton")]
-    """Images; `fastclr convert` makes the file."""
+    files: DataSet
+    """Images; `fastclr convert` makes the file, or the files of a set."""
     out: Path
     """Picture to write; its suffix is its format: .png, .jpg, .webp."""
     rows: int = 6
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         config = load_recipe(arguments.recipe)
     specs = _resized(config.view_specs, arguments.size)
     seed = config.train.seed if arguments.seed is None else arguments.seed
-    with BetonReader(arguments.file) as reader:
+    with BetonReader(data_set(arguments.files)) as reader:
         samples = draw_samples(
             reader,
             specs,
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
             order=config.data.order,
             indices=arguments.indices or None,
         )
-    title = f"{arguments.file.name}: views of {_sizes(specs)} px, seed {seed}, epoch {arguments.epoch}"
+    title = f"{reader.path.name}: views of {_sizes(specs)} px, seed {seed}, epoch {arguments.epoch}"
     sheet = contact_sheet(samples, title)
     save_picture(sheet, arguments.out)
     print(f"{len(samples)} images, {sheet.width} × {sheet.height} px, written to {printable(arguments.out)}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from fastclr.arguments import parse
+from fastclr.arguments import DataSet, data_set, parse
 from fastclr.config import Config
 from fastclr.recipes import RECIPES_DIR, default_run_folder, recipe_from_arguments, recipe_names
 from fastclr.renamed import current_arguments
@@ -21,10 +21,12 @@ class Arguments:
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe, or path of a TOML file or of a run folder."""
-    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE.beton")]
-    """Images to train on, a .beton file; `fastclr convert` makes one."""
+    files: DataSet
+    """Images to train on: a .beton file, which `fastclr convert` makes; or a set of several: their names, a pattern in
+    quotes, a folder, or the set's index."""
     val: Annotated[Path | None, tyro.conf.arg(metavar="VAL.beton")] = None
-    """Held-out images, a .beton file with labels: their kNN accuracy is logged every train.eval_epochs epochs."""
+    """Held-out images with labels, a .beton file or a set: their kNN accuracy is logged every train.eval_epochs
+    epochs."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="RUN_DIR")] = None
     """The run folder; None: runs/RECIPE, or RECIPE itself if it is a run folder. A run that it holds is continued."""
     fresh: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -34,6 +36,10 @@ class Arguments:
     config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
         default_factory=Config
     )
+
+    @property
+    def file(self) -> Path | tuple[Path, ...]:
+        return data_set(self.files)
 
 
 def main(argv: list[str]) -> int:
@@ -85,7 +91,9 @@ def _train(arguments: Arguments) -> int:
         return status
     where = f"step {outcome.step} of {outcome.total_steps}"
     test = arguments.val or "FILE.beton"
-    evaluate = f"next: fastclr evaluate {folder} --train {file} --test {test}"
+    # an option takes one word
+    trained = file if isinstance(file, Path) else "FILES"
+    evaluate = f"next: fastclr evaluate {folder} --train {trained} --test {test}"
     if outcome.stopped_by is not None:
         command = resuming(folder, file, arguments.val)
         text = f"stopped by {outcome.stopped_by.name} at {where}; continue with: {command}"
@@ -98,12 +106,13 @@ def _train(arguments: Arguments) -> int:
     return status
 
 
-def resuming(folder: Path, file: Path, val: Path | None = None) -> str:
+def resuming(folder: Path, file: Path | tuple[Path, ...], val: Path | None = None) -> str:
     """Return the command that continues the run in this folder."""
     # "./demo", not "demo": a bare name means the recipe of the package
     recipe = f"./{folder}" if f"{folder}" in recipe_names() else f"{folder}"
     held_out = [] if val is None else ["--val", f"{val}"]
-    return shlex.join(["fastclr", "train", recipe, f"{file}", *held_out])
+    files = [file] if isinstance(file, Path) else file
+    return shlex.join(["fastclr", "train", recipe, *map(str, files), *held_out])
 
 
 def _description() -> str:

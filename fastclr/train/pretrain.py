@@ -41,6 +41,7 @@ from fastclr.train.run import RunLock, is_same_run, run_identity, saved_run
 from fastclr.train.sinks import Sink
 from fastclr.train.step import CapturedStep, EagerStep
 from pipelines import BetonReader, ViewLoader
+from pipelines.beton import Files
 from pipelines.contracts import Batch
 from pipelines.system.output import say
 from pipelines.system.threads import torch_threads
@@ -48,10 +49,10 @@ from pipelines.system.threads import torch_threads
 
 def train(
     config: Config,
-    file: Path,
+    file: Files,
     folder: Path,
     *,
-    val: Path | None = None,
+    val: Files | None = None,
     fresh: bool = False,
     resume: bool = False,
     sinks: Sequence[Sink] = (),
@@ -64,9 +65,9 @@ def train(
 
     Args:
         config: the recipe; settings that it leaves to `auto` are decided here, and written to config.toml.
-        file: a `.beton` file.
+        file: a `.beton` file, or several as one data set (`pipelines.beton.sets`).
         folder: the run folder; made if it is missing.
-        val: a `.beton` file of held-out images: their kNN accuracy is logged every `train.eval_epochs` epochs.
+        val: held-out images, likewise: their kNN accuracy is logged every `train.eval_epochs` epochs.
         fresh: an error if the folder holds a run.
         resume: an error if it holds none.
         sinks: called on rank 0 with each record of metrics.jsonl, a dict.

@@ -4,7 +4,8 @@
 """
 
 from pipelines.beton.reader import BetonReader
+from pipelines.beton.sets import Files
 from pipelines.beton.sidecar import read_sidecar, sidecar_path
 from pipelines.beton.writer import BetonWriter
 
-__all__ = ["BetonReader", "BetonWriter", "read_sidecar", "sidecar_path"]
+__all__ = ["BetonReader", "BetonWriter", "Files", "read_sidecar", "sidecar_path"]

@@ -64,14 +64,35 @@ def read_frame(data: bytes) -> Frame | None:
 
 def check_scans(data: bytes, max_scans: int = MAX_SCANS) -> None:
     """Raise ValueError where a JPEG has more scans than `max_scans`."""
-    # every scan has this marker; other segments may contain the bytes by chance
-    if data.count(b"\xff\xda") > max_scans and _has_more_scans(data, max_scans):
+    # the search through a photo takes 100 µs, and few photos need it
+    if not _has_one_scan(data) and _has_more_scans(data, max_scans):
         raise ValueError(
             f"its JPEG has more than {max_scans} scans, each of which costs as much as decoding the image"
         )
 
 
+def _has_one_scan(data: bytes) -> bool:
+    """Whether a JPEG is sequential and its first scan has all components, after which decoders stop."""
+    at, components = 2, 0
+    while 0 <= at < len(data) - 9:
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0xFF:
+            at = data.find(b"\xff", at + 1)
+        elif marker == 0xDA:
+            return data[at + 4] == components
+        else:
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                if _CODINGS.get(marker) not in ("baseline", "extended"):
+                    return False
+                components = data[at + 9]
+            at += 2 + (data[at + 2] << 8 | data[at + 3])
+    return False
+
+
 def _has_more_scans(data: bytes, max_scans: int) -> bool:
+    # every scan has this marker; other segments may contain the bytes by chance
+    if data.count(b"\xff\xda") <= max_scans:
+        return False
     at, scans = 2, 0
     while 0 <= at < len(data) - 3:
         marker = data[at + 1]

@@ -10,7 +10,7 @@ the payloads of a sample; how long a payload is, only the allocation table says.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +94,19 @@ def count_classes(largest_label: int, where: object) -> int:
     return max(0, largest_label + 1)
 
 
+MAX_FIELD_NAME = 16
+"""Bytes of a field's name."""
+
+
+def check_field_names(*names: str) -> None:
+    """Raise ValueError where a file cannot have fields of these names."""
+    for name in names:
+        if not (name.isascii() and name.isprintable() and 1 <= len(name) <= MAX_FIELD_NAME):
+            raise ValueError(f"the name of a field must be 1 to {MAX_FIELD_NAME} ASCII letters, got {name!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"two fields of the name {names[0]!r}; the image and the label need different ones")
+
+
 @dataclass(frozen=True)
 class Field:
     """A field of a file."""
@@ -156,6 +169,14 @@ def fingerprint(file_bytes: int, head: bytes | memoryview, probes: Iterable[byte
     digest.update(head)
     for probe in probes:
         digest.update(probe)
+    return FINGERPRINT_PREFIX + digest.hexdigest()
+
+
+def set_fingerprint(fingerprints: Sequence[str]) -> str:
+    """Return what tells a set of files from another, by its files' fingerprints in order; of one file, that file's."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    digest = hashlib.blake2b(" ".join(fingerprints).encode(), digest_size=8, person=b"set")
     return FINGERPRINT_PREFIX + digest.hexdigest()
 
 

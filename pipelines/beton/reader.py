@@ -1,11 +1,6 @@
 """Reads `.beton` files, its own and FFCV's, and trusts none of them."""
 
-import mmap
-import os
-import weakref
-from collections.abc import Callable
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +8,51 @@ import numpy as np
 
 from pipelines.beton import jpeg
 from pipelines.beton.layout import (
-    ALLOCATION,
-    FIELD_DESCRIPTOR,
-    FIELD_KINDS,
-    FIELD_METADATA,
     HEADER,
-    IMAGE_FIELD,
-    INT_FIELD,
     JPEG_MODE,
-    MAX_PIXELS,
     RAW_MODE,
-    VERSION,
     Field,
     count_classes,
     fingerprint,
     fingerprint_probes,
     legacy_fingerprint,
-    metadata_type,
+    set_fingerprint,
 )
-from pipelines.beton.sidecar import read_sidecar
+from pipelines.beton.mapping import FileMap
+from pipelines.beton.sets import Files, find_files, index_path, shards_of
+from pipelines.beton.sidecar import SET_FORMAT, read_content, read_sidecar
+from pipelines.beton.tables import Columns, check_layout, read_samples
 
 
 class BetonReader:
-    """The samples of a `.beton` file, decoded on demand from a memory map.
+    """The samples of a `.beton` file, or of several as one data set, decoded on demand from a memory map.
 
-    All offsets and sizes in the file are checked when it opens, for all samples at once: a corrupt or hostile file is
+    All offsets and sizes in a file are checked when it opens, for all samples at once: a corrupt or hostile file is
     refused with a reason, and one that opens is safe to read.  One reader serves any number of threads; a pickled one
-    opens the file again.
+    opens the files again.
 
     A file that FFCV wrote may hold further fields.  The image is the field of FFCV's image type, and the label that of
     its int type.  Where there are several, it is the one named "image" ("label"), or else the first.
 
     Args:
-        path: the file.
+        files: the file; or several: a list, a pattern such as "train-*.beton", a folder of shards, or the index of a
+            set (`pipelines.beton.sets`).  Their samples are numbered through, in the order of the files.
+        image_field, label_field: names of the fields to read; None: found as above.
 
     Raises:
-        OSError: the file cannot be opened.
-        ValueError: it is no `.beton` file, or a corrupt one; the message names the first corrupt sample.
+        OSError: a file cannot be opened.
+        ValueError: one is no `.beton` file, or a corrupt one, and the message names the first corrupt sample; or shards
+            are missing, or have other classes.
 
     >>> with BetonReader("train.beton") as reader:  # doctest: +SKIP
     ...     pixels, label = reader[0]
     """
 
     path: Path
+    """What messages call the data set: the file; of several, what they were given as."""
+    files: tuple[Path, ...]
+    first_samples: np.ndarray
+    """int64 [F + 1]: number of the first sample of each file, and at last of all samples."""
     heights: np.ndarray
     """int32 [N], pixels, ≥ 1."""
     widths: np.ndarray
@@ -65,163 +62,67 @@ class BetonReader:
     modes: np.ndarray
     """uint8 [N]: `layout.JPEG_MODE` or `layout.RAW_MODE`."""
     offsets: np.ndarray
-    """int64 [N]: first byte of the image's payload, from the start of the file."""
+    """int64 [N]: first byte of the image's payload in `data`; of one file, from its start."""
     sizes: np.ndarray
     """int64 [N]: bytes of the image's payload."""
+    file_bytes: int
+    """Bytes of all files."""
     page_size: int
+    """Of several files, the largest."""
     fields: tuple[Field, ...]
-    """The fields of the file, and which of them are read."""
+    """The fields of the first file, and which of them are read."""
 
-    def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
-        # another process that opens the file again may have another working directory
-        self._absolute = self.path.absolute()
-        self._data: np.ndarray | None = None
-        with open(self.path, "rb") as file:
-            self._descriptor = os.dup(file.fileno())
-        self._close = weakref.finalize(self, os.close, self._descriptor)
+    def __init__(self, files: Files, image_field: str | None = None, label_field: str | None = None) -> None:
+        self._image_field, self._label_field = image_field, label_field
+        found = find_files(files)
+        self.files, self.path = found.files, found.path
+        # another process that opens the files again may have another working directory
+        self._absolute = [file.absolute() for file in found.files]
+        self._map: FileMap | None = None
+        map = FileMap(self.files, min_bytes=HEADER.itemsize)
         try:
-            self.file_bytes = os.fstat(self._descriptor).st_size
-            if self.file_bytes < HEADER.itemsize:
-                raise self._error(f"no .beton file: {self.file_bytes} bytes are less than its header")
-            try:
-                map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise OSError(
-                    error.errno,
-                    f"the file cannot be mapped into memory ({error.strerror}); copy it to a local disk",
-                    str(self.path),
-                ) from None
-            # the map closes with its last view
-            data = np.frombuffer(map, np.uint8)[: self.file_bytes]
-            self._open(data)
-        except Exception:
-            self._close()
+            self._open(map)
+        except BaseException:
+            map.close()
             raise
-        self._data = data
+        self._map = map
+        if len(self.files) > 1:
+            self._check_class_names()
 
-    def _open(self, data: np.ndarray) -> None:
-        """Check the tables, and read the columns that describe the samples."""
-        header = data[: HEADER.itemsize].view(HEADER)[0]
-        version, num_fields, page, num, table = (int(header[name]) for name in HEADER.names or ())
-        if version != VERSION:
-            raise self._error(
-                f"no .beton file of version {VERSION}: it starts with version {version}; `fastclr convert` makes one"
-            )
-        if not num_fields or not num:
-            raise self._error(f"the header names {num_fields} fields and {num} samples; it needs one of each")
-        if page & (page - 1) or not page:
-            raise self._error(f"the page size is {page}, no power of two")
-        self.page_size = page
+    def _open(self, map: FileMap) -> None:
+        """Check the tables of every file, and take from them what the samples need."""
+        layouts = [
+            check_layout(path, map.file(k), self._image_field, self._label_field)
+            for k, path in enumerate(self.files)
+        ]
+        self.first_samples = np.cumsum([0, *(layout.num_samples for layout in layouts)])
+        columns = Columns.empty(int(self.first_samples[-1]))
+        for k, (path, layout) in enumerate(zip(self.files, layouts, strict=True)):
+            own = columns.of(*self.first_samples[k : k + 2])
+            read_samples(path, layout, own)
+            own.offsets[:] += map.starts[k]
+        self.heights, self.widths, self.labels = columns.heights, columns.widths, columns.labels
+        self.modes, self.offsets, self.sizes = columns.modes, columns.offsets, columns.sizes
+        self.file_bytes = int(map.sizes.sum())
+        self.page_size, self.fields = max(layout.page_size for layout in layouts), layouts[0].fields
+        self._metadata_ends = [layout.metadata_end for layout in layouts]
 
-        start = HEADER.itemsize + num_fields * FIELD_DESCRIPTOR.itemsize
-        if start > len(data):
-            raise self._error(f"truncated: {num_fields} field descriptors do not fit into {len(data)} bytes")
-        fields = data[HEADER.itemsize : start].view(FIELD_DESCRIPTOR)
-        row = self._row_type(fields)
-        end = start + num * row.itemsize
-        if end > len(data):
-            raise self._error(f"truncated: the metadata of {num} samples end at byte {end} of {len(data)}")
-        if not end <= table <= len(data):
-            raise self._error(
-                f"truncated: its allocation table is at byte {table} of {len(data)}; copy or convert it again"
-            )
-        if (len(data) - table) % ALLOCATION.itemsize:
-            raise self._error("truncated: the last entry of its allocation table is incomplete")
-        self._metadata_end = end
-
-        metadata = data[start:end].view(row)
-        image = self._pick(fields, IMAGE_FIELD, b"image")
-        images = metadata[image]
-        self.modes = images["mode"].copy()
-        self.heights = images["height"].astype(np.int32)
-        self.widths = images["width"].astype(np.int32)
-        label = self._pick(fields, INT_FIELD, b"label")
-        self.labels = np.full(num, -1) if label is None else metadata[label].astype(np.int64)
-        self.fields = tuple(
-            Field(
-                _name(field),
-                FIELD_KINDS[int(field["type_id"])],
-                {image: "image", label: "label"}.get(f"f{k}"),
-            )
-            for k, field in enumerate(fields)
-        )
-        self._locate(images["data_ptr"], data[table:].view(ALLOCATION), end, table)
-        self._check_images()
-
-    def _row_type(self, fields: np.ndarray) -> np.dtype:
-        for field in fields:
-            if int(field["type_id"]) not in FIELD_METADATA:
-                raise self._error(
-                    f"its field {_name(field)!r} is of type {field['type_id']}, whose size is not known "
-                    "(a type defined by whoever wrote the file); write the file again without that field"
+    def _check_class_names(self) -> None:
+        """Raise ValueError where a file's labels mean other classes than those of another."""
+        if self._index is not None:
+            return
+        first: tuple[int, Any] | None = None
+        for k, path in enumerate(self.files):
+            names = (read_sidecar(path) or {}).get("class_names")
+            if names is None:
+                continue
+            first = first or (k, names)
+            # a side-car that stayed behind when its file was written anew does not count
+            if names != first[1] and self._sidecar(k) and self._sidecar(first[0]):
+                raise ValueError(
+                    f"{path}: its class_names are not those of {self.files[first[0]].name}, so its labels mean other "
+                    "classes; convert the images as one set"
                 )
-        if IMAGE_FIELD not in fields["type_id"]:
-            raise self._error(f"none of its fields is an image: {', '.join(map(_name, fields))}")
-        return metadata_type(fields["type_id"].tolist())
-
-    @staticmethod
-    def _pick(fields: np.ndarray, type_id: int, name: bytes) -> str | None:
-        """Return the field of this type in a row of the metadata: the one with this name, or else the first."""
-        of_type = np.flatnonzero(fields["type_id"] == type_id)
-        named = of_type[fields["name"][of_type] == name]
-        return f"f{(named if len(named) else of_type)[0]}" if len(of_type) else None
-
-    def _locate(self, pointers: np.ndarray, table: np.ndarray, low: int, high: int) -> None:
-        """Find the payload of every image; check that all payloads are apart and within bytes [low, high)."""
-        # an empty payload (FFCV's bytes field allows them) may have the address of its neighbour
-        table = table[table["size"] > 0]
-        table = table[np.argsort(table["ptr"], kind="stable")]
-        begin, size = table["ptr"], table["size"]
-        # in this order no sum of two hostile numbers can wrap around
-        bad = (begin < low) | (begin > high)
-        bad |= size > high - np.minimum(begin, high)
-        if bad.any():
-            k = int(bad.argmax())
-            raise self._error(
-                f"a payload of {size[k]} bytes at byte {begin[k]} lies outside the data, {low} to {high}",
-                table["sample_id"][k],
-            )
-        bad = begin[:-1] + size[:-1] > begin[1:]
-        if bad.any():
-            k = int(bad.argmax())
-            raise self._error(f"its payload at byte {begin[k]} runs into the next", table["sample_id"][k])
-        if not len(table):
-            raise self._error("its allocation table is empty")
-        entry = np.minimum(np.searchsorted(begin, pointers), len(table) - 1)
-        bad = begin[entry] != pointers
-        if bad.any():
-            k = int(bad.argmax())
-            raise self._error(f"no payload starts at byte {pointers[k]}, where its image should be", k)
-        self.offsets = pointers.astype(np.int64)
-        self.sizes = size[entry].astype(np.int64)
-
-    def _check_images(self) -> None:
-        modes, heights, widths, sizes = self.modes, self.heights, self.widths, self.sizes
-        pixels = heights.astype(np.int64) * widths
-        is_jpeg = modes == JPEG_MODE
-        self._refuse(
-            ~is_jpeg & (modes != RAW_MODE), lambda k: f"image mode {modes[k]} is neither jpg (0) nor raw (1)"
-        )
-        self._refuse(
-            (pixels < 1) | (pixels > MAX_PIXELS),
-            lambda k: f"an image of {heights[k]}×{widths[k]} pixels; 1 to {MAX_PIXELS} pixels are read",
-        )
-        self._refuse(
-            ~is_jpeg & (sizes != 3 * pixels),
-            lambda k: f"{sizes[k]} bytes are no raw image of {heights[k]}×{widths[k]} pixels",
-        )
-        # a decoder would take memory for all pixels before it finds that they are not there
-        self._refuse(
-            is_jpeg & (pixels > np.maximum(jpeg.LARGE, jpeg.MAX_PIXELS_PER_BYTE * sizes)),
-            lambda k: f"a JPEG of {sizes[k]} bytes cannot hold {heights[k]}×{widths[k]} pixels",
-        )
-
-    def _refuse(self, bad: np.ndarray, describe: Callable[[int], str]) -> None:
-        """Raise ValueError for the first bad sample, if there is one."""
-        if bad.any():
-            k = int(bad.argmax())
-            raise self._error(describe(k), k)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -241,10 +142,14 @@ class BetonReader:
 
     @property
     def data(self) -> np.ndarray:
-        """uint8: all bytes of the file, read-only, mapped into memory."""
-        if self._data is None:
+        """uint8: all bytes of the files, read-only, mapped into memory; each file begins at a page of memory."""
+        return self._opened.data
+
+    @property
+    def _opened(self) -> FileMap:
+        if self._map is None:
             raise self._error("the reader is closed")
-        return self._data
+        return self._map
 
     def will_need(self, indices: np.ndarray) -> None:
         """Ask the operating system to read these samples from the disk ahead of their use; return at once.
@@ -252,13 +157,7 @@ class BetonReader:
         In random order each sample costs a page fault that a decoding thread waits for.  Asked beforehand, the system
         reads many samples at a time.  Does nothing where the system takes no such advice (outside Linux).
         """
-        if self._data is None:
-            raise self._error("the reader is closed")
-        if hasattr(os, "posix_fadvise"):
-            for offset, size in zip(
-                self.offsets[indices].tolist(), self.sizes[indices].tolist(), strict=True
-            ):
-                os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+        self._opened.will_need(self.offsets[indices], self.sizes[indices])
 
     def decode(self, index: int, out: np.ndarray | None = None, fast_dct: bool = False) -> np.ndarray:
         """Return the pixels of a sample; libjpeg-turbo's decoder runs without the GIL.
@@ -317,48 +216,95 @@ class BetonReader:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the file's content: a hash of its length, its metadata and some bytes of its payloads."""
-        probes = fingerprint_probes(self.offsets, self.sizes)
-        parts = (self.data[start : start + length].tobytes() for start, length in probes)
-        return fingerprint(self.file_bytes, self.data[: self._metadata_end].data, parts)
+        """Identifies the content of the files: a hash of their lengths, their metadata and some bytes of payloads."""
+        return set_fingerprint([self._fingerprint(k) for k in range(len(self.files))])
+
+    def _fingerprint(self, number: int) -> str:
+        """Return the fingerprint of a file."""
+        if number not in self._fingerprints:
+            own, data = slice(*self.first_samples[number : number + 2]), self._opened.file(number)
+            probes = fingerprint_probes(self.offsets[own] - self._opened.starts[number], self.sizes[own])
+            parts = (data[start : start + length].tobytes() for start, length in probes)
+            head = data[: self._metadata_ends[number]].data
+            self._fingerprints[number] = fingerprint(len(data), head, parts)
+        return self._fingerprints[number]
+
+    @cached_property
+    def _fingerprints(self) -> dict[int, str]:
+        return {}
 
     def matches_fingerprint(self, saved: object) -> bool:
-        """Whether a saved fingerprint is this file's; fingerprints of version 0.1 are compared as well."""
+        """Whether a saved fingerprint is this data set's; fingerprints of version 0.1 are compared as well."""
         return saved in (self.fingerprint, self._legacy_fingerprint)
 
     @cached_property
     def _legacy_fingerprint(self) -> str:
-        return legacy_fingerprint(self.file_bytes, self.data[: self._metadata_end].data)
+        """What version 0.1 saved, which knew no sets of several files."""
+        if len(self.files) > 1:
+            return self.fingerprint
+        return legacy_fingerprint(self.file_bytes, self.data[: self._metadata_ends[0]].data)
 
     @cached_property
     def num_classes(self) -> int:
         """The largest label + 1; 0 where no sample has a label.  ValueError: a label is too large for a class."""
         k = int(self.labels.argmax())
-        return count_classes(int(self.labels[k]), f"{self.path}: sample {k}")
+        return count_classes(int(self.labels[k]), self.where(k))
 
     @cached_property
     def class_names(self) -> list[str] | None:
-        """Name of each label, from the side-car; None where there is none."""
-        names = self.sidecar and self.sidecar.get("class_names")
-        return [str(name) for name in names] if isinstance(names, list) else None
+        """Name of each label, from the index or a side-car; None where there is none."""
+        sidecars = (self._index,) if self._index else map(self._sidecar, range(len(self.files)))
+        tables = ((sidecar or {}).get("class_names") for sidecar in sidecars)
+        names = next((table for table in tables if isinstance(table, list)), None)
+        return None if names is None else [str(name) for name in names]
 
     @cached_property
     def sidecar(self) -> dict[str, Any] | None:
-        """Content of the side-car; None where there is none, or one that belongs to another file.
+        """Content of the side-car, or of a set's index; None where there is none, or one that belongs to other files.
 
         Raises:
-            ValueError: the side-car is corrupt.
+            ValueError: it is corrupt.
         """
-        found = read_sidecar(self.path)
-        # a side-car left over from an earlier file of this name would give the classes wrong names
-        if found is None or ("fingerprint" in found and not self.matches_fingerprint(found["fingerprint"])):
+        if len(self.files) == 1:
+            return self._sidecar(0)
+        index = self._index
+        return index if index is not None and index.get("fingerprint") == self.fingerprint else None
+
+    def _sidecar(self, number: int) -> dict[str, Any] | None:
+        """Return the side-car of a file; None where there is none that was written with this very file."""
+        found = read_sidecar(self.files[number])
+        if found is None or "fingerprint" not in found:
+            return found
+        # one that stayed behind when its file was written anew would give the classes wrong names
+        return (
+            found if found["fingerprint"] in (self._fingerprint(number), self._legacy_fingerprint) else None
+        )
+
+    @cached_property
+    def _index(self) -> dict[str, Any] | None:
+        """The index of the set that these files are, by their names and lengths."""
+        path = index_path(self.files) if len(self.files) > 1 else None
+        content = None if path is None else read_content(path)
+        if content is None or content["format"] != SET_FORMAT:
             return None
-        return found
+        sizes = self._opened.sizes.tolist()
+        ours = [(file.name, size) for file, size in zip(self.files, sizes, strict=True)]
+        return content if shards_of(content) == ours else None
+
+    def where(self, index: int) -> str:
+        """Return how messages name a sample: by its file and, of several, by its numbers in the file and the set."""
+        if len(self.files) == 1:
+            return f"{self.path}: sample {index}"
+        number = int(np.searchsorted(self.first_samples, index, "right")) - 1
+        return (
+            f"{self.files[number]}: sample {index - self.first_samples[number]} (sample {index} of the set)"
+        )
 
     def close(self) -> None:
-        """Close the file; arrays that were handed out stay valid."""
-        self._data = None
-        self._close()
+        """Close the files; arrays that were handed out stay valid."""
+        if self._map is not None:
+            self._map.close()
+        self._map = None
 
     def __enter__(self) -> "BetonReader":
         return self
@@ -366,16 +312,14 @@ class BetonReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __getstate__(self) -> Path:
-        return self._absolute
+    def __getstate__(self) -> tuple[list[Path], Path, str | None, str | None]:
+        return self._absolute, self.path, self._image_field, self._label_field
 
-    def __setstate__(self, path: Path) -> None:
-        self.__init__(path)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[list[Path], Path, str | None, str | None]) -> None:
+        files, self_path, *fields = state
+        self.__init__(files, *fields)  # type: ignore[misc]
+        self.path = self_path
 
     def _error(self, what: str, sample: int | None = None) -> ValueError:
-        where = "" if sample is None else f"sample {sample}: "
-        return ValueError(f"{self.path}: {where}{what}")
-
-
-def _name(field: np.void) -> str:
-    return field["name"].decode("ascii", "replace")
+        where = f"{self.path}" if sample is None else self.where(sample)
+        return ValueError(f"{where}: {what}")

@@ -15,13 +15,15 @@ from pipelines.system.terminal import one_line
 
 FORMAT = "fastclr side-car 1"
 """Value of the key "format"; a JSON file without it is not a side-car."""
+SET_FORMAT = "fastclr set 1"
+"""Value of the key "format" in the index of a set of several files, which lies where a side-car would."""
 CHECKSUM = "checksum"
 """Key of the checksum of all other keys."""
 MAX_BYTES = 1 << 28
 """Maximum size of a side-car that is read, in bytes: ten times that of a set with a million images left out."""
 
 # the writer puts this key first, so it is found even if the side-car is corrupt further down
-_OUR_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"fastclr side-car ')
+_OUR_START = re.compile(rb'\s*\{\s*"format"\s*:\s*"fastclr (side-car|set) ')
 
 
 def sidecar_path(beton: Path | str) -> Path:
@@ -45,7 +47,18 @@ def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
     Raises:
         ValueError: the side-car is corrupt: no valid JSON, or not the content that was written.
     """
-    path = sidecar_path(beton)
+    content = read_content(sidecar_path(beton))
+    if content is None or content["format"] != FORMAT:
+        return None
+    return content if content.get("file_bytes") == Path(beton).stat().st_size else None
+
+
+def read_content(path: Path) -> dict[str, Any] | None:
+    """Return what a side-car or an index says; None where there is no such file, or it is neither.
+
+    Raises:
+        ValueError: it is damaged: no valid JSON, or other content than was written.
+    """
     try:
         data = _read(path)
     except FileNotFoundError:
@@ -61,7 +74,7 @@ def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
         raise ValueError(
             f"{path}: no valid JSON ({one_line(error)}); delete it, the images can be read without"
         ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, SET_FORMAT):
         return None
     # files of version 0.1 have none
     checksum = content.pop(CHECKSUM, None)
@@ -74,11 +87,11 @@ def read_sidecar(beton: Path | str) -> dict[str, Any] | None:
             f"{path}: its content is not what was written (checksum); delete it, the images can be read without, "
             f"or, if it was edited on purpose, delete its key {CHECKSUM!r}"
         )
-    return content if content.get("file_bytes") == Path(beton).stat().st_size else None
+    return content
 
 
 def write_sidecar(beton: Path | str, content: dict[str, Any]) -> None:
-    """Write the side-car of a file, with a checksum of its content.
+    """Write the side-car of a file, or the index of a set of that name, with a checksum of its content.
 
     It goes beside `beton`, also where that is a symbolic link: BetonWriter replaces the link, not its target.
 
@@ -119,7 +132,7 @@ def _is_ours(path: Path) -> bool:
         content = json.loads(data)
     except (ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and content.get("format") == FORMAT
+    return isinstance(content, dict) and content.get("format") in (FORMAT, SET_FORMAT)
 
 
 def _read(path: Path) -> bytes | None:

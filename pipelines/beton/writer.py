@@ -19,6 +19,7 @@ from pipelines.beton.layout import (
     MAX_SIDE,
     RAW_MODE,
     VERSION,
+    check_field_names,
     fingerprint,
     fingerprint_probes,
     metadata_type,
@@ -31,7 +32,7 @@ BUFFER_BYTES = 1 << 22
 
 
 class BetonWriter:
-    """Writes a `.beton` file with the fields "image" and "label", laid out as by FFCV's writer.
+    """Writes a `.beton` file with an image and a label per sample, laid out as by FFCV's writer.
 
     A context manager.  Samples are streamed to a hidden file beside `path`, which is renamed to `path` when the block
     ends and removed when it raises.  Memory: 32 bytes per sample.
@@ -41,6 +42,7 @@ class BetonWriter:
         num_samples: maximum number of samples; the metadata, which come before the images, get room for so many.
         max_side: longer side of the largest image, pixels.  It decides the page size, which bounds the stored bytes of
             an image: 8 MiB up to 1672 pixels, then the next power of two ≥ 3·max_side².
+        image_field, label_field: names of the two fields, which FFCV's pipelines are keyed by.
 
     Raises:
         OSError: the folder is missing or not writable, or there is no space left.
@@ -51,9 +53,18 @@ class BetonWriter:
     ...     writer.add_raw(np.zeros((32, 32, 3), np.uint8), label=5)
     """
 
-    def __init__(self, path: str | PathLike[str], num_samples: int, max_side: int = 500) -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        num_samples: int,
+        max_side: int = 500,
+        image_field: str = "image",
+        label_field: str = "label",
+    ) -> None:
         if num_samples < 1 or max_side < 1:
             raise ValueError(f"num_samples and max_side must be ≥ 1, got {num_samples} and {max_side}")
+        check_field_names(image_field, label_field)
+        self._field_names = [image_field.encode(), label_field.encode()]
         self.path = Path(path)
         self.page_size = page_size(max_side)
         self.count = 0
@@ -149,7 +160,7 @@ class BetonWriter:
         # pages have their full size: the gaps behind samples are holes in the file, which read as zeros
         table = _round_up(self._end, self.page_size)
         fields = np.zeros(2, FIELD_DESCRIPTOR)
-        fields["type_id"], fields["name"] = [IMAGE_FIELD, INT_FIELD], [b"image", b"label"]
+        fields["type_id"], fields["name"] = [IMAGE_FIELD, INT_FIELD], self._field_names
         header = np.array((VERSION, len(fields), self.page_size, self.count, table), HEADER)
         rows = self._rows[: self.count]
         write_at(self._file, header.tobytes() + fields.tobytes(), 0, self.path)

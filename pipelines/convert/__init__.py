@@ -5,7 +5,9 @@ source ─read─▶ bytes ─encode─▶ what is stored ─write─▶ file + 
 """
 
 from pipelines.convert.encode import Encoding, Stored, encode
+from pipelines.convert.folder import FolderSource
+from pipelines.convert.protocol import Source
 from pipelines.convert.run import Report, convert
-from pipelines.convert.sources import FolderSource, Source, open_source
+from pipelines.convert.sources import open_source
 
 __all__ = ["Encoding", "FolderSource", "Report", "Source", "Stored", "convert", "encode", "open_source"]

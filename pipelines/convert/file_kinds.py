@@ -1,10 +1,9 @@
 """Identifies files that were given as a tar but are none, by their first bytes, for a helpful error."""
 
-import os
-from pathlib import Path
+from pathlib import PurePath
 
 _UNPACK = "unpack it, and give the folder"
-_EXPORT = "write its images to files first, one folder per class"
+_EXPORT = "write its images to files first, one folder per class, or to Parquet"
 _IMAGE = "an image", "give the folder that holds it"
 _VIDEO = "a video", "write its frames to a folder first"
 
@@ -16,14 +15,14 @@ _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"]\0\0", "a file that is compressed with lzma", "unlzma it first"),
     (0, b"\x28\xb5\x2f\xfd", "a file that is compressed with zstd", "unzstd it first"),
     (0, b"\x04\x22\x4d\x18", "a file that is compressed with lz4", "unlz4 it first"),
-    (0, b"PK\x03\x04", "a zip archive", _UNPACK),
+    (0, b"PK\x03\x04", "a zip archive", "give zips and tars in two commands, or with --merge"),
     (0, b"PK\x05\x06", "an empty zip archive", "give one with images, unpacked"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
     (0, b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
     (0, b"070701", "a cpio archive", _UNPACK),
     (0, b"!<arch>\n", "an ar archive", _UNPACK),
     (0, b"hsqs", "a squashfs image", "mount it, and give the folder"),
-    (0, b"PAR1", "a Parquet file", _EXPORT),
+    (0, b"PAR1", "a Parquet file", "give Parquet files and tars in two commands, or with --merge"),
     (0, b"ARROW1", "an Arrow file", _EXPORT),
     (0, b"\xff\xff\xff\xff", "perhaps an Arrow stream", _EXPORT),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", _EXPORT),
@@ -50,15 +49,17 @@ _KINDS: tuple[tuple[int, bytes, str, str], ...] = (
 """Signatures: offset, bytes at that offset, what the file is, what to do."""
 
 
-def describe_file(path: Path) -> tuple[str, str]:
+def describe_file(start: bytes, name: PurePath, size: int) -> tuple[str, str]:
     """Return what a file is, judged by its first bytes, and what to do with it.
 
-    >>> import tempfile; file = tempfile.NamedTemporaryFile(); _ = file.write(b"PAR1...."); file.flush()
-    >>> describe_file(Path(file.name))[0]
-    'a Parquet file'
+    Args:
+        start: the first 4096 bytes.
+        name: its name, which tells apart what has no magic number.
+        size: bytes of the whole file.
+
+    >>> describe_file(b"ARROW1....", PurePath("a"), 10)[0]
+    'an Arrow file'
     """
-    with open(path, "rb") as file:
-        start = file.read(4096)
     if not start:
         return "an empty file", "copy or download it again"
     if start.startswith(b"PK\x03\x04"):
@@ -70,10 +71,10 @@ def describe_file(path: Path) -> tuple[str, str]:
     for offset, magic, kind, remedy in _KINDS:
         if start[offset : offset + len(magic)] == magic:
             return kind, remedy
-    return _by_content(path, start)
+    return _by_content(start, name, size)
 
 
-def _by_content(path: Path, start: bytes) -> tuple[str, str]:
+def _by_content(start: bytes, path: PurePath, size: int) -> tuple[str, str]:
     """Return what a file without a known signature is, and what to do with it."""
     suffix, name = path.suffix.lower(), path.name.lower()
     if suffix == ".beton":
@@ -86,10 +87,9 @@ def _by_content(path: Path, start: bytes) -> tuple[str, str]:
         if text[:200].lower().lstrip().startswith(("<!doctype html", "<html")):
             return "an HTML page", "the download has failed, it seems: download the file again"
         kinds = {".csv": "a CSV table", ".tsv": "a TSV table", ".json": "JSON", ".jsonl": "JSON lines"}
-        return kinds.get(suffix, "text"), "give the folder with the images; labels are taken from folders"
+        return kinds.get(suffix, "text"), "give the folder with the images, and this file as --labels"
     if not start.strip(b"\0"):
         return "a file that starts with zeros", "copy or download it again"
-    size = os.path.getsize(path)
     return f"a file of {size:,} bytes of an unknown kind", "give a folder of images, or a tar"
 
 

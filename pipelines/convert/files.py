@@ -20,6 +20,35 @@ MAX_FILE_MB = 256
 """Default size limit of one source image, in MB (10⁶ bytes); photos have 0.1 to 50."""
 SHOWN = 5
 """Maximum number of names that a note lists."""
+_CONTAINERS = {
+    (
+        ".tar",
+    ): "tars in it are not opened: give those, all at once (a class each, if their images lie in no folder), "
+    "or unpack each into a folder named for its class",
+    (".zip",): "zips in it are not opened: give those, all at once",
+    (
+        ".gz",
+        ".tgz",
+        ".bz2",
+        ".xz",
+        ".zst",
+    ): "compressed files are not opened: gunzip (bunzip2, unxz, unzstd) tars, and give those",
+    (".parquet",): "Parquet files that lie deeper are not opened: give those, all at once",
+    (
+        ".mdb",
+        ".lmdb",
+        ".h5",
+        ".hdf5",
+        ".tfrecord",
+        ".arrow",
+        ".npy",
+        ".npz",
+        ".pkl",
+        ".rec",
+    ): "data bases and arrays "
+    "are not read: write their images to files, one folder per class, or to Parquet with columns image and label",
+}
+"""Suffixes of files that may hold images, and what to do with them."""
 
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 
@@ -69,11 +98,9 @@ def no_images_error(source: str, ignored: Counter[str], notes: Iterable[str] = (
         *ignored_files_note(ignored),
         *notes,
     ]
-    if ignored[".tar"]:
-        words.append(
-            "tars in it are not opened: give those, all at once (a class each, if their images lie in no folder), "
-            "or unpack each into a folder named for its class"
-        )
+    words += [
+        remedy for suffixes, remedy in _CONTAINERS.items() if any(ignored[suffix] for suffix in suffixes)
+    ]
     return ValueError("; ".join(words))
 
 

@@ -75,6 +75,9 @@ class FolderSource:
         ValueError: there is no image in it, or it is not clear which folders are classes.
     """
 
+    class_titles: list[str] | None = None
+    sequential = False
+
     def __init__(self, root: Path, max_file_mb: int = MAX_FILE_MB) -> None:
         self.root, self.name = root, unicode_name(root.resolve().name)
         self._max_file_bytes = max_file_mb * 10**6

@@ -5,7 +5,7 @@ once and leave no orphans when the job is stopped or killed.
 """
 
 import platform
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,8 +18,10 @@ from pipelines.beton import BetonWriter
 from pipelines.beton.sidecar import FORMAT, check_sidecar_path, write_sidecar
 from pipelines.convert.encode import Encoding, Stored, encode
 from pipelines.convert.memory_budget import MemoryBudget
+from pipelines.convert.names_file import check_names_path, writing_names
 from pipelines.convert.pillow import without_warnings
-from pipelines.convert.sources import Source
+from pipelines.convert.protocol import Source, class_titles, is_sequential
+from pipelines.convert.spool import in_order
 from pipelines.convert.workers import map_in_order
 from pipelines.system.memory import available_memory
 from pipelines.system.terminal import one_line
@@ -66,8 +68,13 @@ def convert(
     on_error: Literal["skip", "stop"] = "skip",
     workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
+    overwrite_names: bool = False,
+    image_field: str = "image",
+    label_field: str = "label",
+    numbers: np.ndarray | None = None,
+    about: dict[str, Any] | None = None,
 ) -> Report:
-    """Write a source's images to a `.beton` file and its side-car; both appear whole or not at all.
+    """Write a source's images to a `.beton` file, its side-car and its file of names; each appears whole or not at all.
 
     The bytes depend on the source, the encoding, the order and the seed, not on the number of workers.
 
@@ -81,21 +88,33 @@ def convert(
         on_error: what to do with an image that cannot be read: "skip" leaves it out, "stop" raises.  An image that only
             a lenient decoder reads is stored by "skip"; "stop" raises for it, too.
         workers: number of threads.
-        progress: called with the number of images done so far.
+        progress: called with the number of images encoded so far.
+        image_field, label_field: names of the file's fields.
+        overwrite_names: replace a file that has the name of the one with names (`train.names`) and is not ours.
+        numbers: the images to write, in the order of the file; None: all of them, in `order`.
+        about: further keys of the side-car.
 
     Raises:
         ValueError: an image is corrupt and `on_error` is "stop", or no image could be read.
         OSError: `out` cannot be written, another process is writing it, there is no space left, or the path of its
-            side-car is taken by another file.
+            side-car or of its file of names is taken by another file.
     """
     encoding = encoding or Encoding()
     check_sidecar_path(out)
-    report = Report(found=len(source.labels))
-    written = np.zeros(report.found, bool)
-    numbers = file_order(report.found, seed) if order == "shuffled" else np.arange(report.found)
-    with BetonWriter(out, report.found, encoding.max_side) as writer:
-        with without_warnings(), closing(encode_all(source, numbers, encoding, workers)) as stream:
-            for done, (number, result) in enumerate(stream, 1):
+    if not overwrite_names:
+        check_names_path(out)
+    if numbers is None:
+        numbers = numbers_in_order(source, order, seed)
+    report = Report(found=len(numbers))
+    written = np.zeros(len(source.labels), bool)
+    with (
+        BetonWriter(out, report.found, encoding.max_side, image_field, label_field) as writer,
+        writing_names(out) as names,
+    ):
+        stop = on_error == "stop"
+        results = _results(source, numbers, encoding, workers, out.parent, stop, progress)
+        with without_warnings(), closing(results) as stream:
+            for number, result in stream:
                 if isinstance(result, Stored) and result.warning and on_error == "stop":
                     result = ValueError(result.warning)
                 if isinstance(result, Exception):
@@ -103,8 +122,9 @@ def convert(
                 else:
                     _add(writer, result, int(source.labels[number]))
                     written[number] = True
-                    _count(report, source.item, number, result)
-                progress(done)
+                    name = source.item(number)
+                    names.add(name)
+                    _count(report, name, result)
         if not report.written:
             first = next(iter(report.skipped.items()))
             raise ValueError(
@@ -116,8 +136,15 @@ def convert(
             labels = source.labels[written & (source.labels >= 0)]
             report.per_class = np.bincount(labels, minlength=len(source.class_names)).tolist()
         options = {**asdict(encoding), "order": order, "seed": seed, "on_error": on_error}
-        write_sidecar(out, _sidecar(source, report, options, writer.fingerprint))
+        content = _sidecar(source, report, options, writer.fingerprint) | (about or {})
+        write_sidecar(out, content | {"names": names.finish()})
     return report
+
+
+def numbers_in_order(source: Source, order: Literal["shuffled", "source"], seed: int) -> np.ndarray:
+    """The source's images in the order in which they are written: int64 [N]."""
+    num_images = len(source.labels)
+    return file_order(num_images, seed) if order == "shuffled" else np.arange(num_images)
 
 
 def file_order(num_images: int, seed: int) -> np.ndarray:
@@ -147,6 +174,28 @@ def encode_all(
     return map_in_order(work, chunks, workers)
 
 
+def _results(
+    source: Source,
+    numbers: np.ndarray,
+    encoding: Encoding,
+    workers: int,
+    folder: Path,
+    stop: bool,
+    progress: Callable[[int], None],
+) -> Generator[tuple[int, Stored | Exception]]:
+    """Yield what `encode_all` does in the order of `numbers`, reading a sequential source in its own order."""
+    sorted_numbers = np.sort(numbers) if is_sequential(source) else numbers
+    with closing(encode_all(source, sorted_numbers, encoding, workers)) as encoded:
+
+        def counted() -> Iterator[tuple[int, Stored | Exception]]:
+            for done, result in enumerate(encoded, 1):
+                yield result
+                progress(done)
+
+        in_place = np.array_equal(sorted_numbers, numbers)
+        yield from counted() if in_place else in_order(counted(), numbers, folder, stop)
+
+
 def _leave_out(report: Report, item: str, error: Exception, on_error: str) -> None:
     if on_error == "stop":
         raise ValueError(f"{item!r}: {_reason(error)} (--on-error skip leaves such images out)") from error
@@ -169,7 +218,7 @@ def _add(writer: BetonWriter, stored: Stored, label: int) -> None:
         writer.add_raw(stored.image, label)
 
 
-def _count(report: Report, item: Callable[[int], str], number: int, stored: Stored) -> None:
+def _count(report: Report, name: str, stored: Stored) -> None:
     if stored.kept:
         report.kept += 1
     elif stored.transcoded:
@@ -177,7 +226,7 @@ def _count(report: Report, item: Callable[[int], str], number: int, stored: Stor
     else:
         report.encoded += 1
     if stored.note:
-        report.re_encoded.setdefault(stored.note, []).append(item(number))
+        report.re_encoded.setdefault(stored.note, []).append(name)
 
 
 def _sidecar(source: Source, report: Report, options: dict[str, Any], fingerprint: str) -> dict[str, Any]:
@@ -189,6 +238,7 @@ def _sidecar(source: Source, report: Report, options: dict[str, Any], fingerprin
         "fingerprint": fingerprint,
         "source": {"kind": source.kind, "name": source.name},
         "class_names": source.class_names,
+        **({"class_titles": titles} if (titles := class_titles(source)) is not None else {}),
         "images_per_class": report.per_class,
         "counts": {
             "found": report.found,

@@ -1,66 +1,49 @@
-"""Images in uncompressed tar files, read in any order without unpacking."""
+"""Images in uncompressed tar files, and in tars within them, read in any order without unpacking."""
 
-import os
-import posixpath
 import re
-from collections import Counter
-from dataclasses import dataclass, field
-from functools import lru_cache
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
-from pipelines.beton.layout import MAX_CLASSES
+from pipelines.convert.class_folders import classes_of_folders, folder_parts
 from pipelines.convert.files import (
     MAX_FILE_MB,
-    SUFFIXES,
     check_file_size,
     ignored_files_note,
-    is_junk,
     listed,
     no_images_error,
     read_range,
     reject_split_folders,
-    suffix_of,
     unicode_name,
 )
-from pipelines.convert.tar_headers import Member, TarWalk
+from pipelines.convert.names import NameList
+from pipelines.convert.pairs import Key, PairLabels, sample_key
+from pipelines.convert.tar_index import TarContents, read_tar
 from pipelines.system.terminal import printable
-
-Place = tuple[int, int, int]
-"""Number of the tar, first byte, and bytes (−1: stored as a sparse file) of an image."""
-
-
-@dataclass
-class _Contents:
-    """Contents of all tars together."""
-
-    items: list[str] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
-    """Place of each item."""
-    labels: dict[tuple[int, str], int] = field(default_factory=dict)
-    """Labels from `.cls` files: (number of the tar, key) → label."""
-    links: list[tuple[int, str, str]] = field(default_factory=list)
-    """Links with an image's name: number of the tar, name, target."""
-    ignored: Counter[str] = field(default_factory=Counter)
-    """Files that are no images, by suffix."""
-    junk: set[str] = field(default_factory=set)
-    """Names of hidden folders with images, and of those that systems create."""
-    notes: list[str] = field(default_factory=list)
 
 
 class TarSource:
-    """One or several tars of class folders, of a flat folder, of one class each, or of WebDataset pairs.
+    """One or several tars of class folders, of a flat folder, of one class each, of WebDataset pairs, or of tars.
 
-    Where there are files `KEY.cls`, they hold the label of the image `KEY.jpg` (…) in decimal digits.  Where
-    there are none, the folder of an image is its class, once the folders that all images share are taken
-    off.  Several tars without folders that differ are a class each, by their names, unless they are
-    numbered in a row, as shards are; else there are no labels.
+    A tar that is a member of another one is read where it lies, as if it had been given itself.
+
+    Where there are files `KEY.cls`, they hold the label of the image `KEY.jpg` (…) in decimal digits; so may
+    `.json` or `.txt` files (`PairLabels`).  Where there are none, the folder of an image is its class, once the
+    folders that all images share are taken off.  Several tars without folders that differ are a class each, by
+    their names, unless they are numbered in a row, as shards are; else there are no labels.
 
     Args:
         paths: the tars; images are numbered in the order of the tars and of what is in them.
         max_file_mb: size limit of one image, in MB; larger ones fail when they are read.
+        label_field: which files beside the images hold the labels: "cls", "txt", "json" or "json.KEY"; None: those
+            that are there.
+        tars_are_classes: each tar is a class where there are no folders that differ, also if they are numbered in a
+            row, or there is only one within another tar.
+        held: has a file at its path while a block runs: files of other machines are not always there.
 
     Raises:
         OSError: a file cannot be read.
@@ -69,178 +52,142 @@ class TarSource:
     """
 
     kind = "tar"
+    class_titles: list[str] | None = None
+    sequential = False
 
-    def __init__(self, paths: list[Path], max_file_mb: int = MAX_FILE_MB) -> None:
+    def __init__(
+        self,
+        paths: list[Path],
+        max_file_mb: int = MAX_FILE_MB,
+        label_field: str | None = None,
+        held: Callable[[Path], AbstractContextManager[Any]] = nullcontext,
+        tars_are_classes: bool = False,
+    ) -> None:
         self.name = unicode_name(
             paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
         )
         self.class_names: list[str] | None = None
-        self._paths, self._max_file_bytes = paths, max_file_mb * 10**6
-        found = _Contents()
-        for number, path in enumerate(paths):
-            _read_index(number, path, found)
+        self._max_file_bytes = max_file_mb * 10**6
+        found = TarContents(PairLabels(label_field))
+        self._held, self._tars_are_classes = held, tars_are_classes
+        for path in paths:
+            with held(path):
+                read_tar(path, found)
         notes = [f"ignored folders: {listed(sorted(found.junk))}"] if found.junk else []
-        if not found.places:
-            raise no_images_error(self.name, found.ignored, notes + found.notes)
-        self.remarks = ignored_files_note(found.ignored) + notes + found.notes
-        self._follow(found.links, found)
-        if found.labels:
-            self._keep_one_per_key(found)
-        self._items, self._places = found.items, np.array(found.places)
-        self.labels = self._paired(found.labels) if found.labels else self._from_folders()
+        if not len(found.names):
+            raise no_images_error(self.name, found.ignored + found.fields.ignored(""), notes + found.notes)
+        lost = found.follow_links()
+        chosen = found.fields.choose(_keys(found.numbers, found.names))
+        self.remarks = ignored_files_note(found.ignored + found.fields.ignored(chosen)) + notes + found.notes
+        if lost:
+            self.remarks.append(f"ignored: {lost:,} links to what is no image of the same tar")
+        self._tars, self._names = found.tars, found.names
+        self._numbers = np.array(found.numbers)
+        self._places = np.array([found.offsets, found.sizes])
+        self._prefixes = [self._prefix(number, len(paths)) for number in range(len(self._tars))]
+        if chosen:
+            self._keep_one_per_key()
+            self.labels = self._paired(found.fields, chosen)
+        else:
+            self.labels = self._from_folders(found.holders)
+        if repeated := self._names.num_repeated(self._numbers):
+            self.remarks.append(f"{repeated:,} images have the name of an earlier one; all are taken")
 
     def item(self, index: int) -> str:
-        item = unicode_name(self._items[index])
-        if len(self._paths) == 1:
-            return item
-        # two shards may use the same key
-        return f"{unicode_name(self._paths[self._places[index, 0]].name)}/{item}"
+        return self._prefixes[self._numbers[index]] + unicode_name(self._names[index])
 
     def read(self, index: int) -> bytes:
-        number, offset, size = self._places[index].tolist()
+        offset, size = self._places[:, index].tolist()
         if size < 0:
             raise ValueError(
                 "the tar stores it as a sparse file, which is not read; pack it without --sparse"
             )
         check_file_size(size, self._max_file_bytes)
         # opened for each read, because a thousand shards exceed the number of files that a process may hold open
-        data = read_range(self._paths[number], offset, size)
+        path = self._tars[self._numbers[index]].path
+        with self._held(path):
+            data = read_range(path, offset, size)
         if len(data) < size:
-            raise OSError(f"{self._paths[number].name} is truncated")
+            raise OSError(f"{path.name} is truncated")
         return data
 
-    def _follow(self, links: list[tuple[int, str, str]], found: _Contents) -> None:
-        """Append the images that are links to other images of the same tar."""
-        if not links:
-            return
-        known = {
-            (place[0], _clean(item)): place for place, item in zip(found.places, found.items, strict=True)
-        }
-        lost = 0
-        for number, name, target in links:
-            place = known.get((number, target))
-            if place is None:
-                lost += 1
-                continue
-            found.items.append(name)
-            found.places.append(place)
-            known[number, _clean(name)] = place  # for a link to a link
-        if lost:
-            self.remarks.append(f"ignored: {lost:,} links to what is no image of the same tar")
+    def _prefix(self, number: int, num_paths: int) -> str:
+        """Return the prefix of the names of a tar's images: two shards may use the same key."""
+        tar = self._tars[number]
+        names = [*([tar.path.name] if num_paths > 1 else []), *tar.inner]
+        return "".join(f"{unicode_name(name)}/" for name in names)
 
-    def _keep_one_per_key(self, found: _Contents) -> None:
+    def _keep_one_per_key(self) -> None:
         """Keep `KEY.jpg` of a WebDataset sample with several images, and drop its other fields (`KEY.seg.png`)."""
-        pairs = list(zip(found.places, found.items, strict=True))
-        plain = {(place[0], _key(item)) for place, item in pairs if _is_plain(item)}
-        kept = [(p, item) for p, item in pairs if _is_plain(item) or (p[0], _key(item)) not in plain]
-        if len(kept) < len(pairs):
-            self.remarks.append(f"ignored: {len(pairs) - len(kept):,} further images of samples")
-        found.items = [item for _, item in kept]
-        found.places = [place for place, _ in kept]
+        is_plain = np.array([_is_plain(name) for name in self._names])
+        plain = {
+            key for key, is_one in zip(_keys(self._numbers, self._names), is_plain, strict=True) if is_one
+        }
+        keep = is_plain | [key not in plain for key in _keys(self._numbers, self._names)]
+        if keep.all():
+            return
+        self.remarks.append(f"ignored: {np.count_nonzero(~keep):,} further images of samples")
+        self._names = self._names.selected(keep)
+        self._numbers, self._places = self._numbers[keep], self._places[:, keep]
 
-    def _paired(self, labels: dict[tuple[int, str], int]) -> np.ndarray:
-        found = [
-            labels.get((number, _key(item)))
-            for number, item in zip(self._places[:, 0].tolist(), self._items, strict=True)
-        ]
-        if None in found:
-            k = found.index(None)
-            tar, item = self._paths[self._places[k, 0]], self._items[k]
-            raise ValueError(
-                f"{printable(tar)}: '{printable(item, 200)}' has no .cls file beside it; add it, or leave the image out"
-            )
-        self.remarks.append(f"labels from .cls files: {len(set(found)):,} classes")
-        return np.array(found, np.int64)
+    def _paired(self, fields: PairLabels, chosen: str) -> np.ndarray:
+        def where(index: int) -> str:
+            return f"{self._tars[self._numbers[index]]}: '{printable(self._names[index], 200)}'"
 
-    def _from_folders(self) -> np.ndarray:
-        folders = [_parts(posixpath.dirname(item)) for item in self._items]
-        shared = os.path.commonprefix(folders)  # noqa: RUF071 - of tuples of names, not of strings
-        below = [parts[len(shared) : len(shared) + 1] for parts in folders]
-        if not any(below):
-            return self._from_tar_names()
-        if not all(below):  # some images lie in the folder that all share
-            raise ValueError(
-                f"{printable(self.name)}: images lie beside folders of images, so it is not clear whether the folders "
-                "are classes"
-            )
-        names = sorted({name for (name,) in below})
-        reject_split_folders(self.name, names, "unpack it, and convert the folders one at a time")
-        return self._numbered([name for (name,) in below], names, "folders")
+        self.class_names, labels = fields.labels(chosen, _keys(self._numbers, self._names), where)
+        self.remarks.append(f"labels from {chosen} files: {len(np.unique(labels)):,} classes")
+        return labels
 
-    def _from_tar_names(self) -> np.ndarray:
+    def _from_folders(self, holders: set[int]) -> np.ndarray:
+        known: dict[tuple[int, str], int] = {}
+        which = np.fromiter(
+            (
+                known.setdefault((number, name.rpartition("/")[0]), len(known))
+                for number, name in zip(self._numbers.tolist(), self._names, strict=True)
+            ),
+            np.int64,
+        )
+        folders = [self._tars[number].folders + folder_parts(folder) for number, folder in known]
+        found = classes_of_folders(self.name, folders, which)
+        if found is None:
+            return self._from_tar_names(holders)
+        names, labels = found
+        self._take_names(names, "folders")
+        return labels
+
+    def _from_tar_names(self, holders: set[int]) -> np.ndarray:
         """Return labels from the tars' names where each tar is a class, as in ImageNet; otherwise no labels."""
-        numbers = self._places[:, 0].tolist()
-        stems = [path.name[:-4] if path.name.lower().endswith(".tar") else path.name for path in self._paths]
-        if len(stems) == 1:
+        filled = set(self._numbers.tolist())
+        # a tar of tars is no class
+        stems = {k: tar.stem for k, tar in enumerate(self._tars) if k in filled or k not in holders}
+        if len(stems) == 1 and not (self._tars_are_classes and len(self._tars) > 1):
             self.remarks.append("no labels: no folders that differ, and no .cls files")
-            return np.full(len(numbers), -1)
-        if _are_shards(stems):
+            return np.full(len(self._numbers), -1)
+        if _are_shards(list(stems.values())) and not self._tars_are_classes:
             self.remarks.append(
                 "no labels: no folders that differ, no .cls files, and tars that are numbered in a row, like shards; "
                 "if each is a class, unpack each into a folder named for its class"
             )
-            return np.full(len(numbers), -1)
-        if empty := [path.name for k, path in enumerate(self._paths) if k not in set(numbers)]:
+            return np.full(len(self._numbers), -1)
+        if empty := [self._tars[k].name for k in stems if k not in filled]:
             self.remarks.append(f"no classes, since no image is in these tars: {listed(empty)}")
-        names = sorted({stems[k] for k in numbers})
+        names = sorted({stems[k] for k in filled})
         reject_split_folders(self.name, names, "convert them one at a time")
-        return self._numbered([stems[k] for k in numbers], names, "the tars' names")
+        self._take_names(names, "the tars' names")
+        position = {name: k for k, name in enumerate(names)}
+        label_of_tar = np.full(len(self._tars), -1)
+        for k in filled:
+            label_of_tar[k] = position[stems[k]]
+        return label_of_tar[self._numbers]
 
-    def _numbered(self, found: list[str], names: list[str], where: str) -> np.ndarray:
+    def _take_names(self, names: list[str], where: str) -> None:
         self.class_names = [unicode_name(name) for name in names]
         self.remarks.append(f"labels from {where}: {listed(names)}")
-        number = {name: k for k, name in enumerate(names)}
-        return np.array([number[name] for name in found], np.int64)
 
 
-def _read_index(number: int, path: Path, found: _Contents) -> None:
-    """Add the contents of a tar to `found`."""
-    try:
-        with open(path, "rb") as file:
-            _read_members(number, path, file, found)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # a read that fails does not name the file
-        raise
-
-
-def _read_members(number: int, path: Path, file: BinaryIO, found: _Contents) -> None:
-    walk = TarWalk(file, path)
-    for member in walk:
-        folder, _, name = member.name.rpartition("/")
-        is_image = name.lower().endswith(SUFFIXES)
-        if name.startswith(".") or (junk := _junk_folder(folder)):
-            if is_image and not name.startswith("."):
-                found.junk.add(junk)
-        elif member.kind in ("hard link", "symbolic link"):
-            if is_image:
-                found.links.append((number, member.name, _target(member)))
-        elif member.kind != "file":
-            if is_image:
-                found.ignored["special file"] += 1
-        elif is_image:
-            found.items.append(member.name)
-            found.places.append((number, member.offset, member.size))
-        elif name.lower().endswith(".cls"):
-            found.labels[number, _key(member.name)] = _label(file, path, member)
-        else:
-            found.ignored[suffix_of(name)] += 1
-    if walk.num_archives > 1:
-        found.notes.append(f"{printable(path.name)}: {walk.num_archives} archives in a row, all are read")
-    if not walk.has_end_marker:
-        found.notes.append(
-            f"{printable(path.name)} has no end marker: it may have been truncated between two members"
-        )
-
-
-def _label(file: BinaryIO, path: Path, member: Member) -> int:
-    file.seek(member.offset)
-    text = file.read(min(max(member.size, 0), 32)).strip()
-    if not text.isdigit() or int(text) >= MAX_CLASSES:
-        raise ValueError(
-            f"{printable(path)}: '{printable(member.name)}' holds {printable(text)}, no class number "
-            f"(0 to {MAX_CLASSES - 1:,}); correct it, or pack the images in a folder per class"
-        )
-    return int(text)
+def _keys(numbers: np.ndarray | array, names: NameList) -> Iterator[Key]:
+    for number, name in zip(numbers.tolist(), names, strict=True):
+        yield number, sample_key(name)
 
 
 def _are_shards(stems: list[str]) -> bool:
@@ -253,34 +200,6 @@ def _are_shards(stems: list[str]) -> bool:
         return False
     numbers = {int(digits) for _, digits, _ in parts}
     return max(numbers) - min(numbers) < len(numbers)
-
-
-def _target(member: Member) -> str:
-    """Return the target of a link: a hard link holds a member's name, a symbolic link a path from its own folder."""
-    base = "" if member.kind == "hard link" else str(PurePosixPath(member.name).parent)
-    return _clean(posixpath.join(base, member.target))
-
-
-def _clean(name: str) -> str:
-    return posixpath.normpath(name)
-
-
-@lru_cache(maxsize=4096)
-def _junk_folder(folder: str) -> str:
-    """Return the first folder of a path that is ignored; "" if there is none."""
-    return next((part for part in _parts(folder) if is_junk(part)), "")
-
-
-@lru_cache(maxsize=4096)
-def _parts(folder: str) -> tuple[str, ...]:
-    """Return the folders of a path, without leading "..", with which the paths in a tar of `../photos` begin."""
-    return tuple(part for part in PurePosixPath(_clean(folder)).parts if part not in ("..", "/"))
-
-
-def _key(name: str) -> str:
-    """Return the key that the files of a WebDataset sample share: the path up to the first dot of the file's name."""
-    folder, _, file = _clean(name).rpartition("/")
-    return f"{folder}/{file.partition('.')[0]}"
 
 
 def _is_plain(name: str) -> bool:

@@ -5,9 +5,10 @@ it (POSIX.1-2024, pax, "ustar Interchange Format").  Python's `tarfile` follows 
 headers are checked here: every step goes forward, and every size lies within the file.
 """
 
+import io
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import BinaryIO, Literal, NamedTuple
 
 from pipelines.convert.file_kinds import describe_file
@@ -46,27 +47,35 @@ class _HeaderError(ValueError):
 class TarWalk:
     """Iterates over the members of an open tar, including those of further archives concatenated to it.
 
+    A tar that is a member of another one is walked where it lies: no step leaves its bytes.
+
     Args:
-        file: the tar, open for reading; between two members its position may be moved.
+        file: the tar, or the file that holds it, open for reading; between two members its position may be moved.
         path: its path, for errors.
+        inner: names of the tars on the way to a tar within tars, for errors.
+        start: its first byte in `file`.
+        size: its bytes; None: up to the end of `file`.
 
     Raises:
         ValueError: the file is no tar, or a header is corrupt; it names the tar and the member.
     """
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self._end = file.seek(0, os.SEEK_END)
+    def __init__(
+        self, file: BinaryIO, path: Path, inner: Sequence[str] = (), start: int = 0, size: int | None = None
+    ) -> None:
+        self._file, self._path, self._inner, self._start = file, path, inner, start
+        file_end = file.seek(0, os.SEEK_END)
+        self._end = file_end if size is None else min(start + size, file_end)
         self._last = ""
         self.num_archives = 1
         self.has_end_marker = False
         """Whether the last archive ends with its end marker, zeros; known after the walk."""
 
     def __iter__(self) -> Iterator[Member]:
-        at = 0
+        at = self._start
         shared: dict[str, str] = {}
         own: dict[str, str] = {}
-        if not self._end:
+        if at >= self._end:
             raise self._no_tar()
         while at < self._end:
             block = self._read(at, BLOCK)
@@ -117,7 +126,7 @@ class TarWalk:
             start = self._after_sparse_map(block, start)
         if start + size > self._end:
             raise _HeaderError(
-                f"has {size:,} bytes by its header, but the file ends after {self._end - start:,}"
+                f"has {size:,} bytes by its header, but the file ends after {max(0, self._end - start):,}"
             )
         is_sparse = kind == _GNU_SPARSE or any(key.startswith("GNU.sparse.") for key in records)
         is_file = kind in (_REGULAR, _V7_REGULAR, _CONTIGUOUS, _GNU_SPARSE)
@@ -165,37 +174,44 @@ class TarWalk:
 
     def _next_data(self, at: int) -> int:
         """Return the position of the next block that the file system stores: holes may be terabytes long."""
-        if not hasattr(os, "SEEK_DATA"):
+        if not hasattr(os, "SEEK_DATA") or isinstance(self._file, io.BytesIO):
             return at
         descriptor = self._file.fileno()
         position = os.lseek(descriptor, 0, os.SEEK_CUR)
         try:
-            return max(at, os.lseek(descriptor, at, os.SEEK_DATA) // BLOCK * BLOCK)
+            data = os.lseek(descriptor, at, os.SEEK_DATA)
+            return min(self._end, max(at, at + (data - at) // BLOCK * BLOCK))
         except OSError:  # from here on there is only a hole
             return self._end
         finally:
             os.lseek(descriptor, position, os.SEEK_SET)  # the position that the buffered file expects
 
     def _read(self, at: int, size: int) -> bytes:
+        if at + size > self._end:
+            size = max(0, self._end - at)
         self._file.seek(at)
         return self._file.read(size)
 
     def _no_header(self, at: int, block: bytes, error: _HeaderError) -> ValueError:
-        if at == 0 and block[257:262] != b"ustar":
+        if at == self._start and block[257:262] != b"ustar":
             return self._no_tar()
         after = f", after {printable(self._last, 200)!r}" if self._last else ""
         return ValueError(
-            f"{printable(self._path)}: corrupt tar: at byte {at:,}{after}, there is no header of a member ({error}); "
-            "copy or download it again, or, if what lies there belongs to no tar, cut the file off there"
+            f"{self._where()}: corrupt tar: at byte {at - self._start:,}{after}, there is no header of a member "
+            f"({error}); copy or download it again, or, if what lies there belongs to no tar, cut the file off there"
         )
 
     def _no_tar(self) -> ValueError:
-        kind, remedy = describe_file(self._path)
-        return ValueError(f"{printable(self._path)}: no tar file, but {kind}; {remedy}")
+        name = PurePath(self._inner[-1]) if self._inner else self._path
+        kind, remedy = describe_file(self._read(self._start, 4096), name, self._end - self._start)
+        return ValueError(f"{self._where()}: no tar file, but {kind}; {remedy}")
+
+    def _where(self) -> str:
+        return ": ".join([printable(self._path), *(f"'{printable(name, 200)}'" for name in self._inner)])
 
     def _corrupt(self, at: int, name: str, what: object) -> ValueError:
         return ValueError(
-            f"{printable(self._path)}: corrupt tar: member '{printable(name, 200)}' at byte {at:,}: {what}; "
+            f"{self._where()}: corrupt tar: member '{printable(name, 200)}' at byte {at - self._start:,}: {what}; "
             "copy or download it again"
         )
 

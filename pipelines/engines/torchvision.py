@@ -121,7 +121,7 @@ class CropsDataset(Dataset):
                 raise
             # PIL raises OSError, SyntaxError and others for corrupt files
             except Exception as error:
-                prefix = f"{self.reader.path}: sample {index}: "
+                prefix = f"{self.reader.where(index)}: "
                 corrupt[index] = prefix + str(error).removeprefix(prefix)
             index = self.planner.replacement_for(index)
             params = self.planner.draw(item.epoch, np.array([index]))

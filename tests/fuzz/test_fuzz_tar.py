@@ -38,6 +38,18 @@ def make_tar(names: list[str], tar_format: int, links: bool = False) -> Original
     return Original(data, fields + extensions)
 
 
+def tar_of_tars(inner: list[bytes]) -> Original:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, content in enumerate(inner):
+            info = tarfile.TarInfo(f"class-{number}.tar")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    data = buffer.getvalue()
+    headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
+    return Original(data, [(at + start, length) for at in headers for start, length in NUMBERS.values()])
+
+
 def with_checksums(data: bytes) -> bytes:
     """Correct the checksums of the headers, so that mutations of other fields are reached."""
     mended = bytearray(data)
@@ -68,6 +80,7 @@ def run(folder: Path, count: int, seed: int) -> Counter[str]:
         make_tar(pairs, tarfile.PAX_FORMAT),
     ]
     originals.append(Original(originals[0].data + originals[1].data, originals[0].fields))
+    originals.append(tar_of_tars([originals[0].data, originals[2].data]))
 
     def attempt(path: Path) -> None:
         read_all(path)

@@ -2,12 +2,12 @@
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.loaders.peers.jpegs import open_jpegs
+from pipelines.beton import Files
 from pipelines.errors import EngineUnavailable
 
 
@@ -16,7 +16,7 @@ class DaliGraph:
     """Decoded once, cropped twice; what is drawn for a part of the images only is computed for that part."""
 
     name: str
-    file: Path
+    file: Files
     size: int
     augment: bool
     batch_size: int

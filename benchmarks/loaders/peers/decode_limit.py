@@ -3,9 +3,11 @@
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.beton import Files
 
 
 @dataclass
@@ -16,7 +18,7 @@ class DecodeLimit:
     """
 
     name: str
-    file: Path
+    file: "Files"
     batch_size: int
     num_threads: int
     lacks: str = ""
@@ -92,6 +94,6 @@ def _decoder(reader: Any, largest: int, rows: int) -> Callable[[Any, int, int], 
             if count < high - low:
                 sample = int(order[low + count])
                 reader.decode(sample)  # it knows the reason
-                raise ValueError(f"{reader.path}: sample {sample}: libturbojpeg could not decode its JPEG")
+                raise ValueError(f"{reader.where(sample)}: libturbojpeg could not decode its JPEG")
 
     return decode

@@ -2,11 +2,11 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch.utils.data import DataLoader
 
 from benchmarks.loaders.peers.torchvision_loader import BetonImages, loader_of
+from pipelines.beton import Files
 from pipelines.errors import EngineUnavailable
 
 
@@ -15,7 +15,7 @@ class LightlyLoader:
     """The loader of lightly's documentation; it always augments fully, because its transform does."""
 
     name: str
-    file: Path
+    file: Files
     size: int
     batch_size: int
     num_workers: int

@@ -2,10 +2,10 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks.loaders.peers.jpegs import open_jpegs
+from pipelines.beton import Files
 from pipelines.errors import EngineUnavailable
 
 INSTALL = "pip install spdl-io spdl-core, and FFmpeg's libraries (apt-get install ffmpeg)"
@@ -19,7 +19,7 @@ class SpdlLoader:
     """
 
     name: str
-    file: Path
+    file: Files
     size: int
     batch_size: int
     num_threads: int

@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
 from benchmarks.loaders.peers.jpegs import open_jpegs
+from pipelines.beton import Files
 
 
 def simclr_transform(size: int, augment: bool) -> Callable[[Any], Any]:
@@ -47,7 +48,7 @@ class TwoCrops:
 class BetonImages(Dataset):
     """The JPEGs of a `.beton` file, decoded by PIL: the same bytes that the other cases decode."""
 
-    def __init__(self, file: Path, transform: Callable[[Any], Any]) -> None:
+    def __init__(self, file: Files, transform: Callable[[Any], Any]) -> None:
         self.reader, self.transform = open_jpegs(file), transform
 
     def __len__(self) -> int:
@@ -72,8 +73,8 @@ class TorchvisionLoader:
     """torchvision in a DataLoader with one worker process a core."""
 
     name: str
-    source: Path
-    """A folder of class folders, or a `.beton` file."""
+    source: Files
+    """A folder of class folders; or a `.beton` file, or the list of the files of a set."""
     size: int
     augment: bool
     batch_size: int
@@ -86,7 +87,8 @@ class TorchvisionLoader:
         from torchvision.datasets import ImageFolder
 
         transform = TwoCrops(simclr_transform(self.size, self.augment))
-        images: Any = (ImageFolder if self.source.is_dir() else BetonImages)(self.source, transform)
+        of_folder = isinstance(self.source, Path) and self.source.is_dir()
+        images: Any = (ImageFolder if of_folder else BetonImages)(self.source, transform)
         times = max(1, -(-self.repeat_to // len(images)))
         return loader_of(ConcatDataset([images] * times), self.batch_size, self.num_workers)
 

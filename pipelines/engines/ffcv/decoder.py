@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import ffcv._libffcv
 import numpy as np
-from ffcv.fields import RGBImageField
 from ffcv.loader import Loader
 from ffcv.pipeline import PipelineSpec
 from ffcv.pipeline.allocation_query import AllocationQuery
@@ -27,6 +26,7 @@ from numba import get_num_threads
 from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE
 from pipelines.engines.ffcv.loader import drive
+from pipelines.engines.ffcv.one_file import reject_sets
 from pipelines.engines.ffcv.sample import bytes_at, claim, compile_decode_sample, decode_sample
 from pipelines.engines.native.turbojpeg import (
     ACCURATE_DCT,
@@ -84,6 +84,7 @@ class TwoViewDecoder(Operation):
         if [size, views, spec].count(None) != 2:
             raise ValueError("give either size or views")
         self.reader = file if isinstance(file, BetonReader) else BetonReader(file)
+        reject_sets(self.reader)
         self.specs = as_specs(views or spec or ViewSpec.simclr(size or 224))
         self.seed, self.fast_dct = seed, fast_dct
         groups = groups_of(self.specs)
@@ -142,7 +143,7 @@ class TwoViewDecoder(Operation):
             self._failed[failed] = False
             sample = int(failed[0])
             self.reader.decode(sample)  # it knows the reason
-            raise ValueError(f"{self.reader.path}: sample {sample}: libturbojpeg could not decode its JPEG")
+            raise ValueError(f"{self.reader.where(sample)}: libturbojpeg could not decode its JPEG")
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, ...]]:
         columns = {
@@ -243,8 +244,7 @@ def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batc
     """Return a stock loader whose batches are the decoder's views; it reads nothing else of the file."""
     data, path = decoder.reader.data, _open_again(decoder.reader)
     handlers = Reader(path).handlers
-    images = [name for name, field in handlers.items() if isinstance(field, RGBImageField)]
-    source = "image" if "image" in images else images[0]
+    source = next(field.name for field in decoder.reader.fields if field.read_as == "image")
     pipelines: dict[str, PipelineSpec | None] = dict.fromkeys(handlers)
     pipelines["view 0"] = PipelineSpec(source, decoder=decoder, transforms=[Pick(0)])
     for view in range(1, len(decoder.view_sizes)):
@@ -264,5 +264,5 @@ def make_loader(decoder: TwoViewDecoder, batch_size: int, num_threads: int, batc
 
 def _open_again(reader: BetonReader) -> str:
     """Return a path to the very file that the reader has open: another one may have taken its name meanwhile."""
-    name = f"/proc/self/fd/{reader._descriptor}"
-    return name if os.path.exists(name) else str(reader._absolute)
+    name = f"/proc/self/fd/{reader._opened.descriptors[0]}"
+    return name if os.path.exists(name) else str(reader._absolute[0])

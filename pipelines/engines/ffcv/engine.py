@@ -16,6 +16,7 @@ import torch
 
 from pipelines.beton import BetonReader
 from pipelines.contracts import BatchPlan, Crops, Planner
+from pipelines.engines.ffcv.one_file import reject_sets
 from pipelines.engines.ffcv.patches import choose_threading_layer, thread_counts_kept
 from pipelines.errors import EngineUnavailable
 from pipelines.ops.crop.cpu import crop_resize, scratch_bytes
@@ -66,6 +67,7 @@ class FfcvEngine:
 
     Raises:
         EngineUnavailable: the package ffcv is missing or broken; the message says what installs it.
+        ValueError: a set of several files, which FFCV does not read.
         ValueError: raised by the iterator of `run` instead of yielding a batch with a corrupt sample, which it names.
         RuntimeError: raised by the iterator of `run` when FFCV's thread died.
     """
@@ -81,6 +83,7 @@ class FfcvEngine:
         fast_dct: bool = False,
         prefetch: int = 2,
     ) -> None:
+        reject_sets(reader)
         self._ffcv = _import_decoder()
         self.reader, self.prefetch, self.fast_dct = reader, prefetch, fast_dct
         self.num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)

@@ -304,8 +304,9 @@ class NativeEngine:
     @cached_property
     def _whole(self) -> np.ndarray:
         """Windows that are the whole images: int32 [N, 4], top, left, height, width."""
-        zeros = np.zeros(len(self.reader), np.int32)
-        return np.stack([zeros, zeros, self.reader.heights, self.reader.widths], axis=1).astype(np.int32)
+        whole = np.zeros((len(self.reader), 4), np.int32)
+        whole[:, 2], whole[:, 3] = self.reader.heights, self.reader.widths
+        return whole
 
     def _decode_or_replace(
         self, planner: Planner, pool: WorkerPool, job: Job, row: int, scratch: Scratch

@@ -135,7 +135,7 @@ def test_why_a_peer_failed_is_one_line(tmp_path, require_package, stored, dali_s
                 writer.add_raw(pixels)
             else:
                 writer.add_jpeg(simplejpeg.encode_jpeg(pixels)[:-200])
-    options = Options(file, peers=("dali", "lightly", "torchvision"), engines=(), threads=1)
+    options = Options((file,), peers=("dali", "lightly", "torchvision"), engines=(), threads=1)
     cases = _cases(options, file, LoaderSettings(16, 1, 4), "full", num_images=60)
     *_, (dali, lightly, torchvision) = measure_in_turn(cases, rounds=1)
     assert re.fullmatch(dali_says, dali.error)

@@ -23,7 +23,7 @@ def test_a_conversion(tiny_photos, tmp_path, capsys):
     assert printed.count("images/s") >= 3
     assert "tiny.beton: 40 images, " in printed
     assert "40 byte for byte, 0 encoded, 0 left out" in printed
-    assert sorted(os.listdir(tmp_path)) == ["tiny.beton", "tiny.json"]
+    assert sorted(os.listdir(tmp_path)) == ["tiny.beton", "tiny.json", "tiny.names"]
 
 
 def test_every_option_arrives(tiny_photos, tmp_path):
@@ -70,7 +70,7 @@ def test_onto_a_link(tiny_photos, tmp_path, capsys):
         assert "set.beton exists" in capsys.readouterr().err
         assert link.is_symlink()
         assert main(["convert", str(tiny_photos), str(link), "--seed", "1", "--overwrite"]) == 0
-        assert sorted(os.listdir(here)) == ["set.beton", "set.json"]
+        assert sorted(os.listdir(here)) == ["set.beton", "set.json", "set.names"]
         assert not link.is_symlink()
         assert BetonReader(link).sidecar["options"]["seed"] == 1
         assert {path.name: path.read_bytes() for path in disk.iterdir()} == before
@@ -162,7 +162,7 @@ def bad_inputs(tiny_photos, tmp_path):
         "seed must be in": [good, out, "--seed", "-1"],
         "only tars": [good, good, out],
         "--max-file-mb must be at least 1": [good, out, "--max-file-mb", "0"],
-        "s3://bucket/train is a URL": ["s3://bucket/train", out],
+        "s3://bucket/train: remote sources are tars": ["s3://bucket/train", out],
         "http://host/out.beton is a URL": [good, "http://host/out.beton"],
     }
 

@@ -370,7 +370,7 @@ def test_raw_files_of_equal_shapes_have_different_fingerprints(tmp_path):
     assert ours.fingerprint != other.fingerprint
     assert ours.matches_fingerprint(ours.fingerprint)
     assert not other.matches_fingerprint(ours.fingerprint)
-    head = black.read_bytes()[: ours._metadata_end]
+    head = black.read_bytes()[: ours._metadata_ends[0]]
     assert ours.matches_fingerprint(legacy_fingerprint(ours.file_bytes, head))
     for saved in (None, 7, [], "", "0123456789abcdef"):
         assert not ours.matches_fingerprint(saved)
@@ -393,6 +393,6 @@ def test_a_file_system_without_memory_maps_is_named(tiny_beton, monkeypatch):
     def refuse(*_, **__):
         raise OSError(19, "No such device")
 
-    monkeypatch.setattr("pipelines.beton.reader.mmap.mmap", refuse)
+    monkeypatch.setattr("pipelines.beton.mapping.mmap.mmap", refuse)
     with pytest.raises(OSError, match=r"tiny\.beton"):
         BetonReader(tiny_beton)

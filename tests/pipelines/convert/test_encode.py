@@ -214,6 +214,19 @@ def test_many_scans_are_refused_before_they_are_decoded():
     assert encode(jpeg[:2] + comment + jpeg[2:], KEEP).kept
 
 
+def test_decoders_refuse_a_second_scan_behind_one_of_all_components():
+    """So a sequential JPEG whose first scan has all components need not be searched for more."""
+    jpeg = saved(PIXELS, "JPEG")
+    scan = jpeg[jpeg.index(b"\xff\xda") : -2]
+    start = time.process_time()
+    with pytest.raises(ValueError, match="scan"):
+        encode(
+            jpeg[:-2] + 5000 * scan + b"\xff\xd9",
+            Encoding(jpeg="keep", verify="full", max_pixels_per_byte=10**6),
+        )
+    assert time.process_time() - start < 1
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_header_over_no_data_is_refused_before_it_takes_memory(progressive):
     bomb = resized_header(saved(PIXELS, "JPEG", progressive=progressive), 13000, 13000)

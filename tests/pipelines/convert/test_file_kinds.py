@@ -6,7 +6,6 @@ import io
 import lzma
 import pickle
 import sqlite3
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,6 @@ import torch
 from PIL import Image
 
 from pipelines.convert import open_source
-
-
-def zipped(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("cat/1.jpg", b"x")
 
 
 def sqlite(path: Path) -> None:
@@ -39,7 +33,6 @@ def magic(start: bytes):
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [
-        ("a.zip", zipped, "zip archive; unpack"),
         (
             "a.tar.gz",
             lambda path: path.write_bytes(gzip.compress(bytes(9999))),
@@ -48,7 +41,6 @@ def magic(start: bytes):
         ("a.bz2", lambda path: path.write_bytes(bz2.compress(bytes(9999))), "compressed with bzip2; bunzip2"),
         ("a.xz", lambda path: path.write_bytes(lzma.compress(bytes(9999))), "compressed with xz; unxz"),
         ("a.zst", magic(b"\x28\xb5\x2f\xfd"), "compressed with zstd; unzstd"),
-        ("a.parquet", magic(b"PAR1"), "Parquet file; write its images"),
         ("a.arrow", magic(b"ARROW1\0\0"), "Arrow file"),
         ("a.h5", magic(b"\x89HDF\r\n\x1a\n"), "HDF5 file"),
         ("data.mdb", lmdb, "LMDB data base"),

@@ -2,7 +2,6 @@ import errno
 import hashlib
 import os
 import pickle
-import re
 import sys
 import tarfile
 import tracemalloc
@@ -70,7 +69,10 @@ def test_a_link_to_a_pipe_is_no_image(tmp_path):
 
 def test_a_split_is_of_a_data_set(tmp_path):
     root = tree(tmp_path / "birds", "owl/a.png")
-    with pytest.raises(ValueError, match=r"a split is a part of cifar10, .* give the folder of the part"):
+    with pytest.raises(
+        ValueError,
+        match=r"a split is a part of imagenet, torchvision, cifar10, .* give the folder of the part",
+    ):
         open_source([str(root)], "test")
 
 
@@ -297,17 +299,9 @@ def test_reading_in_pieces(tmp_path, monkeypatch):
         source.read(0)
 
 
-@pytest.mark.parametrize(
-    "url", ["http://example.org/a.tar", "s3://bucket/train", "pipe:curl -s x", "file:///a.tar"]
-)
-def test_a_url_is_no_source(url):
-    with pytest.raises(ValueError, match=f"^{re.escape(url)} is a URL.*download"):
-        open_source([url])
-
-
-def test_patterns_are_the_shells_business(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expanded by the shell"):
-        open_source([str(tmp_path / "train-{000..146}.tar")])
+def test_a_command_is_no_source():
+    with pytest.raises(ValueError, match=r"pipe:curl -s x is a URL.*download"):
+        open_source(["pipe:curl -s x"])
 
 
 def test_a_pipe_is_no_source(tmp_path):

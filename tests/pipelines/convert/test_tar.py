@@ -1,5 +1,5 @@
 import io
-import re
+import os
 import tarfile
 
 import pytest
@@ -11,7 +11,7 @@ def make_tar(path, *members: str | tuple[str, bytes], mode: str = "w"):
     """Each member's content is its name, or what is given."""
     with tarfile.open(path, mode) as tar:
         for member in members:
-            name, content = member if isinstance(member, tuple) else (member, member.encode())
+            name, content = member if isinstance(member, tuple) else (member, os.fsencode(member))
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -45,17 +45,6 @@ def test_folders_above(tmp_path):
     source = open_source([make_tar(tmp_path / "a.tar", "../owl/1.jpg", "auk/2.jpg", "../.x/3.jpg")])
     assert source.class_names == ["auk", "owl"]
     assert content(source) == [("../owl/1.jpg", 1), ("auk/2.jpg", 0)]
-
-
-def test_a_tar_of_tars(tmp_path):
-    inner = [(f"n{k}.tar", b"") for k in range(3)]
-    with pytest.raises(ValueError) as caught:
-        open_source([make_tar(tmp_path / "train.tar", *inner, "notes.txt")])
-    assert re.fullmatch(
-        r"train.tar: no image in it \(looked for .*\); ignored, not image files: 3 .tar, 1 .txt; labels in .txt .*; "
-        "tars in it are not opened: give those, .* or unpack each into a folder named for its class",
-        str(caught.value),
-    )
 
 
 def test_links(tmp_path):
@@ -226,3 +215,162 @@ def test_what_is_no_whole_tar(tmp_path):
     (tmp_path / "whole.tar").write_bytes(data[:6000])
     with pytest.raises(OSError, match="truncated"):
         source.read(1)
+
+
+def tar_bytes(tmp_path, *members: str | tuple[str, bytes], mode: str = "w") -> bytes:
+    make_tar(tmp_path / "inner.tmp", *members, mode=mode)
+    return (tmp_path / "inner.tmp").read_bytes()
+
+
+def test_a_tar_of_class_tars(tmp_path):
+    """As if the inner ones had been given: the names are classes, and nothing is unpacked."""
+    inner = [
+        (f"set/{name}.tar", tar_bytes(tmp_path, f"{name}_1.JPEG", f"{name}_2.JPEG"))
+        for name in ("owl", "auk")
+    ]
+    source = open_source([make_tar(tmp_path / "train.tar", *inner, "README")])
+    assert (source.kind, source.name, source.class_names) == ("tar", "train.tar", ["auk", "owl"])
+    assert content(source) == [
+        ("set/owl.tar/owl_1.JPEG", 1),
+        ("set/owl.tar/owl_2.JPEG", 1),
+        ("set/auk.tar/auk_1.JPEG", 0),
+        ("set/auk.tar/auk_2.JPEG", 0),
+    ]
+    assert "labels from the tars' names: 'auk', 'owl'" in source.remarks
+
+
+def test_tars_of_folders_and_deeper_ones(tmp_path):
+    """The folder of a tar, and a tar around tars, are folders on the way to the images."""
+    cat, dog = tar_bytes(tmp_path, "1.jpg"), tar_bytes(tmp_path, "2.jpg")
+    middle = tar_bytes(tmp_path, ("cat.tar", cat), ("dog.tar", dog))
+    source = open_source([make_tar(tmp_path / "a.tar", ("all/classes.tar", middle))])
+    assert content(source) == [("all/classes.tar/cat.tar/1.jpg", 0), ("all/classes.tar/dog.tar/2.jpg", 1)]
+    assert source.class_names == ["cat", "dog"]
+    source = open_source([make_tar(tmp_path / "b.tar", ("cat/0.tar", cat), ("dog/0.tar", dog))])
+    assert (source.class_names, source.labels.tolist()) == (["cat", "dog"], [0, 1])
+    with pytest.raises(ValueError, match="train and val look like splits"):
+        open_source([make_tar(tmp_path / "c.tar", ("train/cat.tar", cat), ("val/cat.tar", dog))])
+
+
+def test_shards_in_a_tar_are_no_classes(tmp_path):
+    inner = [(f"{k}.tar", tar_bytes(tmp_path, f"{k}a.jpg", (f"{k}a.cls", b"%d" % k))) for k in (3, 4)]
+    source = open_source([make_tar(tmp_path / "a.tar", *inner)])
+    assert content(source) == [("3.tar/3a.jpg", 3), ("4.tar/4a.jpg", 4)]
+    inner = [(f"{k}.tar", tar_bytes(tmp_path, f"{k}a.jpg")) for k in (3, 4)]
+    assert open_source([make_tar(tmp_path / "b.tar", *inner)]).class_names is None
+
+
+def test_tars_are_opened_to_a_depth(tmp_path):
+    data = tar_bytes(tmp_path, "1.jpg")
+    for _ in range(6):
+        data = tar_bytes(tmp_path, ("deeper.tar", data))
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(ValueError, match=r"no image in it .* 1 \.tar"):
+        open_source([str(tmp_path / "a.tar")])
+
+
+def test_an_inner_tar_stays_in_its_bytes(tmp_path):
+    """Its headers are checked within its extent: the member that goes beyond it is in the outer tar's bytes."""
+    whole = tar_bytes(tmp_path, ("1.jpg", bytes(5000)))
+    outer = make_tar(tmp_path / "a.tar", ("cat.tar", whole[:3072]), ("dog.tar", whole))
+    with pytest.raises(
+        ValueError, match=r"a\.tar: 'cat\.tar': corrupt tar: member '1\.jpg' at byte 0: has 5,000"
+    ):
+        open_source([outer])
+    outer = make_tar(tmp_path / "b.tar", ("cat.tar", whole), ("dog.tar", b"<html>" * 99))
+    with pytest.raises(ValueError, match=r"b\.tar: 'dog\.tar': no tar file, but an HTML page"):
+        open_source([outer])
+    packed = tar_bytes(tmp_path, "1.jpg", mode="w:gz")
+    with pytest.raises(ValueError, match=r"'dog\.tar': no tar file, but .*gzip; gunzip it first"):
+        open_source([make_tar(tmp_path / "c.tar", ("dog.tar", packed))])
+
+
+@pytest.mark.slow
+def test_a_million_members_and_a_bad_header(tmp_path):
+    """The error names the member before the damage; reading up to there takes seconds, and no memory per byte."""
+    info = tarfile.TarInfo("a/x.jpg")
+    with open(tmp_path / "a.tar", "wb") as file:
+        for block in range(1000):
+            headers = b""
+            for k in range(1000):
+                info.name = f"{block}/{k}.jpg"
+                headers += info.tobuf(tarfile.USTAR_FORMAT)
+            file.write(headers)
+        file.write(b"x" * 512 + bytes(1024))
+    with pytest.raises(ValueError, match=r"at byte 512,000,000, after '999/999\.jpg', there is no header"):
+        open_source([str(tmp_path / "a.tar")])
+
+
+def test_labels_in_json_files(tmp_path):
+    members = [
+        *("a.jpg", ("a.json", b'{"label": 3, "fine": "owl"}')),
+        *("b.jpg", ("b.json", b'{"label": 4, "fine": "auk"}')),
+    ]
+    path = make_tar(tmp_path / "0.tar", *members)
+    source = open_source([path])
+    assert content(source) == [("a.jpg", 3), ("b.jpg", 4)]
+    assert "labels from .json files: 2 classes" in source.remarks
+    source = open_source([path], columns="label=json.fine")
+    assert (content(source), source.class_names) == ([("a.jpg", 1), ("b.jpg", 0)], ["auk", "owl"])
+    with pytest.raises(ValueError, match=r"'a\.json' .* its key 'coarse'; its keys: label, fine"):
+        open_source([path], columns="label=json.coarse")
+
+
+def test_labels_in_txt_files(tmp_path):
+    """Numbers are labels; captions are not, unless the user says that they are names."""
+    numbers = make_tar(tmp_path / "0.tar", "a.jpg", ("a.txt", b"7\n"), "b.jpg", ("b.txt", b"0"), "README.txt")
+    assert content(open_source([numbers])) == [("a.jpg", 7), ("b.jpg", 0)]
+    names = make_tar(tmp_path / "1.tar", "a.jpg", ("a.txt", b"an owl\n"), "b.jpg", ("b.txt", b"an auk"))
+    assert open_source([names]).labels.tolist() == [-1, -1]
+    source = open_source([names], columns="label=txt")
+    assert (source.labels.tolist(), source.class_names) == ([1, 0], ["an auk", "an owl"])
+
+
+@pytest.mark.parametrize(
+    ("members", "columns", "message"),
+    [
+        (("a.jpg", ("a.json", b"{")), "label=json", r"'a\.json' is no valid JSON"),
+        (("a.jpg", ("a.json", b"[" * 100_000)), "label=json", r"'a\.json' is no valid JSON"),
+        (("a.jpg", ("a.json", b"[1]")), "label=json", "its keys: none"),
+        (("a.jpg", ("a.json", b'{"label": -5}')), "label=json", "holds b'-5', no class number"),
+        (("a.jpg", ("a.json", b'{"label": 2000000}')), "label=json", "no class number"),
+        (("a.jpg", ("a.json", b'{"label": true}')), "label=json", "no number or name"),
+        (("a.jpg", "b.jpg", ("a.json", b'{"label": 1}')), "label=json", r"'b\.jpg' has no \.json file"),
+        (
+            ("a.jpg", "b.jpg", ("a.json", b'{"label": 1}'), ("b.json", b'{"label": "x"}')),
+            "label=json",
+            "number as its label and others have names",
+        ),
+        (("a.jpg", ("a.txt", b"")), "label=txt", "holds b'', no class number"),
+        (("a.jpg",), "label=xml", "cls, txt, json or json.KEY"),
+        (("a.jpg",), "label=cls.x", "cls, txt, json or json.KEY"),
+        (("a.jpg",), "image=png", "a tar has no such column"),
+        (("a.jpg",), "labels=cls", "--columns must be image=NAME,label=NAME"),
+    ],
+)
+def test_labels_that_say_nothing_clear(tmp_path, members, columns, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        open_source([make_tar(tmp_path / "0.tar", *members)], columns=columns)
+    assert str(caught.value).isprintable()
+
+
+def test_json_files_without_a_label_are_ignored(tmp_path):
+    """Those of img2dataset have captions and addresses."""
+    members = ("a.jpg", ("a.json", b'{"caption": "x"}'), "b.jpg", ("b.json", b"no JSON"))
+    source = open_source([make_tar(tmp_path / "0.tar", *members)])
+    assert source.labels.tolist() == [-1, -1]
+    assert source.remarks[0] == "ignored, not image files: 2 .json; labels in .json files are not read"
+
+
+def test_repeated_names(tmp_path):
+    """A tar may hold a name more than once, when it was added to: all are images."""
+    source = open_source([make_tar(tmp_path / "a.tar", "a/1.jpg", "b/1.jpg", "a/1.jpg")])
+    assert content(source) == [("a/1.jpg", 0), ("b/1.jpg", 1), ("a/1.jpg", 0)]
+    assert "1 images have the name of an earlier one; all are taken" in source.remarks
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    inner = tar_bytes(tmp_path, "x\udce9.jpg")
+    source = open_source([make_tar(tmp_path / "a.tar", ("caf\udce9.tar", inner), ("d.tar", inner))])
+    assert source.class_names == ["caf\\udce9", "d"]
+    assert source.item(0) == "caf\\udce9.tar/x\\udce9.jpg"
