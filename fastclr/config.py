@@ -1,18 +1,19 @@
 """Config: everything that decides what a training run computes, as dataclasses that a TOML recipe fills.
 
 Commands and `fastclr.train` read it; model, loss, optimizer and evaluation take plain keyword values.  The section
-`views` is `pipelines.ViewSpec` itself.
+`views` is `pipelines.ViewSpec` itself, or several of them.
 """
 
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipelines.engines import EngineName
 from pipelines.system.renamed import accept_old_fields
-from pipelines.views import ViewSpec
+from pipelines.views import ViewSpec, as_specs
 
 MAX_WHOLE_NUMBER = 2**64 - 1
 """Maximum of a whole number among the settings: the largest seed."""
@@ -212,13 +213,16 @@ class Config:
     """All settings of a training run, except the file and the run folder."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    views: ViewSpec = field(default_factory=ViewSpec.simclr)
+    views: ViewSpec | tuple[ViewSpec, ...] = field(default_factory=ViewSpec.simclr)
+    """The views of an image: one spec, or several in the order of the views; a tuple of one becomes that one."""
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        specs = as_specs(self.views)
+        object.__setattr__(self, "views", specs[0] if len(specs) == 1 else specs)
         for name, value in flatten(self).items():
             numbers = value if isinstance(value, tuple) else (value,)
             if any(isinstance(number, int) and abs(number) > MAX_WHOLE_NUMBER for number in numbers):
@@ -226,27 +230,43 @@ class Config:
             finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
             _check(finite, name, value, "finite")
         _check(
-            self.views.num_views == 2,
-            "views.num_views",
-            self.views.num_views,
-            "2: SimCLR contrasts two views per image",
-        )
-        _check(
             self.optim.warmup_epochs <= self.train.epochs,
             "optim.warmup_epochs",
             self.optim.warmup_epochs,
             f"at most train.epochs, {self.train.epochs}",
         )
 
+    @property
+    def view_specs(self) -> tuple[ViewSpec, ...]:
+        """The views as a tuple of specs, also where there is one; all of them have one mean and one std."""
+        return as_specs(self.views)
+
+    @property
+    def view_size(self) -> int:
+        """Height and width of the first view in pixels; in training (`check_views`) all views have this size."""
+        return self.view_specs[0].size
+
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Return all settings by their dotted names, in the order of the dataclasses.
+    """Return all settings by their dotted names, in the order of the dataclasses; several specs are numbered from 0.
 
     >>> flatten(Config())["optim.momentum"]
     0.9
+    >>> flatten(Config(views=(ViewSpec(96), ViewSpec(48))))["views[1].size"]
+    48
     """
     return {
-        f"{section.name}.{key.name}": getattr(getattr(config, section.name), key.name)
-        for section in dataclasses.fields(config)
-        for key in dataclasses.fields(getattr(config, section.name))
+        f"{name}.{key.name}": getattr(section, key.name)
+        for name, section in _numbered_sections(config)
+        for key in dataclasses.fields(section)
     }
+
+
+def _numbered_sections(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yield the dataclasses of a config with their names; several specs are views[0], views[1], …"""
+    for name in (each.name for each in dataclasses.fields(config)):
+        section = getattr(config, name)
+        if isinstance(section, tuple):
+            yield from ((f"{name}[{i}]", spec) for i, spec in enumerate(section))
+        else:
+            yield name, section

@@ -1,7 +1,8 @@
 """Draws a contact sheet: the views that the loader makes from some images of a file, with the drawn numbers.
 
 A row shows the source image with the crop boxes, the crops as the engine delivers them, and the augmented views as
-training sees them.  The box and the frames of a view have one color.
+training sees them.  The views stand beside the crops, or below them where an image has more than two.  The box and the
+frames of a view have one color.
 """
 
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from pipelines.ops.augment import cpu
 from pipelines.planner import BatchPlanner, Order, epoch_order
 from pipelines.system.atomic_file import replacing, write_at
 from pipelines.system.terminal import printable
+from pipelines.views import as_specs
 
 CELL = 224
 """Height and width of a picture on the sheet, pixels."""
@@ -33,11 +35,18 @@ GAP, GROUP_GAP, MARGIN = 16, 32, 30
 LINE = 17
 """Distance between two lines of text, pixels."""
 TEXT_LINES = 3
+CELL_HEIGHT = CELL + TEXT_LINES * LINE + 24
+"""Height of a picture with its text and the space below, pixels."""
+MAX_BESIDE = 2
+"""Maximum number of views that stand beside their crops; more would make the sheet too wide."""
 MAX_NAME = 40
 """Maximum length of a class name, letters; longer ones are shortened."""
 
 PAPER, INK, QUIET = "#fbfaf8", "#23211f", "#77716b"
-VIEW_COLORS = ("#e4572e", "#2e86ab", "#6a994e", "#9b5de5")
+VIEW_COLORS = (
+    *("#e4572e", "#2e86ab", "#6a994e", "#9b5de5", "#e0a100"),
+    *("#17a398", "#d81159", "#8d6346", "#3d5a80", "#a3b18a"),
+)
 """Colors of the boxes and frames of view 1, 2, …"""
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 
@@ -52,15 +61,15 @@ class Sample:
     """uint8 [h, w, 3]."""
     params: ViewParams
     """Arrays [V, 1, …]."""
-    crops: np.ndarray
-    """uint8 [V, size, size, 3]."""
-    views: np.ndarray
-    """uint8 [V, size, size, 3]: augmented, with the normalisation undone."""
+    crops: list[np.ndarray]
+    """Of each view, uint8 [size, size, 3]."""
+    views: list[np.ndarray]
+    """The same crops, augmented and with the normalisation undone."""
 
 
 def draw_samples(
     reader: BetonReader,
-    spec: ViewSpec,
+    views: ViewSpec | Sequence[ViewSpec],
     *,
     rows: int = 6,
     seed: int = 0,
@@ -71,6 +80,7 @@ def draw_samples(
     """Crop and augment the images of some rows as training does.
 
     Args:
+        views: the distributions of the views: a spec, or several.
         rows: number of images: the first of the epoch in a run with this seed and order.
         indices: these images instead.
 
@@ -84,25 +94,28 @@ def draw_samples(
         wrong = chosen[(chosen < 0) | (chosen >= len(reader))]
         if len(wrong):
             raise ValueError(f"{reader.path} has no image {wrong[0]}; its images are 0 to {len(reader) - 1}")
-    planner = BatchPlanner(reader.heights, reader.widths, (spec,), batch_size=len(chosen), seed=seed)
+    specs = as_specs(views)
+    planner = BatchPlanner(reader.heights, reader.widths, specs, batch_size=len(chosen), seed=seed)
     plan = BatchPlan(epoch, 0, chosen, planner.draw(epoch, chosen))
     engine = NativeEngine(reader, planner, num_threads=1, augment=False)
     with closing(engine), closing(engine.run(iter([plan]), planner)) as batches:
-        crops = next(batches)
-    plan = crops.plan  # names the replacements of corrupt images
-    assert isinstance(crops, Crops)
-    (pixels,) = crops.pixels
-    normalised = cpu.augment(pixels, plan.params, spec).permute(0, 1, 3, 4, 2)
-    levels = (normalised * torch.tensor(spec.std) + torch.tensor(spec.mean)) * 255
-    views = levels.round().clamp(0, 255).to(torch.uint8).numpy()
+        decoded = next(batches)
+    plan = decoded.plan  # names the replacements of corrupt images
+    assert isinstance(decoded, Crops)
+    mean, std = torch.tensor(specs[0].mean), torch.tensor(specs[0].std)
+    crops, augmented = list[np.ndarray](), list[np.ndarray]()  # of each view, [B, size, size, 3]
+    for group, pixels in zip(planner.groups, decoded.pixels, strict=True):
+        normalised = cpu.augment(pixels, plan.params[group.views], group.specs[0]).permute(0, 1, 3, 4, 2)
+        crops += [*np.asarray(pixels)]
+        augmented += [*((normalised * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()]
     return [
         Sample(
             index=int(index),
             label=class_name(reader, int(index)),
             source=reader.decode(int(index)),
             params=plan.params[:, row : row + 1],
-            crops=np.asarray(pixels)[:, row],
-            views=views[:, row],
+            crops=[view[row] for view in crops],
+            views=[view[row] for view in augmented],
         )
         for row, index in enumerate(plan.indices)
     ]
@@ -111,33 +124,27 @@ def draw_samples(
 def contact_sheet(samples: Sequence[Sample], title: str) -> Image.Image:
     """Draw the sheet: RGB, one row per sample."""
     num_views = len(samples[0].crops)
-    width = _left(2 * num_views, num_views) + CELL + MARGIN
-    header, row_height = MARGIN + 58, CELL + TEXT_LINES * LINE + 24
-    sheet = Image.new("RGB", (width, header + len(samples) * row_height + MARGIN - 12), PAPER)
+    places, names = _places(num_views), _column_names([len(crop) for crop in samples[0].crops])
+    header, row_height = MARGIN + 58, places[-1][1] + CELL_HEIGHT
+    width, height = places[-1][0] + CELL + MARGIN, header + len(samples) * row_height + MARGIN - 12
+    sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, MARGIN - 8), printable(title), INK, _font(18))
-    for column, name in enumerate(_column_names(num_views)):
-        pen.text((_left(column, num_views), MARGIN + 31), name, QUIET, _font(12))
+    for name, (left, _) in zip(names, places, strict=False):
+        pen.text((left, MARGIN + 31), name, QUIET, _font(12))
     for row, sample in enumerate(samples):
         top = header + row * row_height
         _paste_source(sheet, sample, top)
         texts = [_source_text(sample)]
         texts += [_crop_text(sample.params, view) for view in range(num_views)]
         texts += [_view_text(sample.params, view) for view in range(num_views)]
-        for view in range(num_views):
-            for column, picture in (
-                (1 + view, sample.crops[view]),
-                (1 + num_views + view, sample.views[view]),
-            ):
-                left = _left(column, num_views)
-                sheet.paste(_fitted(picture), (left, top))
-                pen.rectangle(
-                    (left - 3, top - 3, left + CELL + 2, top + CELL + 2), None, _view_color(view), 3
-                )
-        for column, lines in enumerate(texts):
+        for number, picture in enumerate([*sample.crops, *sample.views]):
+            left, below = places[1 + number]
+            _paste_framed(sheet, picture, left, top + below, _view_color(number % num_views))
+        for lines, (left, below) in zip(texts, places, strict=True):
             for number, line in enumerate(lines):
                 color = INK if number == 0 else QUIET
-                pen.text((_left(column, num_views), top + CELL + 9 + number * LINE), line, color, _font(12))
+                pen.text((left, top + below + CELL + 9 + number * LINE), line, color, _font(12))
     return sheet
 
 
@@ -161,17 +168,22 @@ def save_picture(picture: Image.Image, path: Path) -> None:
         write_at(descriptor, content.getvalue(), 0, path)
 
 
-def _column_names(num_views: int) -> list[str]:
-    views = range(1, num_views + 1)
-    return ["source", *(f"crop {v}" for v in views), *(f"view {v}" for v in views)]
+def _column_names(sizes: Sequence[int]) -> list[str]:
+    """Return the names above the columns, with the sizes of the views in pixels if they differ."""
+    numbers = [
+        f"{view}, {size} px" if len(set(sizes)) > 1 else f"{view}" for view, size in enumerate(sizes, 1)
+    ]
+    if len(sizes) > MAX_BESIDE:
+        return ["source", *(f"crop and view {number}" for number in numbers)]
+    return ["source", *(f"crop {number}" for number in numbers), *(f"view {number}" for number in numbers)]
 
 
-def _left(column: int, num_views: int) -> int:
-    """Return the left edge of a column; column 0 is the source, then come the crops, then the views."""
-    if column == 0:
-        return MARGIN
-    groups = 1 if column <= num_views else 2
-    return MARGIN + SOURCE + (column - 1) * (CELL + GAP) + groups * GROUP_GAP - (groups - 1) * GAP
+def _places(num_views: int) -> list[tuple[int, int]]:
+    """Return the left edge, and the distance from the top of its row, of the source, each crop and each view."""
+    first = MARGIN + SOURCE + GROUP_GAP
+    lefts = [first + view * (CELL + GAP) for view in range(num_views)]
+    right, down = (0, CELL_HEIGHT) if num_views > MAX_BESIDE else (lefts[-1] + CELL + GROUP_GAP - first, 0)
+    return [(MARGIN, 0), *((left, 0) for left in lefts), *((left + right, down) for left in lefts)]
 
 
 def _view_color(view: int) -> str:
@@ -189,6 +201,12 @@ def _fitted(pixels: np.ndarray) -> Image.Image:
     picture = Image.fromarray(pixels)
     enlarges = picture.width < CELL
     return picture.resize((CELL, CELL), Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS)
+
+
+def _paste_framed(sheet: Image.Image, pixels: np.ndarray, left: int, top: int, color: str) -> None:
+    sheet.paste(_fitted(pixels), (left, top))
+    frame = (left - 3, top - 3, left + CELL + 2, top + CELL + 2)
+    ImageDraw.Draw(sheet).rectangle(frame, None, color, 3)
 
 
 def _paste_source(sheet: Image.Image, sample: Sample, top: int) -> None:
@@ -230,9 +248,9 @@ def _view_text(params: ViewParams, view: int) -> list[str]:
         steps = [f"{OPERATIONS[k]} {values[k]}" for k in params.jitter_order[view, 0].tolist()]
         lines = [", ".join(steps[:2]), ", ".join(steps[2:])]
     sigma = float(params.blur_sigma[view, 0])
-    last = (["grayscale"] if params.grayscale[view, 0] else []) + (
-        [f"blur σ {sigma:.2f} px"] if sigma else []
-    )
+    last = ["grayscale"] if params.grayscale[view, 0] else []
+    last += [f"blur σ {sigma:.2f} px"] if sigma else []
+    last += ["solarized"] if np.isfinite(params.solarize[view, 0]) else []
     return [*lines, ", ".join(last)] if last else lines
 
 

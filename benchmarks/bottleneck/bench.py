@@ -47,7 +47,9 @@ class Options:
     the loader costs the training thread on top of the cores that it takes (the GIL, memory)."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Where to write the result."""
-    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
+        default_factory=Config
+    )
 
     def __post_init__(self) -> None:
         check_at_least_1(self, "rounds", "steps")

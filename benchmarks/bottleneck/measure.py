@@ -118,7 +118,7 @@ def _measure_rounds(
 def training_step(config: Config, device: torch.device) -> Callable[[Batch], None]:
     """Return a step of the config's training, with fresh weights."""
     torch.manual_seed(config.train.seed)
-    model = make_model(config.model, config.views.size).to(device).to(memory_format=torch.channels_last)
+    model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
     peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
     lr = peak_lr / 1000  # few steps, with no warm-up before them
     take_step = make_step(config, model, make_optimizer(config.optim, model, lr), Ranks(), device)

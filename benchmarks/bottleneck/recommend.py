@@ -90,7 +90,7 @@ def setup_of_run(config: Config, reader: BetonReader) -> RunSetup:
         train_threads=config.train.threads,
         cores=cores(),
         batch_size=config.train.batch_size,
-        size=config.views.size,
+        size=config.view_size,
         precision=config.train.precision,
         compiled=config.train.compile,
         longer_side=int(np.median(np.maximum(reader.heights, reader.widths))),

@@ -9,14 +9,15 @@ import tyro
 
 from fastclr.arguments import DataSet, data_set, parse
 from pipelines.system.terminal import printable
+from pipelines.views import ViewSpec
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Draw a contact sheet of the augmented views of a file.
 
-    Per row: the source image with its two crop boxes, the two crops, the two augmented views, and the drawn
-    numbers under them. Seed and epoch as in a training run show what that run sees.
+    Per row: the source image with its crop boxes, the crops, the augmented views, and the drawn numbers under them.
+    Seed and epoch as in a training run show what that run sees.
     """
 
     files: DataSet
@@ -26,7 +27,7 @@ class Arguments:
     rows: int = 6
     """Number of images: the first of the epoch in a run with this seed."""
     size: int | None = None
-    """Side length of a view in pixels; None: the recipe's, else 224."""
+    """Side length of a view in pixels, for views of one size; None: the recipe's, else 224."""
     seed: int | None = None
     """Seed of the run; None: the recipe's, else 0."""
     epoch: int = 0
@@ -44,28 +45,46 @@ def main(argv: list[str]) -> None:
     from fastclr.config import Config
     from fastclr.preview import contact_sheet, draw_samples, save_picture
     from fastclr.recipes import load_recipe
-    from pipelines import BetonReader, ViewSpec
+    from pipelines import BetonReader
 
     if arguments.recipe is None:
         config = Config(views=ViewSpec.simclr(arguments.size or 224))
     else:
         config = load_recipe(arguments.recipe)
-    spec = dataclasses.replace(config.views, size=arguments.size or config.views.size)
+    specs = _resized(config.view_specs, arguments.size)
     seed = config.train.seed if arguments.seed is None else arguments.seed
     with BetonReader(data_set(arguments.files)) as reader:
         samples = draw_samples(
             reader,
-            spec,
+            specs,
             rows=min(arguments.rows, len(reader)),
             seed=seed,
             epoch=arguments.epoch,
             order=config.data.order,
             indices=arguments.indices or None,
         )
-    title = f"{reader.path.name}: views of {spec.size} px, seed {seed}, epoch {arguments.epoch}"
+    title = f"{reader.path.name}: views of {_sizes(specs)} px, seed {seed}, epoch {arguments.epoch}"
     sheet = contact_sheet(samples, title)
     save_picture(sheet, arguments.out)
     print(f"{len(samples)} images, {sheet.width} × {sheet.height} px, written to {printable(arguments.out)}")
+
+
+def _sizes(specs: tuple[ViewSpec, ...]) -> str:
+    """Return the sizes of the views without repetitions: "224 and 96"."""
+    return " and ".join(dict.fromkeys(f"{spec.size}" for spec in specs))
+
+
+def _resized(specs: tuple[ViewSpec, ...], size: int | None) -> tuple[ViewSpec, ...]:
+    """Return the specs with another size.
+
+    Raises:
+        ValueError: they have several sizes.
+    """
+    if size is None:
+        return specs
+    if len({spec.size for spec in specs}) > 1:
+        raise ValueError(f"--size is {size}, but the recipe has views of {_sizes(specs)} px; leave it out")
+    return tuple(dataclasses.replace(spec, size=size) for spec in specs)
 
 
 def _check(arguments: Arguments) -> None:

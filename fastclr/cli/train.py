@@ -33,7 +33,9 @@ class Arguments:
     """Stop with an error if the run folder holds a run, instead of continuing it."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Not needed any more; stops with an error if the run folder holds no run."""
-    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
+        default_factory=Config
+    )
 
     @property
     def file(self) -> Path | tuple[Path, ...]:

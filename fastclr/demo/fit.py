@@ -33,7 +33,7 @@ def step_seconds(config: Config, reader: BetonReader, device: torch.device) -> f
     assert config.train.threads is not None
     peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
     with torch_threads(config.train.threads), make_loader(config, reader, Ranks(), device) as loader:
-        model = make_model(config.model, config.views.size).to(device).to(memory_format=torch.channels_last)
+        model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
         step = make_step(config, model, make_optimizer(config.optim, model, peak_lr), Ranks(), device)
 
         def take(views: Tensor) -> None:

@@ -32,7 +32,7 @@ from fastclr.evaluate.encoder import FrozenEncoder
 from fastclr.evaluate.protocol import EvalConfig, evaluate_files
 from fastclr.preview import contact_sheet, draw_samples, save_picture
 from fastclr.recipes import load_recipe, to_toml
-from fastclr.train.build import make_model, resolve
+from fastclr.train.build import check_views, make_model, resolve
 from fastclr.train.checkpoint import atomic_write, load_encoder
 from fastclr.train.pretrain import train
 from fastclr.train.run import FILES
@@ -123,6 +123,7 @@ def run_demo(settings: Settings, console: Console) -> DemoResult:
     """
     timer, out = StageTimer(console), settings.out
     config = load_recipe(settings.recipe)
+    check_views(config)
     out.mkdir(parents=True, exist_ok=True)
     images, *sources = _sources(settings, timer)
     files = out / "train.beton", out / "test.beton"
@@ -135,7 +136,7 @@ def run_demo(settings: Settings, console: Console) -> DemoResult:
         sheet = _preview(train_file, config, out / "views.png", timer)
         config, fitted = _fit(config, train_file, device, settings.minutes, timer)
         torch.manual_seed(config.train.seed)  # as the training does: these are the weights it starts from
-        encoder = make_model(config.model, config.views.size).encoder
+        encoder = make_model(config.model, config.view_size).encoder
         before = _evaluate("random", encoder, config, device, train_file, test_file, timer)
         with timer.stage("train") as notes:
             _clear_run(out / "run")
@@ -218,8 +219,8 @@ def _convert(sources: list[Source], files: tuple[Path, Path], seed: int, timer: 
 def _preview(reader: BetonReader, config: Config, out: Path, timer: StageTimer) -> Image.Image:
     with timer.stage("preview") as notes:
         seed = config.train.seed
-        samples = draw_samples(reader, config.views, rows=min(4, len(reader)), seed=seed)
-        sheet = contact_sheet(samples, f"{config.views.size} px views, seed {seed}, epoch 0")
+        samples = draw_samples(reader, config.view_specs, rows=min(4, len(reader)), seed=seed)
+        sheet = contact_sheet(samples, f"{config.view_size} px views, seed {seed}, epoch 0")
         save_picture(sheet, out)
         notes.append(f"{out}")
     return sheet
@@ -256,7 +257,8 @@ def _evaluate(
     timer: StageTimer,
 ) -> Evaluation:
     """Extract features and, where all pictures have labels, measure kNN and a linear probe."""
-    views = {"size": config.views.size, "mean": config.views.mean, "std": config.views.std}
+    spec = config.view_specs[0]
+    views = {"size": spec.size, "mean": spec.mean, "std": spec.std}
     autocast = torch.bfloat16 if config.train.precision == "bfloat16" else None
     with timer.stage(f"evaluate {weights} weights") as notes:
         model = FrozenEncoder.from_meta(encoder, views, device, autocast=autocast)

@@ -1,4 +1,4 @@
-"""Recipes: a training run as a TOML file, one section per dataclass of `fastclr.config`.
+"""Recipes: a training run as a TOML file, one section per dataclass of `fastclr.config`, or several `[[views]]`.
 
 The header of a recipe gives its command, the hardware, the wall time and the accuracy to expect, and says
 whether that was measured or is cited.
@@ -7,6 +7,7 @@ whether that was measured or is cited.
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,8 +54,8 @@ def recipe_from_arguments(argv: list[str], command: str) -> Config:
 def load_recipe(name_or_path: str) -> Config:
     """Read a recipe: one of the package's by its name, or any TOML file or run folder by its path.
 
-    Settings that the file leaves out have the default of their dataclass; `[views]` starts from
-    `ViewSpec.simclr(size)`.
+    Settings that the file leaves out have the default of their dataclass; `[views]`, and each of several `[[views]]`,
+    starts from `ViewSpec.simclr(size)`.
 
     Raises:
         ValueError: no such recipe, no valid TOML, an unknown key (the message has the nearest valid one), or
@@ -110,6 +111,8 @@ def from_table(table: dict[str, Any]) -> Config:
 
     >>> from_table({"train": {"epochs": 50}}).train.epochs
     50
+    >>> [spec.blur_p for spec in from_table({"views": [{"blur_p": 1}, {"blur_p": 0.1}]}).view_specs]
+    [1.0, 0.1]
 
     Raises:
         ValueError: an unknown section or key, a value of the wrong type or outside its range.
@@ -120,34 +123,64 @@ def from_table(table: dict[str, Any]) -> Config:
     for name, given in table.items():
         if name not in types:
             raise ValueError(f"unknown section [{_shown(name)}]{_nearest(name, [*types, *known])}")
-        if not isinstance(given, dict):
-            raise ValueError(f"{name} is {_shown(given)}; it must be a section, [{name}]")
-        hints = get_type_hints(types[name])
-        values = {}
-        for old_key, old_value in given.items():
-            full_name, value = current(f"{name}.{old_key}", old_value)
-            key = full_name.partition(".")[2]
-            if key not in hints:
-                raise ValueError(f"unknown key {name}.{_shown(key)}{_nearest(f'{name}.{key}', known)}")
-            values[key] = _checked(f"{name}.{key}", value, hints[key])
-        make = ViewSpec.simclr if types[name] is ViewSpec else types[name]
-        sections[name] = make(**values)
+        if isinstance(given, dict):
+            sections[name] = _section(name, given, known)
+        elif name == "views" and _is_array_of_tables(given):
+            sections[name] = tuple(_section(f"views[{i}]", table, known) for i, table in enumerate(given))
+        else:
+            several = " (or several, [[views]])" if name == "views" else ""
+            raise ValueError(f"{name} is {_shown(given)}; it must be a section, [{name}]{several}")
     return Config(**sections)
+
+
+def _is_array_of_tables(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(each, dict) for each in value)
+
+
+def _section(label: str, table: dict[str, Any], known: Iterable[str]) -> Any:
+    """Make the dataclass of a section.
+
+    Args:
+        label: the section's name; of several `[[views]]`, with their number: views[1].
+        table: the settings, perhaps by their old names.
+        known: names of all settings, for hints.
+    """
+    name = label.partition("[")[0]
+    kind = ViewSpec if name == "views" else get_type_hints(Config)[name]
+    hints = get_type_hints(kind)
+    values = {}
+    for old_key, old_value in table.items():
+        full_name, value = current(f"{name}.{old_key}", old_value)
+        key = full_name.partition(".")[2]
+        if key not in hints:
+            numbered = [re.sub(f"^{name}\\.", f"{label}.", each) for each in known]
+            raise ValueError(f"unknown key {label}.{_shown(key)}{_nearest(f'{label}.{key}', numbered)}")
+        values[key] = _checked(f"{label}.{key}", value, hints[key])
+    if kind is not ViewSpec:
+        return kind(**values)
+    try:
+        return ViewSpec.simclr(**values)
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}" if label != name else f"{error}") from None
 
 
 def to_toml(config: Config) -> str:
     """Return the config as TOML, which `load_recipe` reads back; settings that are None are left out."""
     lines = []
     for section in dataclasses.fields(config):
-        lines.append(f"[{section.name}]")
-        values = getattr(config, section.name)
-        for key in dataclasses.fields(values):
-            value = getattr(values, key.name)
-            if value is not None:
-                # JSON's strings, numbers, booleans and lists are valid TOML
-                lines.append(f"{key.name} = {json.dumps(value)}")
-        lines.append("")
+        value = getattr(config, section.name)
+        if isinstance(value, tuple):
+            for each in value:
+                lines += [f"[[{section.name}]]", *_toml_lines(each), ""]
+        else:
+            lines += [f"[{section.name}]", *_toml_lines(value), ""]
     return "\n".join(lines)
+
+
+def _toml_lines(section: Any) -> list[str]:
+    values = {key.name: getattr(section, key.name) for key in dataclasses.fields(section)}
+    # JSON's strings, numbers, booleans and lists are valid TOML
+    return [f"{name} = {json.dumps(value)}" for name, value in values.items() if value is not None]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from fastclr.train.distributed import Ranks
 from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.cpus import cores
 from pipelines.system.memory import available_memory
+from pipelines.views import groups_of
 
 RESIDENT_BYTES = 1 << 30
 """Decoded data sets of up to this many bytes are held in memory: little beside what a training step takes."""
@@ -32,7 +33,11 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
     Args:
         config, reader, device: those of the run.
         local_ranks: processes of the run on this machine, which share its cores.
+
+    Raises:
+        ValueError: views that SimCLR can't train on, see `check_views`.
     """
+    check_views(config)
     own_cores = max(1, cores() // local_ranks)
     on_cpu = device.type == "cpu"
     engine, stem, precision = config.data.engine, config.model.stem, config.train.precision
@@ -41,7 +46,7 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
         engine = "resident" if decoded_bytes <= RESIDENT_BYTES else "native"
     # other encoders have no stem to choose: "auto" stays, so that the run's config.toml can serve as a recipe
     if stem == "auto" and config.model.encoder == "resnet":
-        stem = "cifar" if config.views.size <= CIFAR_SIZE else "imagenet"
+        stem = "cifar" if config.view_size <= CIFAR_SIZE else "imagenet"
     if precision == "auto":
         precision = "bfloat16" if has_bfloat16(device) else "float32"
     # on a CPU a training step takes far longer than its views: one loader thread keeps up, more would disturb it
@@ -61,6 +66,20 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
             threads=max(1, step_threads),
         ),
     )
+
+
+def check_views(config: Config) -> None:
+    """Raise a ValueError unless an image has two views of one size, be they of one spec or of two."""
+    groups = groups_of(config.view_specs)
+    if [group.num_views for group in groups] != [2]:
+        given = " and ".join(
+            f"{g.num_views} view{'' if g.num_views == 1 else 's'} of {g.size} px" for g in groups
+        )
+        raise ValueError(
+            f"the recipe has {given} per image, but SimCLR contrasts two views of one size; set "
+            "views.num_views = 2, or 1 in each of two [[views]] (for multi-crop methods, write a loop with "
+            "pipelines.ViewLoader)"
+        )
 
 
 def check_batch(config: TrainConfig, reader: BetonReader, ranks: Ranks) -> None:
@@ -106,7 +125,7 @@ def check_memory(config: Config, model: nn.Module, local_ranks: int = 1, world_s
         local_ranks: processes of the run on this machine, which share its memory.
         world_size: processes of the run in all, which share a batch.
     """
-    batch_size, size = config.train.batch_size // world_size, config.views.size
+    batch_size, size = config.train.batch_size // world_size, config.view_size
     at_once = config.train.micro_batch or batch_size
     kept = activation_bytes(model, size, config.train.precision == "bfloat16")
     weights = sum(p.nbytes for p in model.parameters())
@@ -149,7 +168,7 @@ def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch
     return TwoViewLoader(
         reader,
         config.train.batch_size // ranks.world_size,
-        views=config.views,
+        views=config.view_specs,
         engine=engine,
         order=config.data.order,
         num_threads=config.data.threads,

@@ -44,10 +44,10 @@ class OnlineKnn:
         device: torch.device,
     ) -> None:
         check_val(train, val, ranks)
-        views = config.views
+        spec = config.view_specs[0]
         autocast = torch.bfloat16 if config.train.precision == "bfloat16" else None
         self._encoder = FrozenEncoder(
-            encoder, views.size, views.mean, views.std, device, autocast, num_threads=config.data.threads
+            encoder, spec.size, spec.mean, spec.std, device, autocast, num_threads=config.data.threads
         )
         self._train, self._val, self._ranks = train, val, ranks
 

@@ -161,7 +161,7 @@ def _build(
 ) -> tuple[Pretraining, Callable[[int], float]]:
     """Build the task with fresh weights, and its learning rate by step."""
     torch.manual_seed(config.train.seed)
-    model = make_model(config.model, config.views.size).to(device).to(memory_format=torch.channels_last)
+    model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
         check_memory(config, model, ranks.local_world_size, ranks.world_size)
     num_images, batch_size = len(loader.reader), config.train.batch_size
@@ -201,14 +201,14 @@ def loss_function(config: LossConfig, group: dist.ProcessGroup | None = None) ->
 
 def encoder_meta(config: Config) -> dict[str, Any]:
     """Return the metadata that rebuild the encoder of a run and make its images; the config must be resolved."""
-    name, kwargs = encoder_spec(config.model, config.views.size)
-    views = config.views
+    name, kwargs = encoder_spec(config.model, config.view_size)
+    spec = config.view_specs[0]
     return {
         "encoder": name,
         "kwargs": kwargs,
-        "size": views.size,
-        "mean": views.mean,
-        "std": views.std,
+        "size": spec.size,
+        "mean": spec.mean,
+        "std": spec.std,
         "precision": config.train.precision,
     }
 
@@ -220,7 +220,7 @@ def _opening(run: Run, done: int) -> str:
     return (
         f"{len(run.loader.reader):,} images, {train.epochs:,} epochs, {run.total_steps:,} steps of {train.batch_size:,}"
         + (f", from step {done:,} on" if done else "")
-        + f"; {encoder_title(encoder_meta(config))} at {config.views.size} px in {train.precision} on {train.device}; "
+        + f"; {encoder_title(encoder_meta(config))} at {config.view_size} px in {train.precision} on {train.device}; "
         f"engine {data.engine}, {data.threads} loader thread{'' if data.threads == 1 else 's'}"
     )
 

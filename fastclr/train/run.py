@@ -10,6 +10,7 @@ encoder.safetensors   the encoder of that checkpoint
 
 import fcntl
 import platform
+import re
 import shlex
 import sys
 import time
@@ -36,6 +37,9 @@ MAY_CHANGE = {
     *("train.log_every", "train.checkpoint_minutes", "train.eval_epochs"),
 }
 """Settings that decide how a run is computed and not what: they may change when it is resumed."""
+NUMBER = re.compile(r"views\[\d+\]\.")
+"""Begins the name of a setting of one of several specs."""
+NUM_SPECS = "the number of [[views]]"
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "simplejpeg", "safetensors")
 
 
@@ -152,7 +156,13 @@ def is_same_run(
     if reader.matches_fingerprint(fingerprint):
         now = {**now, DATA_FINGERPRINT: fingerprint}
     settings = dict(current(name, value) for name, value in saved["identity"].items())
-    changed = differences(settings, now, flatten(Config()))
+    if (before := _num_specs(settings)) != (after := _num_specs(now)):
+        settings = {**_without_views(settings), NUM_SPECS: before}
+        now = {**_without_views(now), NUM_SPECS: after}
+    defaults = flatten(Config())
+    # a spec among several has the defaults of one
+    defaults |= {name: defaults.get(NUMBER.sub("views.", name)) for name in now if NUMBER.match(name)}
+    changed = differences(settings, now, defaults)
     if changed and never_stepped(folder):
         return False
     if changed:
@@ -161,6 +171,14 @@ def is_same_run(
             "it, or choose another --out"
         )
     return True
+
+
+def _num_specs(settings: Mapping[str, Any]) -> int:
+    return max(1, len({match[0] for name in settings if (match := NUMBER.match(name))}))
+
+
+def _without_views(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not name.startswith(("views.", "views["))}
 
 
 def never_stepped(folder: Path) -> bool:

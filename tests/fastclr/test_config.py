@@ -57,6 +57,52 @@ def test_a_recipe_file_overrides_only_what_it_names(tmp_path):
     assert isinstance(config.optim.base_lr, float)
 
 
+VIEW_TABLES = """
+[[views]]
+size = 32
+num_views = 1
+blur_p = 1
+
+[[views]]
+views = 1
+jitter = [0.4, 0.4, 0.2, 0.1]
+solarize_p = 0.2
+
+[[views]]
+size = 96
+num_views = 6
+
+[train]
+epochs = 20
+"""
+
+
+def test_several_tables_of_views():
+    """Each is read as one [views] is: old names, and SimCLR's values for its own size."""
+    config = from_table(tomllib.loads(VIEW_TABLES))
+    jitter = (0.4, 0.4, 0.2, 0.1)
+    assert config.views == (
+        ViewSpec(size=32, num_views=1, jitter_strength=0.5, blur_p=1.0),
+        ViewSpec(size=224, num_views=1, jitter=jitter, solarize_p=0.2),
+        ViewSpec(size=96, num_views=6),
+    )
+    assert (config.view_specs, config.view_size) == (config.views, 32)
+    settings = flatten(config)
+    assert (settings["views[1].jitter"], settings["views[2].size"]) == (jitter, 96)
+    assert not any(name.startswith("views.") for name in settings)
+    written = to_toml(config)
+    assert written.count("[[views]]") == 3 and "[views]\n" not in written.replace("[[views]]", "")
+    assert from_table(tomllib.loads(written)) == config
+
+
+def test_one_table_of_several_is_one():
+    spec = {"size": 48, "blur_p": 0.1}
+    one = from_table({"views": spec})
+    assert from_table({"views": [spec]}) == one == Config(views=[one.views])
+    assert one.view_specs == (one.views,)
+    assert to_toml(one).count("[views]") == 1 and "[[" not in to_toml(one)
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -72,7 +118,15 @@ def test_a_recipe_file_overrides_only_what_it_names(tmp_path):
         ({"loss": {"temperature": float("nan")}}, "loss.temperature is nan; it must be positive"),
         ({"optim": {"name": "lamb"}}, "optim.name is 'lamb'; it must be one of lars, sgd, adamw"),
         ({"views": {"mean": [0.5, 0.5]}}, r"views.mean is \[0.5, 0.5\]; it must be a list of 3 numbers"),
-        ({"views": {"views": 3}}, "views.num_views is 3; it must be 2"),
+        ({"views": []}, r"views is \[\]; it must be a section, \[views\] \(or several, \[\[views\]\]\)"),
+        ({"views": [{}, 5]}, r"views is a list of 2; it must be a section, \[views\]"),
+        ({"views": [{}, {"blurp": 1}]}, r"unknown key views\[1\].blurp; did you mean views\[1\].blur_p\?"),
+        ({"views": [{"epochs": 1}, {}]}, r"unknown key views\[0\].epochs; did you mean train.epochs\?"),
+        ({"views": [{}, {"size": 9.5}]}, r"views\[1\].size is 9.5; it must be a whole number"),
+        ({"views": [{}, {"blur_p": 2}]}, r"views\[1\]: ViewSpec.blur_p is 2.0; it must be a probability"),
+        ({"views": [{}, {"mean": [0.5, 0.5, 0.5]}]}, "views must have one mean"),
+        ({"views": [{}] * 33}, "views must be at most 64"),
+        ({"train": [{}]}, r"train is a list of 1; it must be a section, \[train\]$"),
         ({"train": {"epochs": 5}}, "optim.warmup_epochs is 10.0; it must be at most train.epochs, 5"),
     ],
 )

@@ -50,6 +50,63 @@ def test_the_views_are_those_of_a_training_run(reader, size):
         assert (sample.source == reader.decode(sample.index)).all()
 
 
+MULTI_CROP = (
+    ViewSpec(size=50, num_views=1, blur_p=1.0),
+    ViewSpec(size=50, num_views=1, blur_p=0.0, solarize_p=1.0, solarize_threshold=0.25),
+    ViewSpec(size=24, num_views=3, scale=(0.05, 0.4)),
+)
+
+
+def test_views_of_several_specs_and_sizes(reader):
+    samples = draw_samples(reader, MULTI_CROP, rows=4, seed=5, epoch=3)
+    with TwoViewLoader(reader, 4, views=MULTI_CROP, seed=5, num_threads=1) as loader:
+        loader.set_epoch(3)
+        batch = next(iter(loader))
+    expected = [view for group in batch.views for view in group]
+    assert [len(view) for view in samples[0].views] == [50, 50, 24, 24, 24]
+    mean, std = torch.tensor(MULTI_CROP[0].mean), torch.tensor(MULTI_CROP[0].std)
+    for row, sample in enumerate(samples):
+        for ours, theirs in zip(sample.views, expected, strict=True):
+            levels = 255 * (theirs[row].permute(1, 2, 0) * std + mean)
+            assert np.abs(ours - levels.numpy()).max() <= 0.51
+
+
+@pytest.mark.parametrize(("num_local", "below"), [(0, 0), (3, preview.CELL_HEIGHT)])
+def test_more_than_two_views_stand_below_their_crops(reader, num_local, below):
+    samples = draw_samples(reader, MULTI_CROP[: 2 + (num_local > 0)], indices=[4, 1])
+    sheet = np.asarray(contact_sheet(samples, "title"))
+    num_views = 2 + num_local
+    places = preview._places(num_views)
+    header, height = MARGIN + 58, places[-1][1] + preview.CELL_HEIGHT
+    assert sheet.shape[:2] == (header + 2 * height + MARGIN - 12, places[-1][0] + CELL + MARGIN)
+    for row, sample in enumerate(samples):
+        for number, picture in enumerate([*sample.crops, *sample.views]):
+            left, down = places[1 + number]
+            assert down == (below if number >= num_views else 0)
+            top = header + row * height + down
+            cell = sheet[top : top + CELL, left : left + CELL]
+            assert (cell[8:-8, 8:-8] == np.asarray(preview._fitted(picture))[8:-8, 8:-8]).all()
+            color = preview._view_color(number % num_views)
+            assert (sheet[top - 3, left] == [int(color[k : k + 2], 16) for k in (1, 3, 5)]).all()
+    assert len({left for left, _ in places}) == (1 + num_views if below else 1 + 2 * num_views)
+
+
+def test_names_and_texts_of_several_specs(reader, monkeypatch):
+    written: list[str] = []
+    monkeypatch.setattr(
+        preview.ImageDraw.ImageDraw, "text", lambda pen, at, text, *rest: written.append(text)
+    )
+    contact_sheet(draw_samples(reader, MULTI_CROP, indices=[4]), "")
+    assert written[1:7] == [
+        "source",
+        *(f"crop and view {n}, {s} px" for n, s in enumerate([50, 50, 24, 24, 24], 1)),
+    ]
+    assert sum("solarized" in text for text in written) == 1
+    written.clear()
+    contact_sheet(draw_samples(reader, (MULTI_CROP[0], ViewSpec(size=24, num_views=1)), indices=[4]), "")
+    assert written[1:6] == ["source", "crop 1, 50 px", "crop 2, 24 px", "view 1, 50 px", "view 2, 24 px"]
+
+
 def test_cells_and_boxes_lie_where_they_should(reader):
     spec = ViewSpec.simclr(CELL)  # views of the size of a cell are shown pixel for pixel
     samples = draw_samples(reader, spec, indices=[7, 2])
@@ -121,7 +178,7 @@ def test_extreme_images_have_a_sheet(tmp_path, height, width):
     with BetonReader(tmp_path / "odd.beton") as odd:
         samples = draw_samples(odd, ViewSpec.simclr(32, jitter_p=0.0, gray_p=0.0))
     assert samples[0].label == "no label"
-    assert (samples[0].views == 77).all()
+    assert all((view == 77).all() for view in samples[0].views)
     sheet = contact_sheet(samples, "odd")
     assert sheet.width == contact_sheet(samples, "").width
     assert sheet.height < 500

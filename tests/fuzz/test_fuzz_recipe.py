@@ -10,16 +10,19 @@ from pathlib import Path
 
 from fuzz.harness import Original, fuzz, main
 
+from fastclr.config import Config
 from fastclr.recipes import RECIPES_DIR, from_table, load_recipe, recipe_names, to_toml
+from pipelines.views.presets import byol
 
 
 def originals() -> list[Original]:
-    """The package's recipes and a config.toml; most mutations hit values and section names."""
+    """The package's recipes, a config.toml and one of two views; most mutations hit values and section names."""
     texts = [(RECIPES_DIR / f"{name}.toml").read_text("utf-8") for name in recipe_names()]
     texts.append(to_toml(load_recipe("cifar10-rn18")))
+    texts.append(to_toml(Config(views=byol(32))))
     found = []
     for text in texts:
-        places = re.finditer(rb"(?m)(?<== ).+$|^\[\w+\]$", text.encode())
+        places = re.finditer(rb"(?m)(?<== ).+$|^\[+\w+\]+$", text.encode())
         found.append(Original(text.encode(), [(match.start(), len(match[0])) for match in places]))
     return found
 

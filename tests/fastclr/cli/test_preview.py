@@ -55,6 +55,26 @@ def test_the_views_can_be_a_recipes(tiny_file, tmp_path, capsys):
     assert "no recipe 'no-such'" in capsys.readouterr().err
 
 
+def test_a_recipe_with_views_of_several_sizes(tiny_file, tmp_path, capsys):
+    recipe, out = tmp_path / "multi.toml", tmp_path / "views.png"
+    command = ["preview", str(tiny_file), "--out", str(out), "--rows", "2", "--recipe", str(recipe)]
+
+    def width_with(*tables: str) -> int:
+        recipe.write_text("".join(f"[[views]]\n{table}\n" for table in tables))
+        assert main(command) == 0
+        return Image.open(out).width
+
+    pair = width_with("size = 24\nnum_views = 1", "size = 24\nnum_views = 1\nsolarize_p = 1")
+    assert width_with("size = 24") == pair
+    assert main([*command, "--size", "16"]) == 0
+    capsys.readouterr()
+    assert width_with("size = 24", "size = 16\nnum_views = 6") > pair
+    out.unlink()
+    assert main([*command, "--size", "16"]) == 2
+    assert "--size is 16, but the recipe has views of 24 and 16 px" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -211,6 +211,37 @@ def test_help_of_a_recipe_shows_its_settings(capsys):
     assert "(default: 1000)" in capsys.readouterr().out
 
 
+def test_settings_of_several_views(place, tmp_path, capsys):
+    """They are overridden by their number; the setting of one spec is refused with a hint at these."""
+    recipe = tmp_path / "pair.toml"
+    tables = 2 * "[[views]]\nsize = 16\nnum_views = 1\n"
+    recipe.write_text((place / "tiny.toml").read_text().replace("[views]\nsize = 16\n", tables))
+    argv = [
+        "train",
+        str(recipe),
+        str(place / "tiny.beton"),
+        "--out",
+        str(tmp_path / "run"),
+        "--train.epochs",
+        "1",
+    ]
+    for wrong, named in (
+        (["--views.size", "24"], "--views.0.size"),
+        (["--views.1.solarize-p", "2"], "ViewSpec.solarize_p is 2.0"),
+        (["--views.1.size", "24"], "1 view of 16 px and 1 view of 24 px"),
+        (["--views.1.num-views", "2"], "3 views of 16 px"),
+    ):
+        assert cli.main([*argv, *wrong]) == 2
+        assert named in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert cli.main([*argv, "--views.1.solarize-p", "0.2"]) == 0
+    specs = load_recipe(str(tmp_path / "run")).view_specs
+    assert [spec.solarize_p for spec in specs] == [0.0, 0.2]
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(recipe), "--help"])
+    assert "--views.1.solarize-p" in capsys.readouterr().out
+
+
 def test_a_run_folder_is_a_recipe(place, monkeypatch, tmp_path):
     """A name of both a recipe and a folder means the recipe; the command for resuming writes the folder as a path."""
     monkeypatch.chdir(tmp_path)
