@@ -153,7 +153,7 @@ def main(argv: list[str]) -> None:
 def _with_ray_address(argv: list[str]) -> list[str]:
     """The arguments with an address behind each `--ray`, "auto" where there is none."""
     out = []
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
         out.append(word)
         if word == "--ray" and not _RAY_ADDRESS.fullmatch(following):
             out.append("auto")
