@@ -213,14 +213,14 @@ class ViewLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return the position behind the batch that was yielded last; batches prefetched beyond it do not count."""
         epoch, consumed = self._yielded
-        return {"epoch": epoch, "consumed": consumed, **loader_state.identity(self)}
+        return loader_state.sealed({"epoch": epoch, "consumed": consumed, **loader_state.identity(self)})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state at the next iteration, possibly with another world size or batch size.
 
         Raises:
-            ValueError: `state` is not the state of a loader, or is one of another file, seed, order, set of views or
-                subset; the message says which.
+            ValueError: `state` is not the state of a loader, is corrupt, or is one of another file, seed, order, set of
+                views or subset; the message says which.
         """
         self._epoch, self._consumed = self._yielded = loader_state.position(self, state)
 

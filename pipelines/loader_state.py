@@ -33,13 +33,24 @@ def identity(loader: "ViewLoader") -> dict[str, Any]:
     }
 
 
+def sealed(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state with a checksum of its content, for states that users keep in files of their own."""
+    return {**state, "checksum": _checksum(state)}
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    # JSON, so that a state whose tuples have become lists has the same one
+    content = {name: value for name, value in state.items() if name != "checksum"}
+    return sha256(json.dumps(content, sort_keys=True, default=int).encode()).hexdigest()[:16]
+
+
 def position(loader: "ViewLoader", state: Any) -> tuple[int, int]:
     """Check a saved state, and return its epoch and its number of consumed samples.
 
     Raises:
-        ValueError: it is not the state of a loader, or belongs to other batches; the message says why.
+        ValueError: it is not the state of a loader, is corrupt, or belongs to other batches; the message says why.
     """
-    path, ours = loader.reader.path, identity(loader)
+    path, ours, saved = loader.reader.path, identity(loader), state
     if isinstance(state, dict) and "spec" in state and "views" not in state:
         # version 0.1
         state = {**state, "views": [state["spec"]]}
@@ -58,6 +69,9 @@ def position(loader: "ViewLoader", state: Any) -> tuple[int, int]:
             raise ValueError(
                 f"{path}: cannot resume, the saved state has another {name}: {state[name]!r}, here {value!r}"
             )
+    # version 0.1 wrote no checksum
+    if "checksum" in saved and saved["checksum"] != _checksum(saved):
+        raise ValueError(f"{path}: cannot resume, the saved state is corrupt: its checksum differs")
     return epoch, int(consumed)
 
 

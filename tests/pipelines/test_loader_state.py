@@ -137,8 +137,19 @@ def test_a_state_with_the_fingerprint_of_version_0_1_resumes(tiny_beton, other_b
     ours = loader(tiny_beton)
     next(iter(ours))
     old = {**ours.state_dict(), "fingerprint": ours.reader._legacy_fingerprint}
+    del old["checksum"]  # 0.1 wrote none
     resumed = loader(tiny_beton)
     resumed.load_state_dict(old)
     assert resumed.state_dict() == ours.state_dict(), "what is saved next has the new one"
     with pytest.raises(ValueError, match="another fingerprint"):
         loader(other_beton).load_state_dict(old)
+
+
+@pytest.mark.parametrize("change", [{"consumed": 12}, {"epoch": 1}, {"checksum": "0" * 16}])
+def test_a_corrupt_state_is_refused(tiny_beton, change):
+    ours = loader(tiny_beton)
+    next(iter(ours))
+    saved = json.loads(json.dumps(ours.state_dict()))
+    ours.load_state_dict(saved)
+    with pytest.raises(ValueError, match="corrupt"):
+        ours.load_state_dict({**saved, **change})
