@@ -92,7 +92,9 @@ def stop(process, number) -> None:
     _, error = process.communicate(timeout=60)
     seconds = min(time.monotonic() - start, children_seconds() - used)
     assert process.returncode == 130
-    assert error.strip() == "fastclr: stopped"
+    # kernels that no command has compiled yet are announced
+    said = [line for line in error.splitlines() if "compiling for this machine" not in line]
+    assert said == ["fastclr: stopped"]
     assert seconds < MOST_S
 
 
