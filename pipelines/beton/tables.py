@@ -157,7 +157,7 @@ def _row_type(path: Path, fields: np.ndarray) -> np.dtype:
                 "(a type defined by whoever wrote the file); write the file again without that field",
             )
     if IMAGE_FIELD not in fields["type_id"]:
-        raise _error(path, f"none of its fields is an image: {', '.join(map(_name, fields))}")
+        raise _error(path, f"none of its fields is an image: {', '.join(repr(_name(field)) for field in fields)}")
     return metadata_type(fields["type_id"].tolist())
 
 
@@ -166,7 +166,7 @@ def _pick(path: Path, fields: np.ndarray, type_id: int, usual: str, wanted: str 
     of_type = np.flatnonzero(fields["type_id"] == type_id)
     named = of_type[fields["name"][of_type] == (wanted or usual).encode()]
     if wanted is not None and not len(named):
-        there = ", ".join(f"{_name(field)} ({FIELD_KINDS[int(field['type_id'])]})" for field in fields)
+        there = ", ".join(f"{_name(field)!r} ({FIELD_KINDS[int(field['type_id'])]})" for field in fields)
         raise _error(
             path,
             f"no {FIELD_KINDS[type_id]} field {wanted!r} to read as {usual} ({usual}_field); its fields: {there}",

@@ -32,7 +32,7 @@ def test_the_writer_and_the_reader(named):
     for options, message in (
         (
             {"image_field": "image"},
-            r"no image field 'image' .*\(image_field\); its fields: jpg \(image\), target",
+            r"no image field 'image' .*\(image_field\); its fields: 'jpg' \(image\), 'target'",
         ),
         ({"label_field": "jpg"}, r"no int field 'jpg' to read as label"),
     ):

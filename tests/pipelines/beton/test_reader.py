@@ -180,7 +180,7 @@ HEADER_LIES = {
     "truncated: its allocation table is at byte 3": (16, u64(3)),
     "its field 'image' is of type 255": (HEADER.itemsize, b"\xff"),
     "its field 'label' is of type 77": (HEADER.itemsize + FIELD_DESCRIPTOR.itemsize, b"\x4d"),
-    "none of its fields is an image: image, label": (HEADER.itemsize, b"\x01"),
+    "none of its fields is an image: 'image', 'label'": (HEADER.itemsize, b"\x01"),
 }
 SAMPLE_LIES = {
     "sample 1: image mode 2 is neither": (in_row(1, "mode"), b"\x02"),
