@@ -1,12 +1,8 @@
-"""Mutated tables of labels and development kits.  As a script: `python tests/fuzz/test_fuzz_labels.py --count 2000`."""
+"""Mutated tables of labels and development kits."""
 
 import gzip
-import sys
 from collections import Counter
 from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import pytest
 from fuzz.harness import Original, fuzz, main
