@@ -2,18 +2,20 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastclr.config import Config
 from fastclr.optim import scaled_lr
 from fastclr.train.build import make_loader, make_model, make_optimizer
 from fastclr.train.distributed import Ranks
+from fastclr.train.loop import endless
 from fastclr.train.pretrain import make_step
-from pipelines import BetonReader, TwoViewLoader
+from pipelines import BetonReader
+from pipelines.contracts import Batch
 from pipelines.system.threads import torch_threads
 
 WARM_UP_STEPS = 3
@@ -36,39 +38,32 @@ def step_seconds(config: Config, reader: BetonReader, device: torch.device) -> f
         model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
         step = make_step(config, model, make_optimizer(config.optim, model, peak_lr), Ranks(), device)
 
-        def take(views: Tensor) -> None:
-            step(views, peak_lr / 1000)[0].item()
+        def take(batch: Batch) -> None:
+            step(batch.views, peak_lr / 1000)[0].item()
 
-        with closing(_endless_views(loader)) as views:
-            return mean_seconds(take, views)
-
-
-def _endless_views(loader: TwoViewLoader) -> Generator[Tensor]:
-    """Yield the views of one epoch after the other."""
-    while True:
-        for batch in loader:
-            yield batch.views
+        with closing(endless(loader)) as batches:
+            return mean_seconds(take, batches)
 
 
 def mean_seconds(
-    take: Callable[[Tensor], None], views: Iterable[Tensor], clock: Callable[[], float] = time.perf_counter
+    take: Callable[[Any], None], batches: Iterable[Any], clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Return the mean time of a step, including the wait for its views.
+    """Return the mean time of a step, including the wait for its batch.
 
     Args:
-        take: takes a step and waits until it is done.
-        views: endless views.
+        take: takes a step on a batch and waits until it is done.
+        batches: endless.
         clock: returns seconds.
     """
     start, count = 0.0, 0
-    for number, batch in enumerate(views, 1):
+    for number, batch in enumerate(batches, 1):
         take(batch)
         now, count = clock(), number - WARM_UP_STEPS
         if count == 0:
             start = now
         elif count >= MIN_STEPS and now - start >= MIN_SECONDS:
             return (now - start) / count
-    raise ValueError("there were too few views to time a step")
+    raise ValueError("there were too few batches to time a step")
 
 
 def fit_epochs(config: Config, num_images: int, seconds_per_step: float, seconds: float) -> Config:

@@ -157,7 +157,9 @@ def _row_type(path: Path, fields: np.ndarray) -> np.dtype:
                 "(a type defined by whoever wrote the file); write the file again without that field",
             )
     if IMAGE_FIELD not in fields["type_id"]:
-        raise _error(path, f"none of its fields is an image: {', '.join(repr(_name(field)) for field in fields)}")
+        raise _error(
+            path, f"none of its fields is an image: {', '.join(repr(_name(field)) for field in fields)}"
+        )
     return metadata_type(fields["type_id"].tolist())
 
 
