@@ -17,7 +17,7 @@ def test_a_conversion(tiny_photos, tmp_path, capsys):
     assert main(["convert", str(tiny_photos), str(tmp_path / "tiny.beton"), "--workers", "2"]) == 0
     printed = capsys.readouterr().out
     assert f"class folders '{tiny_photos.name}': 40 images, 4 classes" in printed
-    assert "40 samples stored both ways" in printed
+    assert "40 samples stored in each way" in printed
     for way in ("--jpeg keep ◀", "--jpeg recompress  "):  # the mark stands at the chosen one
         assert way in printed
     assert printed.count("images/s") >= 3

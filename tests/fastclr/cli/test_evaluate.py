@@ -236,7 +236,7 @@ def test_an_evaluation_without_class_names_says_so(run, train_file, held_out_fil
 def test_one_class_says_nothing_of_the_encoder(run, train_file, held_out_file, tmp_path, capsys):
     files = [rewritten(file, tmp_path / file.name, lambda label: 0) for file in (train_file, held_out_file)]
     assert evaluate(run, *files, *NO_PROBE) == 0
-    assert "train.beton has one class only" in " ".join(capsys.readouterr().out.split())
+    assert "train.beton has only one class" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("which", [0, 1])
