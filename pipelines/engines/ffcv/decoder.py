@@ -179,12 +179,12 @@ class TwoViewDecoder(Operation):
             # one loop turn per thread, each with its own memory, because several batches may be in the making at once
             for _ in iterate(get_num_threads()):
                 decoder = open_decoder()
+                # their addresses are taken at each use: numba frees an array behind its last use, address or not
                 # pages that are never touched cost nothing
                 image = np.empty(image_bytes + 32, np.uint8)
-                image_at = image.ctypes.data + np.uintp(cached_start(image, 0))
+                image_start = np.uintp(cached_start(image, 0))
                 scratch = np.empty(crop_bytes, np.uint8)
                 cut_jpeg = np.empty(max(cut_bytes, 1), np.uint8)
-                cut_at = cut_jpeg.ctypes.data if cut_bytes else np.uintp(0)
                 view_at = np.empty(num_views, np.uintp)
                 row = claim(unclaimed)
                 while row < len(batch_indices):
@@ -208,10 +208,10 @@ class TwoViewDecoder(Operation):
                             box_at + 16 * num_views * sample,
                             flip_at + num_views * sample,
                             view_at.ctypes.data,
-                            image_at,
+                            image.ctypes.data + image_start,
                             scratch.ctypes.data,
                             crop_bytes,
-                            cut_at,
+                            cut_jpeg.ctypes.data if cut_bytes else np.uintp(0),
                         )
                     row = claim(unclaimed)
                 close_decoder(decoder)

@@ -13,12 +13,12 @@ import torch
 
 
 def choose_threading_layer() -> None:
-    """Let numba use OpenMP, unless the user has chosen something else.
+    """Let numba use OpenMP if there is one processor.
 
-    Symptom: the process hangs.  Condition: numba's first choice, TBB, after the process has forked: on one processor at
-    exit (numba #10556), and seldom, on two, in the first batch.  Remove it when numba ends TBB's threads at a fork.
+    Symptom: the process hangs at exit.  Condition: numba's first choice, TBB, on one processor, after the process has
+    forked (numba #10556).  Remove it when numba ends TBB's threads in that case.
     """
-    if numba.config.THREADING_LAYER == "default":
+    if numba.config.NUMBA_NUM_THREADS == 1 and numba.config.THREADING_LAYER == "default":
         numba.config.THREADING_LAYER = "omp"
 
 
