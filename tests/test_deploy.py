@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -85,11 +84,6 @@ def test_docker_lines_have_gpus_shared_memory_and_mounts(monkeypatch):
         # several machines: the ranks of a restarted job must not meet in the store of those before
         assert ("--nnodes=2" in words) == ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in words)
     assert 'ENTRYPOINT ["fastclr"]' in (ROOT / "Dockerfile").read_text()
-
-
-def test_links_of_the_page():
-    for target in re.findall(r"\]\((\S+?)\)", (ROOT / "docs" / "training.md").read_text()):
-        assert (ROOT / "docs" / target).exists(), target
 
 
 def test_kubernetes(monkeypatch, tmp_path):
