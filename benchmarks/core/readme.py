@@ -34,8 +34,9 @@ def loader_caption(report: LoaderReport) -> str:
         f"Median of {report.decode_limit.rounds} interleaved rounds on {settings.threads} threads of an "
         f"{machine.processor}, {file.images} images, views of {settings.size} px; one image is two "
         f"views.  `recompress` is FFCV's convention (longer side ≤ {file.convert.max_side}, quality "
-        f"{file.convert.quality}); `keep` stores images up to that size byte for byte, and re-encodes larger ones.  "
-        f"The **decode limit** is the rate at which the same threads only decode each image once.  "
+        f"{file.convert.quality}) with restart markers; `keep` stores images up to that size byte for byte, and re-encodes "
+        f"larger ones; `lossless` adds restart markers to them.  The **decode limit** is the rate at which the same "
+        f"threads only decode each image once, without markers.  "
         f"`fastclr bench loader`, commit {machine.commit}, "
         f"torch {machine.versions['torch']}, torchvision {machine.versions['torchvision']}."
     )
@@ -73,7 +74,8 @@ def fill(text: str, tables: dict[str, str]) -> str:
 
 def readme_tables() -> dict[str, str]:
     """Return the tables of README.md, by marker."""
-    reports = [load(RESULTS / f"loader-{name}.json", LoaderReport) for name in ("recompress", "keep")]
+    names = ("recompress", "lossless", "keep")
+    reports = [load(RESULTS / f"loader-{name}.json", LoaderReport) for name in names]
     return {
         "loader-table": loader_table(reports),
         "loader-caption": loader_caption(reports[0]),
