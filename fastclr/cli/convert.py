@@ -1,4 +1,4 @@
-"""`fastclr convert SOURCE OUT.beton`: images into one file."""
+"""`fastclr convert SOURCE OUT.beton`: convert images into one file or a set of files."""
 
 import os
 import re
@@ -45,14 +45,14 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Arguments:
-    """Convert images into one .beton file, a .json beside it that says what is in it, and a .names with their names.
+    """Convert images into one .beton file, a .json that describes the file, and a .names with the images' names.
 
     SOURCE is a folder with one folder per class, a folder of images, imagenet:DIR (archives as downloaded, Kaggle's
     tree, folders, or Hugging Face's parquet files), cifar10:DIR, cifar100:DIR, stl10:DIR or torchvision:NAME:DIR
-    (downloaded into DIR where it is not there yet), parquet files, zips of folders, or one or several uncompressed
-    tars: of class folders, of WebDataset pairs (KEY.jpg and KEY.cls), of one class each (n01440764.tar
-    n01443537.tar …), or of tars. Files may be patterns in quotes ('train-{000..146}.tar'), and tars and parquet
-    files URLs (s3://…, gs://…, https://…).
+    (downloaded into DIR if it is not there yet), parquet files, zips of folders, or one or several uncompressed tars.
+    A tar contains class folders, WebDataset pairs (KEY.jpg and KEY.cls), the images of one class (n01440764.tar
+    n01443537.tar …), or other tars. Files may be given as patterns in quotes ('train-{000..146}.tar'). Tars and
+    parquet files may also be given as URLs (s3://…, gs://…, https://…).
     """
 
     paths: Annotated[
@@ -60,37 +60,37 @@ class Arguments:
         tyro.conf.Positional,
         tyro.conf.arg(metavar="SOURCE... OUT.beton", help_behavior_hint=""),
     ]
-    """Where the images are, and last the file to write."""
+    """One or several sources of images, followed by the file to write."""
     encoding: Annotated[Encoding, tyro.conf.arg(name="")] = field(default_factory=Encoding)
     order: Literal["shuffled", "source"] = "shuffled"
-    """Order of the file: shuffled by the seed, or that of the source."""
+    """Order of the images in the file: shuffled with the seed, or the order of the source."""
     seed: int = 0
     """Seed of the shuffle."""
     workers: int = field(default_factory=cores)
-    """Threads that encode; the file is the same for any number."""
+    """Number of threads that encode; the file is the same for any number of threads."""
     on_error: Literal["skip", "stop"] = "skip"
     """What to do with an image that cannot be read: leave it out and name it in the report, or stop the conversion.
     "stop" also stops at an image that only a lenient decoder reads."""
     split: str | None = None
-    """Which part of a data set: "train" or "val" of imagenet, "train" or "test" of cifar10, cifar100 and stl10 (which
-    has "unlabeled" too), what the data set knows of torchvision, a split of a folder of parquet files; None: train, or
-    torchvision's default."""
+    """Split of the data set to convert: "train" or "val" for imagenet; "train" or "test" for cifar10, cifar100 and
+    stl10 (which also has "unlabeled"); a split that the data set of torchvision has; or a split of a folder of parquet
+    files. None: train, or torchvision's default."""
     columns: str | None = None
-    """image=NAME,label=NAME or one of both: columns of parquet files or of --labels; of WebDataset tars, label=cls,
-    txt, json or json.KEY; None: those with the usual names."""
+    """Columns to read. For parquet files or the table of --labels: image=NAME,label=NAME or one of the two. For
+    WebDataset tars: label=cls, txt, json or json.KEY. None: the columns with the usual names."""
     labels: Path | None = None
-    """A table of names and labels for images in a folder or an archive: CSV, JSON lines, ImageNet's ground truth,
-    Kaggle's solution, metadata.csv, val_annotations.txt."""
+    """Table of names and labels for images in a folder or an archive; its format is CSV, JSON lines, ImageNet's
+    ground truth, Kaggle's solution, metadata.csv or val_annotations.txt."""
     merge: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Take each SOURCE for a set of its own, and join classes of the same name."""
+    """Treat each SOURCE as a separate data set, and merge classes of the same name."""
     check: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Compare ImageNet's archives with their official MD5 sums first."""
+    """Check ImageNet's archives against their official MD5 sums before converting."""
     max_file_mb: int = MAX_FILE_MB
-    """Size limit of one source image, MB; a larger file is taken as one that cannot be read."""
+    """Maximum size of a source image in MB; a larger file is treated as one that cannot be read."""
     image_field: str = "image"
-    """Name of the image's field in the file, for FFCV's pipelines."""
+    """Name of the image field in the file, for FFCV's pipelines."""
     label_field: str = "label"
-    """Name of the label's field in the file."""
+    """Name of the label field in the file."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace OUT.beton, its .json and its .names."""
     sharding: Annotated[tyro.conf.FlagCreatePairsOff[ShardOptions], tyro.conf.arg(name="")] = field(
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
     _check(arguments)
     _stop_like_ctrl_c()
     console = Console(highlight=False)
-    with console.status("reading what is there") as status:
+    with console.status("reading the source") as status:
         source = open_source(
             arguments.sources,
             arguments.split,
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
 
 
 def _with_ray_address(argv: list[str]) -> list[str]:
-    """The arguments with an address behind each `--ray`, "auto" where there is none."""
+    """Return the arguments with an address after each `--ray`: "auto" if there is none."""
     out = []
     for word, following in zip(argv, [*argv, ""][1:], strict=True):
         out.append(word)
@@ -164,14 +164,14 @@ def _parse(argv: list[str]) -> Arguments:
     argv = _with_ray_address(argv)
     arguments, unknown = parse(Arguments, argv, "fastclr convert", return_unknown_args=True)
     if any(argument.startswith("-") for argument in unknown):
-        return parse(Arguments, argv, "fastclr convert")  # says which option it does not know
+        return parse(Arguments, argv, "fastclr convert")  # this call names the unknown option
     if unknown:
-        raise ValueError(f"{unknown[0]} stands behind an option: options go before SOURCE or after OUT.beton")
+        raise ValueError(f"{unknown[0]} follows an option: put all options before SOURCE or after OUT.beton")
     return arguments
 
 
 def _labels_note(source: Source) -> list[str]:
-    """Return a note on what images of no class, or of one, are good for."""
+    """Return a note on the use of images without labels or of one class only."""
     num_classes = len(np.unique(source.labels[source.labels >= 0]))
     if num_classes > 1:
         return []
@@ -180,7 +180,7 @@ def _labels_note(source: Source) -> list[str]:
 
 
 def _stop_like_ctrl_c() -> None:
-    """Let SIGTERM, and SIGHUP unless it is ignored (nohup), end the command as Ctrl-C does: without a half file."""
+    """Make SIGTERM, and SIGHUP unless it is ignored (nohup), end the command like Ctrl-C, without a partial file."""
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -188,9 +188,9 @@ def _stop_like_ctrl_c() -> None:
 
 
 def _check(arguments: Arguments) -> None:
-    """Check now what would otherwise fail only after the work."""
+    """Raise the errors that would otherwise occur only after the conversion."""
     if len(arguments.paths) < 2:
-        raise ValueError("convert needs two arguments, SOURCE and OUT.beton; --help says more")
+        raise ValueError("convert needs two arguments, SOURCE and OUT.beton; see --help")
     reject_url(arguments.paths[-1], "write the file to a local folder")
     out = arguments.out
     if out.suffix != ".beton":
@@ -203,8 +203,8 @@ def _check(arguments: Arguments) -> None:
         raise ValueError(f"--workers must be at least 1, got {arguments.workers}")
     check_field_names(arguments.image_field, arguments.label_field)
     if arguments.sharding.shards is not None:
-        return  # `check_names` looks at the files of a set
-    # a symbolic link is replaced itself: a side-car beside its target does not matter
+        return  # `check_names` checks the files of a set
+    # a symbolic link itself is replaced, so a side-car beside its target does not matter
     for path in (out, out.with_suffix(".json"), names_path(out)):
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; choose another name for the file to write")
@@ -319,7 +319,8 @@ def _progress_bar(console: Console, total: int) -> Iterator[Callable[[int], None
 
         def progress(done: int) -> None:
             nonlocal due
-            if done == total or time.monotonic() > due:  # an update takes longer than a small image
+            # an update takes longer than the conversion of a small image
+            if done == total or time.monotonic() > due:
                 bar.update(task, completed=done)
                 due = time.monotonic() + 0.1
 

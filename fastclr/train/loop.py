@@ -1,7 +1,7 @@
 """The training loop, shared by all tasks: learning rate → step → log → checkpoint.
 
-A task (pretrain.py) builds a `Run` and hands it over.  The loop knows ranks, signals, sinks and checkpoints; the task
-knows what a step computes, what is logged of it, how the model is evaluated, and what is exported with a checkpoint.
+A task (pretrain.py) builds a `Run` and passes it to the loop.  The loop handles ranks, signals, sinks and checkpoints.
+The task defines what a step computes and logs, how the model is evaluated, and what is exported with a checkpoint.
 """
 
 import importlib
@@ -31,7 +31,7 @@ Item = TypeVar("Item")
 
 
 class Task(Protocol):
-    """What a run computes.  Called on every rank; the model and the optimizer are saved with each checkpoint."""
+    """Computation of a run.  It is called on every rank.  Each checkpoint contains its model and its optimizer."""
 
     @property
     def model(self) -> nn.Module: ...
@@ -39,37 +39,37 @@ class Task(Protocol):
     def optimizer(self) -> torch.optim.Optimizer: ...
 
     def take_step(self, batch: Batch, lr: float) -> tuple[Tensor, Any]:
-        """Take a step at learning rate `lr`; return its loss (0-dim) and what `metrics` needs of it."""
+        """Take a step at learning rate `lr`; return its loss (0-dim) and the output that `metrics` takes."""
 
     def metrics(self, output: Any) -> dict[str, float]:
-        """Return the task's own numbers for a record of the log: the same on every rank."""
+        """Return the task's own metrics for a log record; they are the same on every rank."""
 
     def evaluation_is_due(self, done: int) -> bool:
-        """Whether the model is to be evaluated after `done` steps."""
+        """Return whether the model is to be evaluated after `done` steps."""
 
     def evaluate(self) -> dict[str, float]:
-        """Return the numbers of an evaluation: the same on every rank."""
+        """Evaluate the model and return its metrics; they are the same on every rank."""
 
     def export(self, folder: Path, done: int) -> None:
-        """Write what the run makes for others, after `done` steps; called on rank 0 alone."""
+        """Write the files that other programs use, after `done` steps; called only on rank 0."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a call of `train` ended."""
+    """Result of a call of `train`."""
 
     step: int
-    """Steps done, counted from the beginning of the run."""
+    """Number of steps done since the beginning of the run."""
     total_steps: int
-    """Steps of the whole run."""
+    """Number of steps of the whole run."""
     stopped_by: Signals | None
-    """The signal that ended it early; the same call continues the run."""
+    """Signal that stopped the call early; None if the run is complete.  The same call continues the run."""
     images_per_s: float
-    """Source images per second of this call; checkpoints and log lines included, evaluations not."""
+    """Source images per second in this call; the time includes checkpoints and log lines, but not evaluations."""
     data_wait: float
     """Fraction of this call's time that the loop spent waiting for data."""
     first_step: int = 0
-    """Steps that were done before this call; equal to `total_steps` if the run was complete."""
+    """Number of steps done before this call; equal to `total_steps` if the run was complete."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,18 @@ class Run:
 
     task: Task
     config: Config
-    """Resolved."""
+    """Resolved configuration."""
     ranks: Ranks
     folder: Path
     loader: ViewLoader
     identity: Mapping[str, Any]
-    """Settings and data that a checkpoint must agree with to be continued."""
+    """Settings and data; a run continues from a checkpoint only if they are equal to those in it."""
     learning_rate: Callable[[int], float]
-    """Step, counted from 0 → learning rate."""
+    """Function that maps a step, counted from 0, to its learning rate."""
     total_steps: int
 
     def start(self, saved: Mapping[str, Any] | None, lock: RunLock) -> int:
-        """Restore the state of a checkpoint, or begin the run folder; return the steps done."""
+        """Restore the state of a checkpoint or create the run folder; return the number of steps done."""
         if saved is not None:
             return restore(saved, self.task.model, self.task.optimizer, self.loader)
 
@@ -102,7 +102,7 @@ class Run:
         return 0
 
     def save(self, done: int) -> None:
-        """Write the checkpoint, and what the task exports, on rank 0.
+        """Write the checkpoint and the export of the task on rank 0.
 
         Raises:
             NotFinite: a weight is not finite; nothing is written.
@@ -143,7 +143,7 @@ def run_steps(run: Run, first_step: int, sinks: Sequence[Sink] = ()) -> Outcome:
             if ending or saving:
                 run.save(done)
                 saved_at = time.monotonic()
-            # after the checkpoint, which an error of one of these sinks must not prevent
+            # these sinks follow the checkpoint, so that an error in one of them does not prevent it
             if record:
                 for sink in show_to:
                     sink(dict(record))
@@ -158,7 +158,7 @@ def run_steps(run: Run, first_step: int, sinks: Sequence[Sink] = ()) -> Outcome:
 def _open_sinks(
     run: Run, step: int, sinks: Sequence[Sink], stack: ExitStack
 ) -> tuple[list[Sink], list[Sink]]:
-    """Return the sinks that get a record before the checkpoint is written, and those after it; rank 0 alone has any."""
+    """Return the sinks that get a record before the checkpoint and those that get it after; only rank 0 has sinks."""
     if not run.ranks.is_main:
         return [], []
     metrics = stack.enter_context(MetricsFile(run.folder, step))
@@ -168,7 +168,7 @@ def _open_sinks(
 
 
 def endless(batches: Iterable[Item]) -> Generator[Item]:
-    """Yield the batches of one epoch after the other."""
+    """Yield the batches of endless epochs, one epoch after the other."""
     while True:
         yield from batches
 
@@ -182,11 +182,12 @@ def _check_finite(model: nn.Module, step: int) -> None:
 
 @contextmanager
 def failures_explained(folder: Path, device: torch.device, images: int) -> Iterator[None]:
-    """Turn a diverged training and exhausted device memory into a ValueError that says what to do.
+    """Convert the errors of diverged training and exhausted device memory to a ValueError that says what to do.
 
     Args:
         folder: the run folder.
-        device: where a step of `images` images per rank is computed.
+        device: device that computes the steps.
+        images: number of images in a step, per rank.
     """
     try:
         yield
@@ -198,12 +199,12 @@ def failures_explained(folder: Path, device: torch.device, images: int) -> Itera
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"{device} has too little memory for a step of {images} images; lower --train.batch-size, or set "
-            "--train.micro-batch to a part of it"
+            "--train.micro-batch to a fraction of it"
         ) from error
 
 
 def __getattr__(name: str) -> Any:
-    # the name's home in fastclr 0.1
+    # `train` was in this module in fastclr 0.1
     if name == "train":
         message = "fastclr.train.loop.train is now fastclr.train.pretrain.train"
         warnings.warn(message, DeprecationWarning, stacklevel=2)

@@ -1,12 +1,13 @@
-"""Files mapped into memory, one behind the other, as one array of bytes.
+"""Map several files into memory, one after the other, as one array of bytes.
 
     a.beton       b.beton        c.beton         the files
     │             │              │
     ▼             ▼              ▼
     [a a a a a ··][b b b b b b ·][c c c ····]    one range of addresses; a file begins at a multiple of the page size
 
-Compiled code so takes several files for one, and nothing is copied.  The range is reserved at once, by a map of no
-file; then each file is mapped over its part of it.  It is released as a whole, with the last array that views it.
+Compiled code can therefore read several files as one, and nothing is copied.  An anonymous mapping first reserves the
+whole range; then each file is mapped over its part of the range.  The range is released as a whole, together with the
+last array that views it.
 """
 
 import ctypes
@@ -21,21 +22,21 @@ from typing import BinaryIO
 import numpy as np
 
 MAX_DESCRIPTORS = 256
-"""Files of a set that stay open, to tell the system what will be read; a process may often open only 1024."""
+"""Maximum number of files in a set that stay open for readahead; many systems limit a process to 1024 open files."""
 _MAP_FIXED = 0x10
-"""Value on Linux, macOS and the BSDs; Python's mmap does not have it."""
+"""MAP_FIXED on Linux, macOS and the BSDs; Python's mmap module does not define it."""
 
 
 class FileMap:
-    """Regular files, mapped for reading.
+    """Regular files that are mapped for reading.
 
     Args:
-        paths: the files, at least one.
-        min_bytes: size of the smallest file that is mapped.
+        paths: at least one file.
+        min_bytes: minimum size of a file.
 
     Raises:
         OSError: a file can't be opened or mapped.
-        ValueError: a file has fewer than `min_bytes`.
+        ValueError: a file has fewer than `min_bytes` bytes.
     """
 
     data: np.ndarray
@@ -43,22 +44,22 @@ class FileMap:
     starts: np.ndarray
     """int64 [F]: first byte of each file in `data`."""
     sizes: np.ndarray
-    """int64 [F]: bytes of each file."""
+    """int64 [F]: size of each file in bytes."""
 
     def __init__(self, paths: Sequence[Path], min_bytes: int) -> None:
         with ExitStack() as opened:
             streams = []
             for path in paths:
-                # a set may have more files than a process may have open: those are opened twice
+                # a set may have more files than a process may keep open: files of such a set are opened later
                 stream = opened.enter_context(open(path, "rb")) if len(paths) <= MAX_DESCRIPTORS else None
                 size = os.fstat(stream.fileno()).st_size if stream else path.stat().st_size
                 if size < min_bytes:
-                    raise ValueError(f"{path}: no .beton file: {size} bytes are less than its header")
+                    raise ValueError(f"{path}: no .beton file: {size} bytes are fewer than a header has")
                 streams.append((stream, size))
             self.sizes = np.array([size for _, size in streams])
             self.data, self.starts, self._map = _map_all(paths, [s for s, _ in streams], self.sizes)
             self.descriptors = [os.dup(stream.fileno()) for stream, _ in streams if stream]
-            """Of the files; empty for a set of very many."""
+            """Descriptors of the files; empty for more than `MAX_DESCRIPTORS` files."""
         self._finalizer = weakref.finalize(self, _close_all, self.descriptors)
 
     def file(self, number: int) -> np.ndarray:
@@ -67,10 +68,10 @@ class FileMap:
         return self.data[start : start + self.sizes[number]]
 
     def will_need(self, offsets: np.ndarray, sizes: np.ndarray) -> None:
-        """Have the system read these parts of `data` from the disk already; does not wait for them.
+        """Ask the system to read these parts of `data` ahead from the disk, without waiting for them.
 
         Args:
-            offsets, sizes: int64 [B], each part within one file.
+            offsets, sizes: int64 [B]; each part lies within one file.
         """
         if self.descriptors and hasattr(os, "posix_fadvise"):
             if len(self.descriptors) == 1:
@@ -81,14 +82,14 @@ class FileMap:
             descriptors = self.descriptors
             for file, offset, size in zip(files, within, sizes.tolist(), strict=True):
                 os.posix_fadvise(descriptors[file], offset, size, os.POSIX_FADV_WILLNEED)
-        # costs twice as much a call
+        # a call of madvise takes twice as long
         elif hasattr(self._map, "madvise"):
             first = offsets & -mmap.PAGESIZE
             for start, size in zip(first.tolist(), (offsets - first + sizes).tolist(), strict=True):
                 self._map.madvise(mmap.MADV_WILLNEED, start, size)
 
     def close(self) -> None:
-        """Let go of the files; arrays that view `data` stay valid."""
+        """Close the files; arrays that view `data` stay valid."""
         self._finalizer()
         del self.data, self._map
 
@@ -110,7 +111,7 @@ def _map_all(
     room = -(-sizes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
     ends = np.cumsum(room)
     starts = ends - room
-    # memory that is only read and never touched takes none
+    # a read-only mapping that is never touched takes no memory
     reserved = mmap.mmap(-1, int(ends[-1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ)
     data = np.frombuffer(reserved, np.uint8)
     library = ctypes.CDLL(None, use_errno=True)
@@ -119,7 +120,7 @@ def _map_all(
     for path, kept, start, size in zip(paths, streams, starts.tolist(), sizes.tolist(), strict=True):
         with ExitStack() as stack:
             stream = kept or stack.enter_context(open(path, "rb"))
-            # between the two openings it may have become another file, of fewer bytes than are mapped
+            # since its size was read, the file may have been replaced by one with fewer bytes than are mapped
             if os.fstat(stream.fileno()).st_size < size:
                 raise ValueError(f"{path}: the file changed while it was opened; try again")
             wanted = data.ctypes.data + start

@@ -1,10 +1,11 @@
-"""A set of several files: each a function of source, options and its number, and an index that says they are complete.
+"""Convert a source into a set of several files, the shards, and an index that marks the set as complete.
 
-    source ─order─▶ images 0 … N−1 ─cut at ⌊k·N/S⌋─▶ shard k ─▶ OUT-000kk-of-000SS.beton and its side-car
-                                                        all S of them ─▶ OUT.json, the index
+    source ─order─▶ images 0 … N−1 ─split at ⌊k·N/S⌋─▶ shard k ─▶ OUT-000kk-of-000SS.beton and its side-car
+                                                          all S of them ─▶ OUT.json, the index
 
-The shards in order hold what the one file would.  A shard that was written is known by its side-car, which comes last:
-so a conversion that was killed goes on with the shards that are missing, and several machines can share the work.
+The shards in order contain the same images as a single file would.  The content of a shard depends only on the source,
+the options and the shard's number.  The side-car of a shard is written last, so a shard with a side-car is complete.
+Therefore a conversion that was killed can be resumed with the missing shards, and several machines can share the work.
 """
 
 import contextlib
@@ -27,31 +28,31 @@ from pipelines.convert.run import Report, convert, numbers_in_order
 from pipelines.convert.sources import Source
 
 MACHINE_OPTIONS = frozenset({"max_memory_mb"})
-"""Options of which the bytes do not depend: the shards of a set may differ in them."""
+"""Options that do not affect the bytes of a shard: the shards of a set may differ in them."""
 
 NEEDED_KEYS = {"file_bytes", "fingerprint", "counts", "images_per_class", "versions", "skipped", "re_encoded"}
-"""Keys of a side-car that the index is made of, besides those that say what the shard is."""
+"""Keys of a side-car from which the index is made, besides those that identify the shard."""
 
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """Whether a set of several files is written.
+    """Options for writing a set of several files.
 
     Raises:
-        ValueError: options that do not fit together.
+        ValueError: an option is out of range or contradicts another one.
     """
 
     shards: int | None = None
-    """Write a set of so many files, OUT-00000-of-000NN.beton and so on; None: one file."""
+    """Write a set of this many files, OUT-00000-of-000NN.beton and so on; None: one file."""
     shard: int | None = None
-    """Write the shard of this number alone, 0 to --shards − 1; whoever writes the last one writes the index, too."""
+    """Write only the shard of this number, 0 to --shards − 1; the process that completes the set writes the index."""
     resume: bool = False
-    """Of a set, write only the shards that are missing or corrupt."""
+    """Write only those shards of the set that are missing or corrupt."""
     ray: str | None = None
-    """Write the shards as tasks of the Ray cluster at this address, each with --workers processors; `--ray` alone: the
-    one of RAY_ADDRESS or of this machine."""
+    """Write the shards as tasks of the Ray cluster at this address, each with --workers processors; without an
+    address: the cluster of RAY_ADDRESS or of this machine."""
     ray_memory_mb: int = 0
-    """Memory that each task of the Ray cluster reserves, MB; 0: none."""
+    """Memory in MB that each task of the Ray cluster reserves; 0: none."""
 
     def __post_init__(self) -> None:
         if self.shards is None:
@@ -63,7 +64,7 @@ class ShardOptions:
             for name, given in options:
                 if given:
                     raise ValueError(
-                        f"--{name} is for sets of several files: say how many there are with --shards"
+                        f"--{name} is for sets of several files: give their number with --shards"
                     )
             return
         if not 1 <= self.shards <= MAX_SHARDS:
@@ -80,10 +81,10 @@ class ShardOptions:
 
 @dataclass(frozen=True)
 class ShardedConversion:
-    """What is converted into a set, and how.
+    """Conversion of a source into a set of shards.
 
     Raises:
-        ValueError: there are fewer images than shards.
+        ValueError: the source has fewer images than the set has shards.
     """
 
     source: Source
@@ -106,16 +107,16 @@ class ShardedConversion:
 
     @cached_property
     def numbers(self) -> np.ndarray:
-        """The source's images in the order of the set: int64 [N]."""
+        """Numbers of the source's images in the order of the set: int64 [N]."""
         return numbers_in_order(self.source, self.order, self.seed)
 
     def images(self, shard: int) -> np.ndarray:
-        """The source's images in a shard, in order."""
+        """Return the numbers of the source's images in a shard, in order."""
         first, end = (k * len(self.source.labels) // self.count for k in (shard, shard + 1))
         return self.numbers[first:end]
 
     def path(self, shard: int) -> Path:
-        """The file of a shard."""
+        """Return the path of a shard."""
         return shard_path(self.out, shard, self.count)
 
     def write(
@@ -132,7 +133,7 @@ class ShardedConversion:
                 on_error=self.on_error,
                 workers=workers,
                 progress=progress,
-                overwrite_names=True,  # `check_names` has looked at them
+                overwrite_names=True,  # `check_names` has checked them
                 image_field=self.image_field,
                 label_field=self.label_field,
                 numbers=self.images(shard),
@@ -142,11 +143,11 @@ class ShardedConversion:
             raise ValueError(f"{self.path(shard).name}: {error}") from error
 
     def written(self, shard: int, verify: bool = True) -> dict[str, Any] | None:
-        """Return a shard's side-car; None if the shard is missing, corrupt, or of another conversion.
+        """Return a shard's side-car; None if the shard is missing, corrupt or of another conversion.
 
         Args:
-            shard: its number.
-            verify: check all tables of the file and its fingerprint, not only its length.
+            shard: number of the shard.
+            verify: whether to check all tables of the file and its fingerprint, not only its length.
         """
         path = self.path(shard)
         try:
@@ -161,7 +162,7 @@ class ShardedConversion:
         return found if usable else None
 
     def check_same_conversion(self, shard: int) -> None:
-        """Raise ValueError if a shard is there that was made of another source, or with other options."""
+        """Raise ValueError if the shard exists and was made from another source or with other options."""
         try:
             found = read_sidecar(self.path(shard))
         except (OSError, ValueError):
@@ -173,7 +174,7 @@ class ShardedConversion:
             )
 
     def _difference(self, shard: int, sidecar: dict[str, Any]) -> str | None:
-        """Return in what a side-car's conversion differs from this one."""
+        """Return how the conversion of a side-car differs from this one; None if it does not differ."""
         for key, wanted in self._made_from(shard).items():
             found = sidecar.get(key)
             if not (isinstance(found, dict) and isinstance(wanted, dict)):
@@ -188,9 +189,9 @@ class ShardedConversion:
     def write_index(self) -> dict[str, Any] | None:
         """Write the index if all shards are complete, and return it; None if some are not.
 
-        Its content is a function of the shards.
+        The content of the index depends only on the shards.
         """
-        # cheap, for many processes that each write one shard
+        # this check is cheap, which matters when many processes write one shard each
         if not all(self.path(shard).is_file() for shard in range(self.count)):
             return None
         sidecars = []
@@ -200,17 +201,17 @@ class ShardedConversion:
                 return None
             sidecars.append(sidecar)
         index = _index(sidecars, [self.path(shard).name for shard in range(self.count)])
-        # another process that found the set complete writes the same
+        # another process that found the set complete writes the same index
         with contextlib.suppress(BlockingIOError):
             write_sidecar(self.out, index)
         return index
 
     def missing(self) -> list[int]:
-        """The shards that are not there, by their side-cars."""
+        """Return the numbers of the missing shards, according to their side-cars."""
         return [shard for shard in range(self.count) if self.written(shard, verify=False) is None]
 
     def _made_from(self, shard: int) -> dict[str, Any]:
-        """What must agree with a side-car for its shard to be of this set."""
+        """Return the entries that a side-car must have if its shard belongs to this set."""
         options = {"order": self.order, "seed": self.seed, "on_error": self.on_error}
         return {
             "source": {"kind": self.source.kind, "name": self.source.name},
@@ -224,24 +225,24 @@ class ShardedConversion:
 
     @cached_property
     def _source_identity(self) -> dict[str, Any]:
-        """Tells this source from another one of the same name: how many images it has, and their labels."""
+        """Number of images and hash of their labels, which distinguish this source from others of the same name."""
         labels = np.ascontiguousarray(self.source.labels, np.int64)
         digest = hashlib.blake2b(labels.tobytes(), digest_size=8).hexdigest()
         return {"source_images": len(labels), "source_labels": digest}
 
 
 def check_names(conversion: ShardedConversion, shard: int | None, *, resume: bool, overwrite: bool) -> None:
-    """Check that nothing is in the way of the files to write, before the work.
+    """Check, before the conversion starts, that no existing file prevents it from writing its files.
 
     Args:
-        conversion: what is to be written.
-        shard: the shard to write; None for all.
-        resume: complete shards stay.
-        overwrite: all are replaced.
+        conversion: conversion to check.
+        shard: number of the shard to write; None: all shards.
+        resume: whether complete shards are kept.
+        overwrite: whether all files are replaced.
 
     Raises:
-        OSError: a file is there that must not be replaced.
-        ValueError: a shard was made of another source, or with other options.
+        OSError: a file exists that must not be replaced.
+        ValueError: a shard was made from another source or with other options.
     """
     out = conversion.out
     if out.exists():
@@ -270,20 +271,20 @@ def convert_shards(
     workers: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[int]:
-    """Write the shards of a set one after the other, and its index once all are there.
+    """Write the shards of a set one after the other, and its index once all shards exist.
 
     Args:
-        conversion: what is to be written.
-        shard: write this one alone.
-        keep_complete: leave shards that are there, and verify.
-        workers: threads.
-        progress: called with the number of images that are done, those of complete shards included.
+        conversion: conversion to run.
+        shard: number of the only shard to write; None: all shards.
+        keep_complete: whether to keep shards that exist and pass verification.
+        workers: number of threads.
+        progress: called with the number of images that are done, including those of complete shards.
 
     Returns:
-        The numbers of the shards that were written now.
+        The numbers of the shards that this call wrote.
 
     Raises:
-        ValueError, OSError: see `convert`; complete shards stay.
+        ValueError, OSError: see `convert`; complete shards are kept.
     """
     shards = range(conversion.count) if shard is None else [shard]
     written, before = [], 0
@@ -301,7 +302,7 @@ def convert_shards(
 
 
 def report_of(sidecars: Iterable[dict[str, Any]]) -> Report:
-    """Return what became of the images of some shards, by their side-cars."""
+    """Return the combined report of some shards, made from their side-cars."""
     total = Report(found=0)
     for sidecar in sidecars:
         for name in ("found", "kept", "transcoded", "encoded"):
@@ -314,7 +315,7 @@ def report_of(sidecars: Iterable[dict[str, Any]]) -> Report:
 
 
 def _index(sidecars: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """Return the index of a set; what was left out and why, the side-cars of the shards say."""
+    """Return the index of a set; the side-cars of the shards list the images that were left out, and why."""
     first = sidecars[0]
     per_class = [sidecar["images_per_class"] for sidecar in sidecars]
     return {

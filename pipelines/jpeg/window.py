@@ -1,8 +1,8 @@
-"""Windows of a JPEG: the smallest part of the file that a decoder needs for a rectangle, cut by moving bytes.
+"""Windows of a JPEG: copy the smallest part of the file that a decoder needs for a rectangle.
 
-In a JPEG with restart markers every few MCUs (ITU-T T.81, B.2.4.4) each restart interval decodes on its own.  The
-intervals inside a rectangle, in order and with their markers renumbered, behind a header with that rectangle's height
-and width, are a valid JPEG of just the rectangle:
+In a JPEG with restart markers every few MCUs (ITU-T T.81, B.2.4.4) each restart interval decodes independently.  The
+intervals inside a rectangle are copied in order, with their markers renumbered, after a header with the height and
+width of the rectangle.  The result is a valid JPEG of just the rectangle:
 
     ┌ whole image ────────┐      header, SOF height and width of the window
     │ . . . . . . . . . . │      interval 12 RST0 interval 13 RST1
@@ -10,15 +10,15 @@ and width, are a valid JPEG of just the rectangle:
     │ . . 22 23 24 . . .  │      interval 23 RST4 interval 24 EOI
     └─────────────────────┘
 
-A decoder gives the same pixels as for the whole image, except for the outermost ones at the cut edges, for which the
-chroma samples to interpolate from are missing.  Hence the window has `MARGIN` more pixels on each side.
+A decoder gives the same pixels as for the whole image, except for the outermost pixels at the cut edges, where
+the chroma samples for the interpolation are missing.  Therefore the window has `MARGIN` more pixels on each side.
 
 Restart intervals are found by searching for 0xFF bytes (`memchr`), which takes about 0.3 % of a decode.  Reading an
 index from the file would cost more than it saves, and the index could be wrong.
 
-Everything in this file treats the payload as untrusted.  A JPEG that is unusual or corrupt is left to the decoder,
-which gets the whole image and says what is wrong.  Functions call only functions of this file, because numba's cache
-does not notice an edit in another.
+Everything in this file treats the payload as untrusted.  No window is cut from an unusual or corrupt JPEG: the decoder
+gets the whole image and reports the error.  Functions call only functions of this file, because numba's cache does not
+notice an edit in another file.
 """
 
 import numpy as np
@@ -29,10 +29,10 @@ from pipelines.beton.layout import JPEG_MODE
 from pipelines.system.jit import njit
 
 MARGIN = 2
-"""Pixels decoded around the boxes, because chroma is interpolated from its neighbors (h2v1, h2v2, h1v2)."""
+"""Number of pixels decoded around the boxes, because chroma is interpolated from its neighbors (h2v1, h2v2, h1v2)."""
 MIN_WIDTH = 22
-"""Minimum width of a window, in pixels, unless the image is narrower: the crop kernel reads 64 bytes of a row at once,
-and for narrower images uses a scalar fallback that rounds differently."""
+"""Minimum width of a window in pixels, unless the image is narrower.  The crop kernel reads 64 bytes of a row at once;
+for narrower images it uses a scalar fallback, which rounds differently."""
 MAX_HEADER_SEGMENTS = 200
 """Maximum number of marker segments before the scan; a real file has about ten."""
 
@@ -48,25 +48,26 @@ _DHT, _RST0, _SOI, _EOI, _SOS, _DQT, _DRI, _APP0, _APP14 = (
     0xEE,
 )
 
-# addresses are signed here: numba makes a float of the sum of a signed and an unsigned integer
+# addresses are signed here, because numba adds a signed and an unsigned integer as floats
 _memchr = types.ExternalFunction("memchr", signature(types.intp, types.intp, types.intc, types.intp))
 _memcpy = types.ExternalFunction("memcpy", signature(types.intp, types.intp, types.intp, types.intp))
 
 HEIGHT, WIDTH, INTERVAL, MCU_HEIGHT, MCU_WIDTH, SCAN, FRAME = range(7)
-"""Positions in the layout that `read_layout` fills."""
+"""Indices into the array `layout` that `read_layout` fills."""
 
 
 @njit(nogil=True, cache=True)
 def read_layout(payload, layout):
-    """Read the header of a sequential Huffman JPEG of one scan with all components.
+    """Read the header of a sequential Huffman JPEG whose only scan has all components.
 
     Args:
         payload: uint8 [n]: the file.
-        layout: int64 [7], is written: height and width of the image in pixels; MCUs per restart interval, 0 without;
-            height and width of an MCU in pixels; first byte of the entropy-coded data; first byte of the frame header.
+        layout: output, int64 [7]: height and width of the image in pixels; MCUs per restart interval (0 without restart
+            intervals); height and width of an MCU in pixels; first byte of the entropy-coded data; first byte of the
+            frame header.
 
     Returns:
-        Whether it is a file of this kind.
+        Whether the file is such a JPEG.
     """
     size = payload.size
     if size < 4 or payload[0] != 0xFF or payload[1] != _SOI:
@@ -126,17 +127,17 @@ def read_layout(payload, layout):
 
 @njit(nogil=True, cache=True)
 def cut(payload, top, left, bottom, right, out, window):
-    """Cut the rectangle of restart intervals out of a JPEG that holds a box and its margin.
+    """Copy the rectangle of restart intervals that contains a box and its margin from a JPEG.
 
     Args:
         payload: uint8 [n]: a JPEG file.
-        top, left, bottom, right: the box in pixels, from (top, left) up to but without (bottom, right).
-        out: uint8 [n] or more: is written, the JPEG of the window.
-        window: int64 [4]: is written, the window's top, left, height and width in pixels of the image.
+        top, left, bottom, right: the box in pixels; row `bottom` and column `right` are excluded.
+        out: output, uint8 [n] or more: the JPEG of the window.
+        window: output, int64 [4]: the window's top, left, height and width in pixels of the image.
 
     Returns:
-        Number of bytes written.  0: decode the whole image, because it has no or too few restart markers, because the
-        window is all of it, or because it is corrupt.
+        Number of bytes written; 0 if the caller must decode the whole image, because it has no or too few restart
+        markers, because the window is the whole image, or because the image is corrupt.
     """
     layout = np.empty(7, np.int64)
     if out.size < payload.size or not read_layout(payload, layout):
@@ -154,7 +155,7 @@ def cut(payload, top, left, bottom, right, out, window):
     end_row = min((bottom + MARGIN + unit_height - 1) // unit_height, rows)
     if first_column >= end_column or first_row >= end_row:
         return 0
-    # 22 pixels are also more than two samples of chroma in a row: with fewer libjpeg does not interpolate them
+    # 22 pixels also have more than two chroma samples in a row: libjpeg does not interpolate two or fewer
     while min(end_column * unit_width, image_width) - first_column * unit_width < MIN_WIDTH:
         if first_column:
             first_column -= 1
@@ -200,14 +201,14 @@ def cut(payload, top, left, bottom, right, out, window):
 def cut_window(
     jpeg: np.ndarray, top: int, left: int, bottom: int, right: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the JPEG of the window that holds a box, and the pixel of the image that it begins at (top, left).
+    """Return the JPEG of the window that contains a box, and the position (top, left) of the window in the image.
 
     Args:
         jpeg: uint8 [n]: a JPEG file.
-        top, left, bottom, right: the box in pixels, without (bottom, right).
+        top, left, bottom, right: the box in pixels; row `bottom` and column `right` are excluded.
 
     Returns:
-        The JPEG itself and (0, 0) where the image is to be decoded whole.
+        The JPEG and position of the window; `jpeg` itself and (0, 0) if the whole image must be decoded.
     """
     out, window = np.empty(jpeg.size, np.uint8), np.empty(4, np.int64)
     size = cut(jpeg, top, left, bottom, right, out, window)
@@ -216,9 +217,9 @@ def cut_window(
 
 @njit(nogil=True, cache=True)
 def _copy_header(payload, layout, height, width, out):
-    """Write the header for an image of another size, without segments that a decoder does not need; return its size.
+    """Write the header with another image size and without segments that a decoder does not need; return its length.
 
-    The segments up to the scan have been checked by `read_layout`.
+    `read_layout` has checked the segments up to the scan.
     """
     out[0], out[1] = 0xFF, _SOI
     at, size = np.int64(2), np.int64(2)
@@ -226,7 +227,7 @@ def _copy_header(payload, layout, height, width, out):
         marker = payload[at + 1]
         end = at + 2 + (np.int64(payload[at + 2]) << 8 | np.int64(payload[at + 3]))
         needed = marker in (_DQT, _DHT, _DRI, _SOS) or at == layout[FRAME]
-        # decoders need JFIF and Adobe segments, which tell the color space
+        # decoders need the JFIF and Adobe segments, which specify the color space
         if needed or marker in (_APP0, _APP14):
             out[size : size + end - at] = payload[at:end]
             if at == layout[FRAME]:
@@ -239,7 +240,7 @@ def _copy_header(payload, layout, height, width, out):
 
 @njit(nogil=True, cache=True)
 def _interval_end(payload, at):
-    """Return the position of the first marker from `at` on; −1 if there is none.
+    """Return the position of the first marker at or after `at`; −1 if there is none.
 
     0xFF 0x00 is a data byte, and 0xFF may be repeated before a marker (T.81, B.1.1.2).
     """
@@ -260,18 +261,18 @@ def _interval_end(payload, at):
 def cut_samples(
     low, high, data, offsets, sizes, modes, heights, widths, indices, boxes, out, places, windows
 ):
-    """Cut the windows that all boxes of a row lie in, for rows [low, high) of a batch.
+    """Cut the window that contains all boxes of a row, for each of the rows [low, high) of a batch.
 
     Args:
         low, high: the rows.
         data: uint8: the file.
-        offsets, sizes, modes, heights, widths: int [N]: a reader's columns, checked by it against `data`.
+        offsets, sizes, modes, heights, widths: int [N]: columns of a reader, which has checked them against `data`.
         indices: int64 [B]: sample of each row.
         boxes: int32 [V, B, 4]: top, left, height, width in pixels of the image.
-        out: uint8, flat: is written, the JPEGs of windows one behind the other, as far as there is room.
-        places: int64 [high − low, 3] or more: is written, what to decode: 1, first byte and size of a JPEG in `out`;
+        out: output, uint8, flat: the JPEGs of the windows, one after the other, as many as fit.
+        places: output, int64 [high − low, 3] or more: what to decode: 1, first byte and size of a JPEG in `out`;
             or 0, first byte and size of the whole image in `data`.
-        windows: int32 [high − low, 4] or more: is written, top, left, height, width of what is to be decoded.
+        windows: output, int32 [high − low, 4] or more: top, left, height, width of the part to decode.
     """
     end = np.int64(0)
     for row in range(low, high):
@@ -289,13 +290,14 @@ def cut_samples(
 
 @njit(nogil=True, cache=True)
 def cut_around(payload, boxes, out, window):
-    """Cut the window that all boxes of an image lie in; return the size of its JPEG, or 0 to take the image whole.
+    """Cut the window that contains all boxes of an image; return the size of its JPEG, or 0 to decode the whole image.
 
     Args:
         payload: uint8 [n]: the JPEG.
         boxes: int32 [V, 4]: top, left, height, width in pixels.
-        out: uint8 [n] or more: is written.
-        window: integers [4]: 0, 0, height and width of the image by the metadata; is written if there is a window.
+        out: output, uint8 [n] or more: the JPEG of the window.
+        window: integers [4]: 0, 0, height and width of the image according to the metadata; replaced by top, left,
+            height and width of the window if there is one.
     """
     top, left, bottom, right = np.int64(window[2]), np.int64(window[3]), np.int64(0), np.int64(0)
     for v in range(boxes.shape[0]):
@@ -304,7 +306,7 @@ def cut_around(payload, boxes, out, window):
         bottom, right = max(bottom, box_top + boxes[v, 2]), max(right, box_left + boxes[v, 3])
     found = np.empty(4, np.int64)
     size = cut(payload, top, left, bottom, right, out, found)
-    # the decoder will refuse an image whose size differs from the metadata
+    # a window outside the metadata's size is not used: the decoder then rejects the whole image
     if size and found[0] + found[2] <= window[2] and found[1] + found[3] <= window[3]:
         window[:] = found
         return size
@@ -317,5 +319,5 @@ def _has_intervals(payload, layout):
 
 
 def has_restarts(jpeg: np.ndarray) -> bool:
-    """Whether a JPEG, uint8 [n], has restart intervals along which windows might be cut."""
+    """Return whether a JPEG, uint8 [n], has restart intervals, which windows can be cut from."""
     return bool(_has_intervals(jpeg, np.empty(7, np.int64)))

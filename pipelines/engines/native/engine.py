@@ -1,13 +1,15 @@
-"""The native engine: libjpeg-turbo and numba in threads that do not hold the GIL while they work.
+"""The native engine: libjpeg-turbo and numba run in threads that release the GIL.
 
-A worker takes an image, or as many small ones as take about as long, the whole way while they are in its cache:
+A worker claims one image, or several small images that take about as long, and runs all stages while they are in its
+cache:
 
     JPEG bytes ─(cut)─ decode─▶ pixels ─crop ×V─▶ uint8 crops ─(augment ×V)─▶ its rows of the batch
 
-Of a JPEG with restart markers only the window that all crops lie in is cut out and decoded (`pipelines.jpeg.window`).
+If a JPEG has restart markers, the worker cuts out and decodes only the window that contains all crops
+(`pipelines.jpeg.window`).
 
-Decoding is one call for all images of a claim, cropping and augmenting one call per group of views.  Few calls matter
-because all other threads wait while one holds the GIL.
+A worker decodes all images of a claim in one call, and crops and augments them in one call per group of views.  The
+number of calls must be small, because all other threads wait while one thread holds the GIL.
 """
 
 import threading
@@ -41,7 +43,7 @@ from pipelines.ops.crop.cpu import crop_rows, scratch_bytes
 from pipelines.views import Group, ViewParams
 
 CLAIM_PIXELS = 1 << 17
-"""Pixels, decoded and cropped, that a worker claims at a time: about half a millisecond of work."""
+"""Number of pixels (decoded plus cropped) that a worker claims at a time: about half a millisecond of work."""
 SMALL = 64**2
 """Mean image area (pixels) below which re-acquiring the GIL takes as long as decoding; simplejpeg calls are then
 serialised."""
@@ -51,7 +53,7 @@ def rows_per_claim(pixels: float) -> int:
     """Return how many images a worker claims at a time, at least 1.
 
     Args:
-        pixels: pixels per image, those decoded plus those of its crops.
+        pixels: pixels per image: the decoded pixels plus those of the crops.
     """
     return max(1, int(CLAIM_PIXELS / pixels))
 
@@ -61,13 +63,13 @@ class Scratch:
     """Working memory and decoder of one worker thread."""
 
     images: np.ndarray
-    """uint8, flat: decoded images, one after the other; pages that are never touched cost nothing."""
+    """uint8, flat: decoded images, one after the other; pages that are never touched take no memory."""
     starts: np.ndarray
-    """int64 [rows]: where in `images` each begins."""
+    """int64 [rows]: position of each image in `images`."""
     windows: np.ndarray
     """int32 [rows, 4]: top, left, height, width of the part of each image that is decoded."""
     places: np.ndarray
-    """int64 [rows, 3]: where the JPEGs of these windows lie, see `cut_samples`."""
+    """int64 [rows, 3]: position of each window's JPEG; see `places` of `cut_samples`."""
     rows: np.ndarray
     """int64 [rows]: 0, 1, …"""
     cut: np.ndarray
@@ -81,42 +83,42 @@ class Scratch:
     decoder: Decoder | None
     """Decoder of libturbojpeg; None if this machine does not have the library."""
     decode_lock: AbstractContextManager
-    """Held while simplejpeg is called."""
+    """Lock that a worker holds while it calls simplejpeg."""
 
 
 class Decoded(NamedTuple):
-    """Images of some rows of a batch, as `crop_rows` takes them."""
+    """Decoded images of some rows of a batch, in the form that `crop_rows` takes."""
 
     windows: np.ndarray
     """int32 [N, 4]: top, left, height, width of the part of an image that is decoded."""
     places: np.ndarray
     """int64 [rows]: row of `windows` for each image."""
     pixels: np.ndarray
-    """uint8, flat."""
+    """uint8, flat: pixels of the windows."""
     starts: np.ndarray
-    """int64 [rows]: where in `pixels` each window begins."""
+    """int64 [rows]: position of each window in `pixels`."""
 
 
 class NativeEngine:
-    """Decodes each image once, crops all its views, and on request augments them, in worker threads.
+    """Engine that decodes each image once, crops all its views and, on request, augments them in worker threads.
 
-    Decodes with the system's libturbojpeg if there is one, else with simplejpeg, which gives the same pixels but is
-    several times slower on small images or with many threads.
+    It decodes with the system's libturbojpeg if there is one, otherwise with simplejpeg, which gives the same pixels
+    but is several times slower on small images or with many threads.
 
-    A corrupt sample is replaced by the next one, with that sample's own draw, label and index, and named in a
-    warning; after 100 of them the engine raises.
+    A corrupt sample is replaced by the next sample, with that sample's own draw, label and index.  A warning names the
+    corrupt sample.  After 100 corrupt samples the engine raises an error.
 
     Args:
         reader: the file.
-        planner: says which samples are in use.
+        planner: determines which samples are in use.
         num_threads: worker threads.
-        device: device that the crops are meant for; for a GPU they lie in page-locked memory.
+        device: device on which the crops will be used; for a GPU they are stored in page-locked memory.
         augment: True: yield Views, augmented in the workers; False: yield Crops; None: Views for the CPU, Crops for
             a GPU.
         prefetch: maximum number of finished batches that wait for the receiver.
 
     Raises:
-        ValueError: from the iterator of `run`, when more than 100 samples are corrupt.
+        ValueError: more than 100 samples are corrupt; raised by the iterator that `run` returns.
     """
 
     _decodes_windows = True
@@ -152,7 +154,7 @@ class NativeEngine:
         constants = [cpu.constants(group.specs[0]) for group in groups]
 
         def tables_of(params: ViewParams) -> list[tuple[np.ndarray, np.ndarray, cpu.Drawn]]:
-            # slicing all tables takes as long as a few small images
+            # slicing all tables takes as long as processing a few small images
             parts = [params] if len(groups) == 1 else [params[group.views] for group in groups]
             return [(part.box, part.flip, cpu.numbers(part)) for part in parts]
 
@@ -174,7 +176,7 @@ class NativeEngine:
                 low = stop
 
         rows = self._rows_per_claim(groups)
-        # simplejpeg on small images: threads that compete for the GIL are slower than one thread at a time
+        # with simplejpeg and small images, threads that compete for the GIL are slower than one thread at a time
         small = self._areas.mean() <= SMALL
         decode_lock: AbstractContextManager = threading.Lock() if small else nullcontext()
         pool = WorkerPool(
@@ -240,13 +242,13 @@ class NativeEngine:
         return self._memory[number].acquire(shape, np.float32 if self.augment else np.uint8)
 
     def _with_readahead(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
-        """Yield the plans; when one is drawn, a batch or more before its use, ask the system to read its samples."""
+        """Yield the plans; ask the system to read the samples of each plan, at least one batch before they are used."""
         for plan in plans:
             self.reader.will_need(plan.indices)
             yield plan
 
     def _cut_bytes(self, rows: int) -> int:
-        """Return the bytes of memory for the JPEGs of windows; an image that finds no room in it is decoded whole."""
+        """Return the size of `Scratch.cut` in bytes; an image whose window does not fit into it is decoded whole."""
         sizes = self.reader.sizes
         return int(sizes.max() + 2 * rows * sizes.mean()) if self.cuts_windows else 0
 
@@ -269,7 +271,7 @@ class NativeEngine:
         return Decoded(self._whole, indices[low:high], images, starts[:count])
 
     def _decode_windows(self, indices: np.ndarray, low: int, high: int, scratch: Scratch) -> int:
-        """Decode the windows that `cut_samples` chose; return how many rows, up to the first that can't be decoded."""
+        """Decode the windows that `cut_samples` chose; return the number of rows before the first failure."""
         where = scratch.cut, scratch.places, scratch.windows
         if scratch.decoder is None:
             return self._decode_by_simplejpeg(indices[low:high], scratch, scratch.places)
@@ -282,7 +284,7 @@ class NativeEngine:
     def _decode_by_simplejpeg(
         self, indices: np.ndarray, scratch: Scratch, places: np.ndarray | None = None
     ) -> int:
-        """Decode samples, or the windows cut from them; return how many, up to the first that can't be decoded."""
+        """Decode samples or their windows; return the number of samples before the first failure."""
         count, end = 0, 0
         with scratch.decode_lock:
             for index in indices.tolist():
@@ -294,7 +296,7 @@ class NativeEngine:
                         pixels = simplejpeg.decode_jpeg(scratch.cut[first : first + size], buffer=room)
                     else:
                         pixels = self.reader.decode(index, room)
-                # the sample is corrupt, or there is no room for it behind the others
+                # the sample is corrupt, or it does not fit behind the others
                 except ValueError:
                     break
                 scratch.starts[count] = start
@@ -303,7 +305,7 @@ class NativeEngine:
 
     @cached_property
     def _whole(self) -> np.ndarray:
-        """Windows that are the whole images: int32 [N, 4], top, left, height, width."""
+        """Windows that cover the whole images: int32 [N, 4], top, left, height, width."""
         whole = np.zeros((len(self.reader), 4), np.int32)
         whole[:, 2], whole[:, 3] = self.reader.heights, self.reader.widths
         return whole
@@ -311,7 +313,7 @@ class NativeEngine:
     def _decode_or_replace(
         self, planner: Planner, pool: WorkerPool, job: Job, row: int, scratch: Scratch
     ) -> Decoded:
-        """Decode the whole sample of one row; if it is corrupt, replace it by the next sample that is not."""
+        """Decode the whole image of one row; if it is corrupt, replace it by the next sample that is not corrupt."""
         index = int(job.plan.indices[row])
         while True:
             try:
