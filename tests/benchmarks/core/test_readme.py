@@ -80,7 +80,7 @@ def test_save_and_load(tmp_path):
 def test_check_fails_on_an_old_table(tmp_path, monkeypatch):
     monkeypatch.setattr(readme, "__file__", str(tmp_path / "benchmarks" / "core" / "readme.py"))
     monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
-    for name, found in zip(("recompress", "keep"), REPORTS, strict=True):
+    for name, found in zip(("recompress", "lossless", "keep"), [*REPORTS, REPORTS[1]], strict=True):
         save(tmp_path / "results" / f"loader-{name}.json", found)
     save(tmp_path / "results" / "agreement.json", unmeasured("cpu"))
     (tmp_path / "docs").mkdir()
