@@ -35,8 +35,8 @@ def loader_caption(report: LoaderReport) -> str:
         f"{machine.processor}, {file.images} images, views of {settings.size} px; one image is two "
         f"views.  `recompress` is FFCV's convention (longer side ≤ {file.convert.max_side}, quality "
         f"{file.convert.quality}) with restart markers; `keep` stores images up to that size byte for byte, and "
-        f"re-encodes larger ones; `lossless` adds restart markers to them.  The **decode limit** is the rate at which the same "
-        f"threads only decode each image once, without markers.  "
+        f"re-encodes larger ones; `lossless` adds restart markers to them.  The **decode limit** is the rate at which "
+        f"the same threads only decode each image once, without markers.  "
         f"`fastclr bench loader`, commit {machine.commit}, "
         f"torch {machine.versions['torch']}, torchvision {machine.versions['torchvision']}."
     )

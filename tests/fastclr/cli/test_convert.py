@@ -47,12 +47,12 @@ def test_every_option_arrives(tiny_photos, tmp_path):
 def test_an_option_between_source_and_out(tiny_photos, tmp_path, capsys):
     assert main(["convert", str(tiny_photos), "--jpeg", "recompress", str(tmp_path / "out.beton")]) == 2
     said = capsys.readouterr().err
-    assert "options go before SOURCE or after OUT.beton" in said
+    assert "before SOURCE or after OUT.beton" in said
     assert said.count("\n") == 1
     assert main(["convert", str(tiny_photos), str(tmp_path / "out.beton"), "--jepg", "keep"]) == 2
     said = capsys.readouterr().err
     assert "--jepg" in said
-    assert "options go before" not in said
+    assert "before SOURCE" not in said
 
 
 def test_onto_a_link(tiny_photos, tmp_path, capsys):
