@@ -1,4 +1,4 @@
-"""The same images without restart markers: for the decode limit, and for peers that make no use of markers."""
+"""Strips restart markers from a file, for the decode limit and for peers that make no use of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ MAX_IMAGES = 4000
 def without_markers(file: Files) -> Iterator[Files]:
     """Yield the file or set itself, or a temporary copy if its JPEGs have restart markers.
 
-    Markers cost a decoder of whole images 2 to 4 % of its speed.  The copy has the same coefficients, without loss, of
+    Markers slow down a decoder of whole images.  The copy has the same coefficients, without loss, of
     up to `MAX_IMAGES` images.
     """
     with BetonReader(file) as reader:

@@ -113,13 +113,7 @@ def main(argv: list[str]) -> None:
     _stop_like_ctrl_c()
     console = Console(highlight=False)
     with console.status("reading the source") as status:
-        source = open_source(
-            arguments.sources,
-            arguments.split,
-            arguments.max_file_mb,
-            columns=arguments.columns,
-            labels=arguments.labels,
-            merge=arguments.merge,
+        source = _opening(arguments)(
             check=arguments.check,
             progress=lambda done, total: status.update(f"downloaded {done:,} of {total:,} shards"),
         )
@@ -148,6 +142,19 @@ def main(argv: list[str]) -> None:
             label_field=arguments.label_field,
         )
     _print_report(console, report, arguments.out, time.monotonic() - start)
+
+
+def _opening(arguments: Arguments) -> Callable[..., Source]:
+    """Return what opens the source; picklable, for the nodes of a cluster."""
+    return partial(
+        open_source,
+        arguments.sources,
+        arguments.split,
+        arguments.max_file_mb,
+        columns=arguments.columns,
+        labels=arguments.labels,
+        merge=arguments.merge,
+    )
 
 
 def _with_ray_address(argv: list[str]) -> list[str]:
@@ -248,15 +255,7 @@ def _convert_shards(console: Console, source: Source, arguments: Arguments) -> N
         else:
             written = convert_on_ray(
                 conversion,
-                partial(
-                    open_source,
-                    arguments.sources,
-                    arguments.split,
-                    arguments.max_file_mb,
-                    columns=arguments.columns,
-                    labels=arguments.labels,
-                    merge=arguments.merge,
-                ),
+                _opening(arguments),
                 sharding.ray,
                 keep_complete=keep_complete,
                 cpus=arguments.workers,

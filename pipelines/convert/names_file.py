@@ -65,24 +65,23 @@ def names_path(beton: Path | str) -> Path:
 
 
 def check_names_path(beton: Path) -> None:
-    """Raise FileExistsError where a file has the name of the one with names and is not ours.
-
-    Ours is the one whose length the side-car of `beton` tells.
-    """
+    """Raise FileExistsError where a file has the name of the one with names and is not ours."""
     path = names_path(beton)
-    if not os.path.lexists(path):
-        return
+    if os.path.lexists(path) and not _is_ours(path, beton):
+        raise FileExistsError(
+            f"{path} exists and holds no names that fastclr has written, so it is not overwritten: move it, or "
+            f"choose another name than {beton.name}"
+        )
+
+
+def _is_ours(path: Path, beton: Path) -> bool:
+    """Whether the side-car of `beton` describes a file of names of this length."""
     try:
         sidecar = json.loads(beton.with_suffix(".json").read_bytes())
-        if sidecar["format"] == FORMAT and sidecar["names"]["bytes"] == path.stat().st_size:
-            return
+        return bool(sidecar["format"] == FORMAT and sidecar["names"]["bytes"] == path.stat().st_size)
     # no side-car, one that is corrupt or from before there were names, or no file but a folder
     except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        pass
-    raise FileExistsError(
-        f"{path} exists and holds no names that fastclr has written, so it is not overwritten: move it, or choose "
-        f"another name than {beton.name}"
-    )
+        return False
 
 
 def read_names(beton: Path | str) -> list[str]:

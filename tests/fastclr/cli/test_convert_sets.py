@@ -8,9 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import simplejpeg
+from support.sources import linked_jpegs
 
 from fastclr.cli.main import main
 from pipelines.beton import BetonReader
@@ -21,12 +20,7 @@ SHARDS = 5
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     """600 images that take a second or two to encode."""
-    folder = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-    (folder / "0000.jpg").write_bytes(simplejpeg.encode_jpeg(noise))
-    for k in range(1, 600):
-        os.link(folder / "0000.jpg", folder / f"{k:04}.jpg")
-    return folder
+    return linked_jpegs(tmp_path_factory.mktemp("images"), 600, 300)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -6,9 +6,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-import simplejpeg
+from support.sources import linked_jpegs
 
 from fastclr.cli.convert import _with_ray_address
 from pipelines.convert import Encoding, convert, open_source
@@ -21,12 +20,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     """1,200 images of some milliseconds each."""
-    folder = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
-    (folder / "0000.jpg").write_bytes(simplejpeg.encode_jpeg(noise))
-    for k in range(1, 1200):
-        os.link(folder / "0000.jpg", folder / f"{k:04}.jpg")
-    return folder
+    return linked_jpegs(tmp_path_factory.mktemp("images"), 1200, 500)
 
 
 @pytest.mark.heavy

@@ -3,6 +3,7 @@ import os
 import tarfile
 
 import pytest
+from support.sources import content
 
 from pipelines.convert import open_source
 
@@ -16,14 +17,6 @@ def make_tar(path, *members: str | tuple[str, bytes], mode: str = "w"):
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return str(path)
-
-
-def content(source) -> list[tuple[str, int]]:
-    """Names and labels; read backwards, since access is to be random."""
-    count = len(source.labels)
-    for index in reversed(range(count)):
-        assert source.item(index).endswith(source.read(index).decode())
-    return [(source.item(index), int(source.labels[index])) for index in range(count)]
 
 
 def test_class_folders(tmp_path):

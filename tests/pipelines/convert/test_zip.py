@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support.imagenet_sets import image
+from support.sources import content
 
 from fastclr.cli.main import main
 from pipelines.convert import open_source
@@ -19,13 +20,6 @@ def make_zip(path: Path, *members: str | tuple[str, bytes], method: int = zipfil
             name, content = member if isinstance(member, tuple) else (member, member.encode())
             archive.writestr(name, content)
     return str(path)
-
-
-def content(source) -> list[tuple[str, int]]:
-    count = len(source.labels)
-    for index in reversed(range(count)):
-        assert source.item(index).endswith(source.read(index).decode())
-    return [(source.item(index), int(source.labels[index])) for index in range(count)]
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
