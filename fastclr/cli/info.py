@@ -51,7 +51,9 @@ def main(argv: list[str]) -> int:
 def _verify(reader: BetonReader) -> int:
     """Decode all images; print the corrupt ones, and return the exit code."""
     num_corrupt = 0
-    progress = Progress(*Progress.get_default_columns(), transient=True, console=Console(stderr=True))
+    console = Console(stderr=True)
+    columns = Progress.get_default_columns()
+    progress = Progress(*columns, transient=True, console=console, disable=not console.is_terminal)
     with progress:
         task = progress.add_task("decoding", total=len(reader))
         for index, reason in verify(reader, cores()):
