@@ -69,7 +69,9 @@ def test_unknown_families_list_the_known(name):
         ("timm:hf-hub:somebody/model", 32, "timm has no model 'hf-hub:somebody/model'"),
     ],
 )
-def test_unknown_models(name, size, reason):
+def test_unknown_models(name, size, reason, require_package):
+    if name.startswith("timm:"):
+        require_package("timm")
     with pytest.raises(ValueError, match=reason):
         make_encoder(name, size=size)
 
