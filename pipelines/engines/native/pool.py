@@ -15,7 +15,9 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.contracts import BatchPlan, Crops, Pixels, Views
+import numpy as np
+
+from pipelines.contracts import BatchPlan, Crops, Views
 from pipelines.views import ViewParams
 
 
@@ -24,7 +26,7 @@ class Job:
     """A batch that is being made."""
 
     plan: BatchPlan
-    pixels: tuple[Pixels, ...]
+    pixels: tuple[np.ndarray, ...]
     """One array per group of views, [V_g, B, H_g, W_g, 3]."""
     claimed: int = 0
     """Rows handed out."""
@@ -64,7 +66,7 @@ class WorkerPool:
     def __init__(
         self,
         plans: Iterator[BatchPlan],
-        allocate: Callable[[BatchPlan], tuple[Pixels, ...]],
+        allocate: Callable[[BatchPlan], tuple[np.ndarray, ...]],
         work: Callable[[Job, int, int, Any], None],
         make_scratch: Callable[[], Any],
         num_threads: int,

@@ -8,12 +8,12 @@ A loader's worker calls `augment_rows` right after the crop, with the crops stil
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from pipelines.ops.augment.cpu_kernels import ROWS, STRIP, augment_rows
+from pipelines.ops.augment.cpu_kernels import ROWS, STRIP, augment_unpacked
+from pipelines.ops.augment.tables import Constants, Drawn, Scratch
 from pipelines.views import ViewParams, ViewSpec
 
 __all__ = [
@@ -29,45 +29,32 @@ __all__ = [
 ]
 
 
-class Drawn(NamedTuple):
-    """Fields of ViewParams, arrays [V, B, …], C-contiguous."""
+def augment_rows(
+    low: int,
+    high: int,
+    crops: np.ndarray,
+    first: int,
+    drawn: Drawn,
+    constants: Constants,
+    out: np.ndarray,
+    scratch: Scratch,
+) -> None:
+    """Augment all views of rows [low, high) of a batch, without the GIL: crops[:, first], … → out[:, low], …
 
-    jitter: np.ndarray
-    order: np.ndarray
-    factors: np.ndarray
-    gray: np.ndarray
-    sigma: np.ndarray
-    solarize: np.ndarray
+    Args:
+        low, high: the rows, of `drawn` and `out`.
+        crops: uint8 [V, …, H, W, 3], C-contiguous.
+        first: position of row `low` in `crops`.
+        drawn: the numbers of the views.
+        constants: constants of their spec.
+        out: float32 [V, B, H, W, 3], C-contiguous.
+        scratch: working memory of this thread.
 
-
-class Constants(NamedTuple):
-    """Constants of all views of one size."""
-
-    taps: int
-    """Taps of the blur."""
-    scale: np.ndarray
-    """float32 [3]: 1 / std."""
-    shift: np.ndarray
-    """float32 [3]: −mean / std."""
-
-
-class Scratch(NamedTuple):
-    """Working memory of one thread, aligned to 64 bytes: without alignment the kernels are 1.3 to 3 times slower."""
-
-    image: np.ndarray
-    """float32: each strip's planes before the contrast."""
-    fixed: np.ndarray
-    """uint16: the blur's source.  It shares memory with `image`, and is written only over strips that are finished."""
-    strip: np.ndarray
-    """float32 [3·STRIP]: the planes of one strip."""
-    weights: np.ndarray
-    """uint16: half a blur kernel."""
-    offsets: np.ndarray
-    """uint64 [2, …]: where the taps above (or left) and below (or right) begin."""
-    lines: np.ndarray
-    """uint16: ROWS rows blurred vertically, with reflected borders."""
-    blurred: np.ndarray
-    """uint16: the same blurred both ways."""
+    Raises:
+        ValueError: `crops` or `out` has too few views or rows.
+    """
+    # unpacked: numba takes named tuples of arrays as arguments too, but needs twice as long to look into them
+    augment_unpacked(low, high, crops, first, *drawn, *constants, out, *scratch)
 
 
 def augment(

@@ -17,6 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from pipelines.ops.augment.tables import Constants, Drawn, Scratch
 from pipelines.system.jit import njit
 
 STRIP = 512
@@ -42,13 +43,19 @@ _fast_sum: Any = njit(nogil=True, cache=True, fastmath=_FAST | {"reassoc"})
 
 
 @_kernel
-def augment_rows(low, high, crops, first, drawn, constants, out, scratch):
-    """Augment all views of rows [low, high) of a batch: crops[:, first], … → out[:, low], …
-
-    crops is uint8 [V, …, H, W, 3], out float32 [V, B, H, W, 3]; the others are named tuples of `cpu.py`.
-    """
+def augment_unpacked(
+    low, high, crops, first,
+    jitter, order, factors, gray, sigma, solarize,
+    taps, scale, shift,
+    out,
+    image, fixed, strip, weights, offsets, lines, blurred,
+):  # fmt: skip
+    """Augment all views of rows [low, high) of a batch; see `cpu.augment_rows`, whose tuples are unpacked here."""
     if out.shape[0] != crops.shape[0] or high > out.shape[1] or first + high - low > crops.shape[1]:
         raise ValueError("augment_rows needs as many views, and room for as many rows, in and out")
+    drawn = Drawn(jitter, order, factors, gray, sigma, solarize)
+    constants = Constants(taps, scale, shift)
+    scratch = Scratch(image, fixed, strip, weights, offsets, lines, blurred)
     n = crops.shape[2] * crops.shape[3]
     for row in range(low, high):
         for v in range(crops.shape[0]):
