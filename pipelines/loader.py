@@ -4,7 +4,7 @@ file ─▶ BatchPlanner (order, draws) ─plans─▶ engine (decode, crop, fli
 """
 
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -39,7 +39,8 @@ class ViewLoader:
             shards, or the index of a set; or an open BetonReader (which then stays open when the loader closes).
         batch_size: images per batch on this rank; each gives all its views.
         views: what the views look like and how many there are: a ViewSpec, or several of them (multi-crop, or views
-            with different probabilities).  Consecutive specs of one size make one group, i.e. one tensor.
+            with different probabilities).  Consecutive specs of one size make one group, i.e. one tensor.  Or a
+            function that maps an epoch's number to its views (progressive resolution); it must be a pure function.
         size: height and width of a view in pixels, with SimCLR's augmentation (`ViewSpec.simclr`: at most 32
             pixels without blur and with half the color jitter, as for CIFAR-10); or give `views`.
         spec: another name of `views`.
@@ -74,7 +75,7 @@ class ViewLoader:
         file: Files | BetonReader,
         batch_size: int,
         *,
-        views: ViewSpec | Sequence[ViewSpec] | None = None,
+        views: ViewSpec | Sequence[ViewSpec] | Callable[[int], ViewSpec | Sequence[ViewSpec]] | None = None,
         size: int | None = None,
         spec: ViewSpec | Sequence[ViewSpec] | None = None,
         engine: EngineName = "native",
@@ -92,6 +93,9 @@ class ViewLoader:
         image_field: str | None = None,
         label_field: str | None = None,
     ) -> None:
+        self._views_of: Callable[[int], ViewSpec | Sequence[ViewSpec]] | None = None
+        if callable(views):
+            self._views_of, views = views, views(0)
         specs = check.view_specs(views, spec, size)
         make_engine = check.engine(engine)
         options = check.engine_options(engine_options, augment)
@@ -133,8 +137,14 @@ class ViewLoader:
 
     @property
     def views(self) -> tuple[ViewSpec, ...]:
-        """The distributions of the views."""
+        """The distributions of the views; where they depend on the epoch, those of the epoch begun or set last."""
         return self.planner.specs
+
+    def views_of(self, epoch: int) -> tuple[ViewSpec, ...]:
+        """Return the distributions of the views of an epoch."""
+        if self._views_of is None:
+            return self.planner.specs
+        return check.view_specs(self._views_of(epoch), None, None)
 
     @property
     def spec(self) -> ViewSpec:
@@ -160,8 +170,10 @@ class ViewLoader:
 
     def _batches(self) -> Iterator[Batch]:
         self._check_open()
+        epoch, consumed = self._epoch, self._consumed
+        self._use_views(self.views_of(epoch))
         # a later `set_epoch` does not change the views of this iterator
-        planner, epoch, consumed = self.planner, self._epoch, self._consumed
+        planner = self.planner
         self._epoch, self._consumed = epoch + 1, 0
         global_batch = planner.batch_size * planner.world_size
         pixels = self._engine.run(planner.plans(epoch, consumed), planner)
@@ -184,6 +196,10 @@ class ViewLoader:
             batches.close()
             pixels.close()
 
+    def _use_views(self, specs: tuple[ViewSpec, ...]) -> None:
+        if specs != self.planner.specs:
+            self.planner = replace(self.planner, specs=specs)
+
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the loader was closed")
@@ -199,7 +215,7 @@ class ViewLoader:
 
         Args:
             epoch: the epoch's number, 0 ≤ epoch < 2³².
-            views: a ViewSpec or several, or None for no change.
+            views: a ViewSpec or several, in place of those given before (also of a function); None for no change.
             spec: another name of `views`.
 
         Raises:
@@ -207,13 +223,17 @@ class ViewLoader:
         """
         epoch = check.epoch(epoch)
         if views is not None or spec is not None:
-            self.planner = replace(self.planner, specs=check.view_specs(views, spec, None))
+            self._use_views(check.view_specs(views, spec, None))
+            self._views_of = None
+        self._use_views(self.views_of(epoch))
         self._epoch, self._consumed = self._yielded = (epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position behind the batch that was yielded last; batches prefetched beyond it do not count."""
         epoch, consumed = self._yielded
-        return loader_state.sealed({"epoch": epoch, "consumed": consumed, **loader_state.identity(self)})
+        return loader_state.sealed(
+            {"epoch": epoch, "consumed": consumed, **loader_state.identity(self, epoch)}
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved state at the next iteration, possibly with another world size or batch size.
@@ -223,6 +243,7 @@ class ViewLoader:
                 views or subset; the message says which.
         """
         self._epoch, self._consumed = self._yielded = loader_state.position(self, state)
+        self._use_views(self.views_of(self._epoch))
 
     def close(self) -> None:
         """Release threads and memory, and the file if the loader opened it; its iterators then raise RuntimeError."""

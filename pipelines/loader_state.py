@@ -21,13 +21,13 @@ _alive: "weakref.WeakSet[ViewLoader]" = weakref.WeakSet()
 """All open loaders of this process."""
 
 
-def identity(loader: "ViewLoader") -> dict[str, Any]:
-    """Return the settings that must be equal for a saved position to mean the same batches."""
+def identity(loader: "ViewLoader", epoch: int) -> dict[str, Any]:
+    """Return the settings that must be equal for a saved position in an epoch to mean the same batches."""
     planner = loader.planner
     return {
         "seed": planner.seed,
         "order": planner.order,
-        "views": [asdict(spec) for spec in planner.specs],
+        "views": [asdict(spec) for spec in loader.views_of(epoch)],
         "fingerprint": loader.reader.fingerprint,
         "indices": None if planner.subset is None else sha256(planner.subset.tobytes()).hexdigest()[:16],
     }
@@ -50,17 +50,18 @@ def position(loader: "ViewLoader", state: Any) -> tuple[int, int]:
     Raises:
         ValueError: it is not the state of a loader, is corrupt, or belongs to other batches; the message says why.
     """
-    path, ours, saved = loader.reader.path, identity(loader), state
+    path, saved = loader.reader.path, state
     if isinstance(state, dict) and "spec" in state and "views" not in state:
         # version 0.1
         state = {**state, "views": [state["spec"]]}
-    if not isinstance(state, dict) or not state.keys() >= {"epoch", "consumed", *ours}:
+    if not isinstance(state, dict) or not state.keys() >= {"epoch", "consumed", *identity(loader, 0)}:
         raise ValueError(f"{path}: cannot resume, this is not what state_dict() returned")
     epoch, consumed, num_samples = check.epoch(state["epoch"]), state["consumed"], loader.planner.num_samples
+    ours = identity(loader, epoch)
     if not check.is_whole(consumed) or not 0 <= consumed <= num_samples:
         raise ValueError(f"{path}: cannot resume after {consumed!r} samples of {num_samples}")
     agrees = {
-        "views": same_views(loader.planner.specs, state["views"]),
+        "views": same_views(loader.views_of(epoch), state["views"]),
         "fingerprint": same_data(loader.reader, state["fingerprint"]),
     }
     for name, value in ours.items():
