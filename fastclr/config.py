@@ -9,14 +9,20 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
+
+from fastclr.schedule import Scheduled, changed, check_schedule, views_at
 from pipelines.engines import EngineName
 from pipelines.system.renamed import accept_old_fields
 from pipelines.views import ViewSpec, as_specs
 
 MAX_WHOLE_NUMBER = 2**64 - 1
 """Maximum of a whole number among the settings: the largest seed."""
+
+MAX_SIZE = 4096
+"""Maximum side length of an image in pixels, that of a ViewSpec."""
 
 RESNET_SETTINGS = ("depth", "width", "stem", "sk_ratio")
 """Settings of `[model]` that only the encoder `resnet` has."""
@@ -182,6 +188,8 @@ class TrainConfig:
     """Minutes between two checkpoints; there is always one at the end."""
     eval_epochs: int = 10
     """Epochs between two evaluations of the encoder by kNN, where `--val` names held-out images."""
+    eval_size: int | None = None
+    """Side length in pixels of the images that the encoder is evaluated on; None: views.size."""
 
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
@@ -203,6 +211,12 @@ class TrainConfig:
             self.micro_batch,
             "at least 1, or left out",
         )
+        _check(
+            self.eval_size is None or 1 <= self.eval_size <= MAX_SIZE,
+            "train.eval_size",
+            self.eval_size,
+            f"1 to {MAX_SIZE}, or left out",
+        )
         _check(self.eval_epochs >= 1, "train.eval_epochs", self.eval_epochs, "at least 1")
         _check(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")
         _check(self.checkpoint_minutes > 0, "train.checkpoint_minutes", self.checkpoint_minutes, "positive")
@@ -219,6 +233,8 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    schedule: Annotated[tuple[Scheduled, ...], tyro.conf.Fixed, tyro.conf.Suppress] = ()
+    """Settings of `views` and `loss` that change in the course of the run; views.size is then the largest size."""
 
     def __post_init__(self) -> None:
         specs = as_specs(self.views)
@@ -235,6 +251,21 @@ class Config:
             self.optim.warmup_epochs,
             f"at most train.epochs, {self.train.epochs}",
         )
+        object.__setattr__(self, "schedule", tuple(sorted(self.schedule, key=lambda each: each.name)))
+        check_schedule(self.schedule, self.view_specs, self.loss)
+
+    def views_at(self, share: float) -> tuple[ViewSpec, ...]:
+        """Return the views where `share` of the run is done, 0 to 1."""
+        return as_specs(views_at(self.view_specs, self.schedule, share))
+
+    def loss_at(self, share: float) -> LossConfig:
+        """Return the settings of the loss where `share` of the run is done, 0 to 1."""
+        return changed(self.loss, "loss", self.schedule, share)
+
+    @property
+    def eval_size(self) -> int:
+        """Height and width in pixels of the images that the encoder is evaluated on."""
+        return self.train.eval_size or self.view_size
 
     @property
     def view_specs(self) -> tuple[ViewSpec, ...]:
@@ -243,12 +274,17 @@ class Config:
 
     @property
     def view_size(self) -> int:
-        """Height and width of the first view in pixels; in training (`check_views`) all views have this size."""
+        """Height and width of the first view in pixels, the largest of a schedule.
+
+        In training (`check_views`) all views of a step have one size.
+        """
         return self.view_specs[0].size
 
 
 def flatten(config: Config) -> dict[str, Any]:
     """Return all settings by their dotted names, in the order of the dataclasses; several specs are numbered from 0.
+
+    A schedule is one string for each setting that it changes.
 
     >>> flatten(Config())["optim.momentum"]
     0.9
@@ -259,12 +295,12 @@ def flatten(config: Config) -> dict[str, Any]:
         f"{name}.{key.name}": getattr(section, key.name)
         for name, section in _numbered_sections(config)
         for key in dataclasses.fields(section)
-    }
+    } | {f"schedule.{each.name}": each.table() for each in config.schedule}
 
 
 def _numbered_sections(config: Config) -> Iterator[tuple[str, Any]]:
     """Yield the dataclasses of a config with their names; several specs are views[0], views[1], …"""
-    for name in (each.name for each in dataclasses.fields(config)):
+    for name in (each.name for each in dataclasses.fields(config) if each.name != "schedule"):
         section = getattr(config, name)
         if isinstance(section, tuple):
             yield from ((f"{name}[{i}]", spec) for i, spec in enumerate(section))

@@ -1,7 +1,7 @@
 """`fastclr bench bottleneck`: whether the loader or the model limits a training run, and what to change."""
 
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -99,7 +99,8 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     argv = current_arguments(_without_old_option(argv))
     options = parse(Options, argv, "fastclr bench bottleneck", default=_defaults(argv))
-    console, config = Console(), options.config
+    # a schedule's sizes take turns; measured is the largest, that of [views]
+    console, config = Console(), replace(options.config, schedule=())
     device = pick_device(config.train.device, option="--train.device")
     with BetonReader(data_set(options.files)) as reader, console.status("measuring"):
         config = resolve(config, reader, device)

@@ -30,6 +30,9 @@ class Arguments:
     test: Annotated[Path, tyro.conf.arg(metavar="B.beton")]
     """Labelled images to be tested on: a file or a set."""
     config: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
+    size: int | None = None
+    """Side length in pixels of all images of the evaluation; None: that in the encoder's file, which a recipe may set
+    with train.eval_size."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -48,15 +51,22 @@ def _evaluate(arguments: Arguments) -> None:
     import torch
     from rich.console import Console
 
+    from fastclr.config import MAX_SIZE
     from fastclr.device import has_bfloat16, pick_device
     from fastclr.evaluate.encoder import FrozenEncoder
     from fastclr.evaluate.protocol import evaluate_files
+    from fastclr.model import check_image_size
     from fastclr.train.checkpoint import atomic_write, load_encoder
     from pipelines import BetonReader
     from pipelines.system.terminal import printable
 
     run, precision = arguments.run, arguments.precision
+    if arguments.size is not None and not 1 <= arguments.size <= MAX_SIZE:
+        raise ValueError(f"--size is {arguments.size}; it must be 1 to {MAX_SIZE} pixels")
     encoder, meta = load_encoder(run)
+    size = arguments.size or meta["size"]
+    if meta["encoder"] != "resnet":
+        check_image_size(encoder, meta["encoder"], size)
     out = (run if run.is_dir() else run.parent) / RESULT
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out} can't be written: no permission for this folder")
@@ -66,7 +76,7 @@ def _evaluate(arguments: Arguments) -> None:
     with BetonReader(arguments.train) as train, BetonReader(arguments.test) as test:
         autocast = torch.bfloat16 if half else None
         model = FrozenEncoder.from_meta(
-            encoder, meta, device, autocast=autocast, num_threads=arguments.threads
+            encoder, {**meta, "size": size}, device, autocast=autocast, num_threads=arguments.threads
         )
         console = Console(highlight=False)
 
@@ -76,6 +86,7 @@ def _evaluate(arguments: Arguments) -> None:
         results = evaluate_files(model, train, test, arguments.config, note=note)
         record = {
             "encoder": meta,
+            "size": size,
             "train": _identity(train),
             "test": _identity(test),
             **results,
@@ -107,7 +118,11 @@ def _table(record: dict[str, Any]) -> Any:
     def row(name: str, protocol: str, result: dict[str, Any]) -> None:
         table.add_row(name, protocol, f"{result['top1']:.2%}", f"{result['seconds']:.1f}")
 
-    row("weighted kNN", f"cosine, k = {knn['k']}, T = {knn['temperature']:g}, centre crop", knn)
+    row(
+        "weighted kNN",
+        f"cosine, k = {knn['k']}, T = {knn['temperature']:g}, centre crop of {record['size']} px",
+        knn,
+    )
     if linear := record.get("linear"):
         row("linear probe", f"{linear['epochs']} epochs, crop and flip: {linear['views']}", linear)
     if logistic := record.get("logistic"):

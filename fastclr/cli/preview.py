@@ -45,15 +45,16 @@ def main(argv: list[str]) -> None:
     from fastclr.config import Config
     from fastclr.preview import contact_sheet, draw_samples, save_picture
     from fastclr.recipes import load_recipe
+    from fastclr.train.build import view_sizes, views_of_epoch
     from pipelines import BetonReader
 
     if arguments.recipe is None:
         config = Config(views=ViewSpec.simclr(arguments.size or 224))
     else:
         config = load_recipe(arguments.recipe)
-    specs = _resized(config.view_specs, arguments.size)
     seed = config.train.seed if arguments.seed is None else arguments.seed
     with BetonReader(data_set(arguments.files)) as reader:
+        specs = _resized(views_of_epoch(config, len(reader), arguments.epoch), arguments.size)
         samples = draw_samples(
             reader,
             specs,
@@ -63,10 +64,14 @@ def main(argv: list[str]) -> None:
             order=config.data.order,
             indices=arguments.indices or None,
         )
+        num_images = len(reader)
     title = f"{reader.path.name}: views of {_sizes(specs)} px, seed {seed}, epoch {arguments.epoch}"
     sheet = contact_sheet(samples, title)
     save_picture(sheet, arguments.out)
     print(f"{len(samples)} images, {sheet.width} × {sheet.height} px, written to {printable(arguments.out)}")
+    if config.schedule:
+        sizes = ", ".join(map(str, view_sizes(config, num_images)))
+        print(f"schedule: {'; '.join(map(str, config.schedule))}; views of {sizes} px in the whole run")
 
 
 def _sizes(specs: tuple[ViewSpec, ...]) -> str:

@@ -32,6 +32,8 @@ def step_seconds(config: Config, reader: BetonReader, device: torch.device) -> f
     Args:
         config: resolved.
     """
+    # at the size of [views], the largest of a schedule: the run may then be shorter than the time, but not longer
+    config = dataclasses.replace(config, schedule=())
     assert config.train.threads is not None
     peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
     with torch_threads(config.train.threads), make_loader(config, reader, Ranks(), device) as loader:

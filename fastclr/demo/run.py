@@ -32,7 +32,7 @@ from fastclr.evaluate.encoder import FrozenEncoder
 from fastclr.evaluate.protocol import EvalConfig, evaluate_files
 from fastclr.preview import contact_sheet, draw_samples, save_picture
 from fastclr.recipes import load_recipe, to_toml
-from fastclr.train.build import check_views, make_model, resolve
+from fastclr.train.build import check_views, make_model, resolve, views_of_epoch
 from fastclr.train.checkpoint import atomic_write, load_encoder
 from fastclr.train.pretrain import train
 from fastclr.train.run import FILES
@@ -219,8 +219,9 @@ def _convert(sources: list[Source], files: tuple[Path, Path], seed: int, timer: 
 def _preview(reader: BetonReader, config: Config, out: Path, timer: StageTimer) -> Image.Image:
     with timer.stage("preview") as notes:
         seed = config.train.seed
-        samples = draw_samples(reader, config.view_specs, rows=min(4, len(reader)), seed=seed)
-        sheet = contact_sheet(samples, f"{config.view_size} px views, seed {seed}, epoch 0")
+        specs = views_of_epoch(config, len(reader), 0)
+        samples = draw_samples(reader, specs, rows=min(4, len(reader)), seed=seed)
+        sheet = contact_sheet(samples, f"{specs[0].size} px views, seed {seed}, epoch 0")
         save_picture(sheet, out)
         notes.append(f"{out}")
     return sheet
@@ -258,7 +259,7 @@ def _evaluate(
 ) -> Evaluation:
     """Extract features and, where all pictures have labels, measure kNN and a linear probe."""
     spec = config.view_specs[0]
-    views = {"size": spec.size, "mean": spec.mean, "std": spec.std}
+    views = {"size": config.eval_size, "mean": spec.mean, "std": spec.std}
     autocast = torch.bfloat16 if config.train.precision == "bfloat16" else None
     with timer.stage(f"evaluate {weights} weights") as notes:
         model = FrozenEncoder.from_meta(encoder, views, device, autocast=autocast)

@@ -21,7 +21,7 @@ class FrozenEncoder:
     encoder: nn.Module
     """Maps [B, 3, H, W] to [B, D]; on `device`."""
     size: int
-    """Pixels of a view, as in training."""
+    """Side length of an image in pixels; that of training, or a larger one: random crops enlarge objects."""
     mean: tuple[float, float, float]
     """Normalisation, as in training."""
     std: tuple[float, float, float]

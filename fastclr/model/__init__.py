@@ -1,6 +1,6 @@
 """Models: encoders, projection heads, SimCLR, and batch norm over ranks."""
 
-from fastclr.model.encoders import ENCODERS, make_encoder
+from fastclr.model.encoders import ENCODERS, check_image_size, make_encoder
 from fastclr.model.global_bn import GlobalBatchNorm, convert_batchnorm
 from fastclr.model.projector import projector
 from fastclr.model.resnet import ResNet, resnet
@@ -11,6 +11,7 @@ __all__ = [
     "GlobalBatchNorm",
     "ResNet",
     "SimCLR",
+    "check_image_size",
     "convert_batchnorm",
     "make_encoder",
     "projector",

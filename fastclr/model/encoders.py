@@ -128,9 +128,28 @@ def _with_num_features(encoder: nn.Module, name: str, size: int) -> nn.Module:
     return encoder
 
 
+def check_image_size(encoder: nn.Module, name: str, size: int) -> None:
+    """Raise a ValueError unless the encoder takes images of this size; leaves it as it is.
+
+    Args:
+        encoder: an encoder of `make_encoder`, on any device.
+        name: its name, for the message.
+        size: height and width in pixels.
+    """
+    training, first = encoder.training, next(encoder.parameters())
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            encoder(torch.zeros(2, 3, size, size, dtype=first.dtype, device=first.device))
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise _no_such_size(name, size, error) from None
+    finally:
+        encoder.train(training)
+
+
 def _no_such_size(name: str, size: int, error: Exception) -> ValueError:
     reason = one_line(error)[:200]
-    return ValueError(f"encoder {name} takes no images of {size} px ({reason}); set another views.size")
+    return ValueError(f"encoder {name} takes no images of {size} px ({reason}); set another size")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

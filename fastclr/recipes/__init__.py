@@ -9,13 +9,14 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fastclr.config import MAX_WHOLE_NUMBER, Config, flatten
+from fastclr.config import MAX_WHOLE_NUMBER, Config, LossConfig, flatten
 from fastclr.renamed import current
+from fastclr.schedule import Scheduled
 from pipelines.system.terminal import printable
 from pipelines.views import ViewSpec
 
@@ -123,7 +124,9 @@ def from_table(table: dict[str, Any]) -> Config:
     for name, given in table.items():
         if name not in types:
             raise ValueError(f"unknown section [{_shown(name)}]{_nearest(name, [*types, *known])}")
-        if isinstance(given, dict):
+        if name == "schedule" and isinstance(given, dict):
+            sections[name] = tuple(_scheduled(*each, known) for each in _leaves(given))
+        elif isinstance(given, dict):
             sections[name] = _section(name, given, known)
         elif name == "views" and _is_array_of_tables(given):
             sections[name] = tuple(_section(f"views[{i}]", table, known) for i, table in enumerate(given))
@@ -164,12 +167,56 @@ def _section(label: str, table: dict[str, Any], known: Iterable[str]) -> Any:
         raise ValueError(f"{label}: {error}" if label != name else f"{error}") from None
 
 
+def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted names of a schedule's settings with their tables; TOML makes nested tables of `views.size`."""
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if "." not in name and isinstance(value, dict):
+            yield from _leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _scheduled(name: str, table: Any, known: Iterable[str]) -> Scheduled:
+    """Make the schedule of one setting; `known` are the names of all settings, for hints."""
+    label, shown = re.sub(r"^views\[\d+\]\.", "views.", name), _shown(name)
+    section, _, key = label.rpartition(".")
+    types = get_type_hints({"views": ViewSpec, "loss": LossConfig}.get(section, Scheduled))
+    if section not in ("views", "loss") or key not in types:
+        nearest = _nearest(label, [each for each in known if each.startswith(("views.", "loss."))])
+        raise ValueError(f"unknown setting schedule.{shown}{nearest}")
+    example = "{ at = [0.0, 0.5], values = [A, B] }"
+    if not isinstance(table, dict) or not table.keys() >= {"at", "values"}:
+        raise ValueError(
+            f"schedule.{shown} is {_shown(table)}; it must be a table with at and values: {example}"
+        )
+    hints = {"at": float, "values": types[key], "kind": Literal["steps", "linear"], "multiple_of": int}
+    values: dict[str, Any] = {}
+    for field, value in table.items():
+        if field not in hints:
+            raise ValueError(f"unknown key schedule.{shown}.{_shown(field)}; there are {', '.join(hints)}")
+        several = field in ("at", "values")
+        if several and not isinstance(value, list):
+            raise ValueError(f"schedule.{shown}.{field} is {_quoted(value)}; it must be a list")
+        checked = [
+            _checked(f"schedule.{shown}.{field}", each, hints[field])
+            for each in (value if several else [value])
+        ]
+        values[field] = tuple(checked) if several else checked[0]
+    return Scheduled(name, **values)
+
+
 def to_toml(config: Config) -> str:
     """Return the config as TOML, which `load_recipe` reads back; settings that are None are left out."""
     lines = []
     for section in dataclasses.fields(config):
         value = getattr(config, section.name)
-        if isinstance(value, tuple):
+        if section.name == "schedule":
+            names = [(each, json.dumps(each.name) if "[" in each.name else each.name) for each in value]
+            lines += (
+                ["[schedule]", *(f"{name} = {each.table()}" for each, name in names), ""] if names else []
+            )
+        elif isinstance(value, tuple):
             for each in value:
                 lines += [f"[[{section.name}]]", *_toml_lines(each), ""]
         else:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -9,18 +10,21 @@ from torch import nn
 
 from fastclr.config import RESNET_SETTINGS, Config, ModelConfig, OptimConfig, TrainConfig
 from fastclr.device import has_bfloat16
-from fastclr.model import SimCLR, make_encoder, projector
+from fastclr.model import SimCLR, check_image_size, make_encoder, projector
 from fastclr.optim import LARS
+from fastclr.schedule import epoch_share, num_loader_epochs
 from fastclr.train.distributed import Ranks
 from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.cpus import cores
 from pipelines.system.memory import available_memory
-from pipelines.views import groups_of
+from pipelines.views import ViewSpec, groups_of
 
 RESIDENT_BYTES = 1 << 30
 """Decoded data sets of up to this many bytes are held in memory: little beside what a training step takes."""
 CIFAR_SIZE = 32
 """Views of at most this many pixels get the CIFAR stem."""
+MAX_COMPILED = 8
+"""Maximum number of forms of the model that torch.compile makes (`torch._dynamo.config.recompile_limit`)."""
 BATCHES = 4
 """Batches of views in memory at a time: one that is trained on, one that is being made, two that wait."""
 COPIES = 4
@@ -108,10 +112,36 @@ def check_graph(config: Config, device: torch.device, ranks: Ranks) -> None:
         "a single rank": ranks.world_size > 1,
         "optim.name lars": config.optim.name != "lars",  # torch's optimizers read their rate in Python
         "no train.micro_batch": config.train.micro_batch is not None,
+        # captured numbers are constants, and a new one in every step would be a new capture in every step
+        "settings of the loss scheduled in steps": any(
+            each.name.startswith("loss.") and each.kind != "steps" for each in config.schedule
+        ),
     }
     missing = [what for what, is_missing in reasons.items() if is_missing]
     if config.train.graph and missing:
         raise ValueError(f"train.graph needs {' and '.join(missing)}; leave it out")
+
+
+def check_sizes(config: Config, encoder: nn.Module, num_images: int) -> None:
+    """Raise a ValueError unless the encoder takes every size of the schedule and that of the evaluation.
+
+    Args:
+        config: resolved.
+        encoder: left as it is.
+        num_images: images of the training file.
+    """
+    sizes = view_sizes(config, num_images)
+    # GradCache has a pass without gradients, for which the model is compiled, too
+    forms = len(sizes) * (1 if config.train.micro_batch is None else 2)
+    if config.train.compile and forms > MAX_COMPILED:
+        raise ValueError(
+            f"the schedule has {len(sizes)} sizes of views, and train.compile compiles the model anew for each, at "
+            f"most {MAX_COMPILED} times; raise multiple_of, or leave out train.compile"
+        )
+    # a ResNet takes any size, and others have been tried with views.size
+    if config.model.encoder != "resnet":
+        for size in sorted({*sizes, config.eval_size} - {config.view_size}):
+            check_image_size(encoder, config.model.encoder, size)
 
 
 def check_memory(config: Config, model: nn.Module, local_ranks: int = 1, world_size: int = 1) -> None:
@@ -121,7 +151,7 @@ def check_memory(config: Config, model: nn.Module, local_ranks: int = 1, world_s
 
     Args:
         config: resolved.
-        model: on the CPU, with views [B, 3, H, W] as input; stays as it is.
+        model: on the CPU, with views [B, 3, H, W] as input; stays as it is.  Of a schedule the largest size counts.
         local_ranks: processes of the run on this machine, which share its memory.
         world_size: processes of the run in all, which share a batch.
     """
@@ -161,14 +191,33 @@ def activation_bytes(model: nn.Module, size: int, bfloat16: bool = False) -> int
     return sum(kept.values()) // 2
 
 
+def views_of_epoch(config: Config, num_images: int, epoch: int) -> tuple[ViewSpec, ...]:
+    """Return the views of an epoch of the loader, those of the middle of the epoch; the same on every rank.
+
+    Args:
+        num_images: images of the training file.
+        epoch: number of the epoch, from 0.
+    """
+    return config.views_at(epoch_share(epoch, num_images, config.train.epochs, config.train.batch_size))
+
+
+def view_sizes(config: Config, num_images: int) -> list[int]:
+    """Return the sizes of the views in a run, pixels, in the order in which they appear, without repetitions."""
+    epochs = num_loader_epochs(num_images, config.train.epochs, config.train.batch_size)
+    if not any(each.name == "views.size" for each in config.schedule):
+        return [config.view_size]
+    return list(dict.fromkeys(views_of_epoch(config, num_images, epoch)[0].size for epoch in range(epochs)))
+
+
 def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch.device) -> TwoViewLoader:
     """Return the loader of this rank's share of the batches; the config must be resolved."""
     engine = config.data.engine
     assert engine != "auto", "the config must be resolved"
+    scheduled = any(each.name.startswith("views") for each in config.schedule)
     return TwoViewLoader(
         reader,
         config.train.batch_size // ranks.world_size,
-        views=config.view_specs,
+        views=partial(views_of_epoch, config, len(reader)) if scheduled else config.view_specs,
         engine=engine,
         order=config.data.order,
         num_threads=config.data.threads,

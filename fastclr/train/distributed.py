@@ -168,7 +168,7 @@ def data_parallel(
         model: on its device, with the same weights on every rank; its batch norms are replaced in place, and
             parameters, buffers and their names stay as they are.
         ranks: the ranks of the run; if there is one, the model itself is returned.
-        compiled: compile it with `torch.compile`.
+        compiled: compile it with `torch.compile`, anew for each size of the views.
         accumulates: several backward passes add up their gradients under `no_sync`, which DDP can't do with a static
             graph.
         global_bn: False keeps batch norms local to each rank, to measure the cost of their synchronisation.
@@ -176,7 +176,7 @@ def data_parallel(
     if ranks.world_size > 1 and global_bn:
         model = convert_batchnorm(model, ranks.group)
     # compiled inside DDP, because torch.compile can't split a static graph at DDP's buckets
-    forward = cast(nn.Module, torch.compile(model)) if compiled else model
+    forward = cast(nn.Module, torch.compile(model, dynamic=False)) if compiled else model
     if ranks.world_size == 1:
         return forward
     device = next(model.parameters()).device

@@ -23,7 +23,7 @@ def cached_backward(
     views: Tensor,
     micro_batch: int,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Add the weight gradients of `loss_of(z)` to the parameters, with `micro_batch` images at a time.
 
     With frozen batch norm (eval mode) the gradient equals that of one pass over the whole batch.  In training, batch
@@ -41,7 +41,7 @@ def cached_backward(
         autocast: makes the context of a forward pass.
 
     Returns:
-        The loss, and z [V·B, D]; both without a graph.
+        The loss, the features h [V·B, …] of the first pass and z [V·B, D]; all without a graph.
 
     Raises:
         ValueError: a micro-batch that does not divide the batch.
@@ -51,12 +51,14 @@ def cached_backward(
         raise ValueError(f"a micro-batch of {micro_batch} images does not divide the {batch_size} of a rank")
     pieces = views.split(micro_batch, dim=1)
 
-    random_states, parts = [], []
+    random_states, features, parts = [], [], []
     with torch.no_grad(), _running_statistics_kept(forward):
         for piece in pieces:
             random_states.append(_random_state(views.device))
             with autocast():  # a context of its own, because its cached casts of weights have no graph
-                parts.append(forward(_flat(piece))[1].unflatten(0, (num_views, -1)))
+                h, z = forward(_flat(piece))
+                features.append(h.unflatten(0, (num_views, -1)))
+                parts.append(z.unflatten(0, (num_views, -1)))
         after = _random_state(views.device)
     z = torch.cat(parts, 1).flatten(0, 1).requires_grad_()
     loss = loss_of(z)
@@ -70,7 +72,7 @@ def cached_backward(
                 _, z_again = forward(_flat(piece))
             z_again.backward(grad.flatten(0, 1))
     _set_random_state(views.device, after)
-    return loss.detach(), z.detach()
+    return loss.detach(), torch.cat(features, 1).flatten(0, 1), z.detach()
 
 
 def _flat(piece: Tensor) -> Tensor:

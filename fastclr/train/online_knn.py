@@ -21,7 +21,7 @@ K = 200
 
 
 class OnlineKnn:
-    """Weighted kNN (k = 200, T = 0.1) on centre crops; the ranks share the images.
+    """Weighted kNN (k = 200, T = 0.1) on centre crops of the size of evaluations; the ranks share the images.
 
     Args:
         encoder: the encoder of the run; each call uses its current weights.
@@ -47,7 +47,7 @@ class OnlineKnn:
         spec = config.view_specs[0]
         autocast = torch.bfloat16 if config.train.precision == "bfloat16" else None
         self._encoder = FrozenEncoder(
-            encoder, spec.size, spec.mean, spec.std, device, autocast, num_threads=config.data.threads
+            encoder, config.eval_size, spec.mean, spec.std, device, autocast, num_threads=config.data.threads
         )
         self._train, self._val, self._ranks = train, val, ranks
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastclr.config import Config, LossConfig
 from fastclr.device import pick_device
+from fastclr.evaluate.rankme import batch_rank
 from fastclr.loss import contrastive_metrics, margin_triplet, nt_logistic, nt_xent
 from fastclr.model import SimCLR
 from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
@@ -20,11 +21,13 @@ from fastclr.train.build import (
     check_batch,
     check_graph,
     check_memory,
+    check_sizes,
     encoder_spec,
     make_loader,
     make_model,
     make_optimizer,
     resolve,
+    view_sizes,
 )
 from fastclr.train.distributed import (
     Ranks,
@@ -39,7 +42,7 @@ from fastclr.train.loop import Outcome, Run, failures_explained, run_steps
 from fastclr.train.online_knn import OnlineKnn, check_val
 from fastclr.train.run import RunLock, is_same_run, run_identity, saved_run
 from fastclr.train.sinks import Sink
-from fastclr.train.step import CapturedStep, EagerStep
+from fastclr.train.step import CapturedStep, EagerStep, Loss
 from pipelines import BetonReader, ViewLoader
 from pipelines.beton import Files
 from pipelines.contracts import Batch
@@ -113,6 +116,17 @@ def train(
         return run_steps(run, done, sinks)
 
 
+class Output(NamedTuple):
+    """What the metrics of a step are computed from."""
+
+    h: Tensor
+    """[2n, num_features]."""
+    z: Tensor
+    """[2n, D]."""
+    loss: LossConfig
+    """Settings of the step's loss."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pretraining:
     """SimCLR as a task of the training loop."""
@@ -128,15 +142,28 @@ class Pretraining:
     knn: OnlineKnn | None
     """kNN accuracy on held-out images."""
 
-    def take_step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
-        """Take a step; return its loss and z."""
-        return self.step(batch.views, lr)
+    loss_of: Callable[[LossConfig], Loss]
+    """Function that makes a loss, always the same object for the same settings."""
 
-    def metrics(self, z: Tensor) -> dict[str, float]:
-        """Return contrastive accuracy and entropy of a step's z, averaged over the ranks."""
-        contrast = contrastive_metrics(z, self.config.loss.temperature, self.ranks.group)
+    def take_step(self, batch: Batch, lr: float) -> tuple[Tensor, Output]:
+        """Take a step; return its loss and what `metrics` takes."""
+        settings = self.loss_settings(batch)
+        loss, h, z = self.step(batch.views, lr, self.loss_of(settings))
+        return loss, Output(h, z, settings)
+
+    def loss_settings(self, batch: Batch) -> LossConfig:
+        """Return the settings of the loss for a batch, by the share of the run done before it."""
+        if not self.config.schedule:
+            return self.config.loss
+        train, steps_per_epoch = self.config.train, self.num_images // self.config.train.batch_size
+        done = batch.epoch * steps_per_epoch + batch.step
+        return self.config.loss_at(done / num_steps(self.num_images, train.epochs, train.batch_size))
+
+    def metrics(self, output: Output) -> dict[str, float]:
+        """Return contrastive accuracy and entropy of a step's z, and the effective rank of its h, over all ranks."""
+        contrast = contrastive_metrics(output.z, output.loss.temperature, self.ranks.group)
         accuracy, entropy = mean_over_ranks(torch.stack(contrast), self.ranks).tolist()
-        return {"accuracy": accuracy, "entropy": entropy}
+        return {"accuracy": accuracy, "entropy": entropy, "rankme": batch_rank(output.h, self.ranks.group)}
 
     def evaluation_is_due(self, done: int) -> bool:
         """Whether step `done` completes another `train.eval_epochs` epochs, or the run."""
@@ -165,20 +192,22 @@ def _build(
     if device.type == "cpu":
         check_memory(config, model, ranks.local_world_size, ranks.world_size)
     num_images, batch_size = len(loader.reader), config.train.batch_size
+    check_sizes(config, model.encoder, num_images)
     total = num_steps(num_images, config.train.epochs, batch_size)
     warmup = num_warmup_steps(num_images, config.optim.warmup_epochs, batch_size)
     peak_lr = scaled_lr(config.optim.base_lr, batch_size, config.optim.scaling)
     optimizer = make_optimizer(config.optim, model, peak_lr)
     step = make_step(config, model, optimizer, ranks, device)
+    loss_of = lru_cache(1)(partial(loss_function, group=ranks.group))
     knn = None if val is None else OnlineKnn(model.encoder, loader.reader, val, config, ranks, device)
-    task = Pretraining(config, model, optimizer, step, ranks, num_images, knn)
+    task = Pretraining(config, model, optimizer, step, ranks, num_images, knn, loss_of)
     return task, lambda step: warmup_cosine(step, total, warmup, peak_lr)
 
 
 def make_step(
     config: Config, model: SimCLR, optimizer: torch.optim.Optimizer, ranks: Ranks, device: torch.device
 ) -> EagerStep | CapturedStep:
-    """Return a training step, (views, lr) → (loss, z); the config must be resolved.
+    """Return a training step, (views, lr) → (loss, h, z), with the unscheduled loss; the config must be resolved.
 
     With several ranks the model's batch norms become global ones; its parameters stay the same.
     """
@@ -206,7 +235,7 @@ def encoder_meta(config: Config) -> dict[str, Any]:
     return {
         "encoder": name,
         "kwargs": kwargs,
-        "size": spec.size,
+        "size": config.eval_size,
         "mean": spec.mean,
         "std": spec.std,
         "precision": config.train.precision,
@@ -217,11 +246,14 @@ def _opening(run: Run, done: int) -> str:
     """Return a line about the run, printed first because the first step may take minutes."""
     config, data = run.config, run.config.data
     train = config.train
+    sizes = ", ".join(map(str, view_sizes(config, len(run.loader.reader))))
     return (
         f"{len(run.loader.reader):,} images, {train.epochs:,} epochs, {run.total_steps:,} steps of {train.batch_size:,}"
         + (f", from step {done:,} on" if done else "")
-        + f"; {encoder_title(encoder_meta(config))} at {config.view_size} px in {train.precision} on {train.device}; "
+        + f"; {encoder_title(encoder_meta(config))} at {sizes} px in {train.precision} on {train.device}; "
         f"engine {data.engine}, {data.threads} loader thread{'' if data.threads == 1 else 's'}"
+        + (f"; schedule: {'; '.join(map(str, config.schedule))}" if config.schedule else "")
+        + (f"; evaluated at {config.eval_size} px" if config.eval_size != config.view_size else "")
     )
 
 
@@ -230,7 +262,7 @@ def _machine_settings(config: Config) -> Iterator[None]:
     """Change torch's process-wide settings for the duration of a run."""
     benchmark = torch.backends.cudnn.benchmark
     assert config.train.threads is not None
-    # shapes never change: let cuDNN look for the fastest convolutions
+    # shapes change rarely (by a schedule) or never: let cuDNN look for the fastest convolutions
     torch.backends.cudnn.benchmark = True
     try:
         with torch_threads(config.train.threads):

@@ -34,7 +34,7 @@ LOCK_TIMEOUT_S = 5.0
 DATA_FINGERPRINT = "the data's fingerprint"
 MAY_CHANGE = {
     *("data.threads", "train.threads", "train.device", "train.compile", "train.graph", "optim.impl"),
-    *("train.log_every", "train.checkpoint_minutes", "train.eval_epochs"),
+    *("train.log_every", "train.checkpoint_minutes", "train.eval_epochs", "train.eval_size"),
 }
 """Settings that decide how a run is computed and not what: they may change when it is resumed."""
 NUMBER = re.compile(r"views\[\d+\]\.")

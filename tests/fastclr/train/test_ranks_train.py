@@ -80,7 +80,7 @@ def two_steps(
                 loss = loss_of(z)
                 loss.backward()
             else:
-                loss, z = cached_backward(forward, loss_of, views, micro_batch // world_size)
+                loss, _, z = cached_backward(forward, loss_of, views, micro_batch // world_size)
             losses.append(mean_over_ranks(loss.detach(), ranks))
             gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     return {"losses": losses, "gradients": gradients, "buffers": dict(model.named_buffers())}
