@@ -12,6 +12,8 @@ from fuzz.harness import Original, fuzz, main
 
 from fastclr.config import Config
 from fastclr.recipes import RECIPES_DIR, from_table, load_recipe, recipe_names, to_toml
+from fastclr.schedule import Scheduled
+from pipelines.views import ViewSpec
 from pipelines.views.presets import byol
 
 
@@ -20,6 +22,11 @@ def originals() -> list[Original]:
     texts = [(RECIPES_DIR / f"{name}.toml").read_text("utf-8") for name in recipe_names()]
     texts.append(to_toml(load_recipe("cifar10-rn18")))
     texts.append(to_toml(Config(views=byol(32))))
+    schedule = (
+        Scheduled("views.size", (0.0, 0.5), (16, 32), "linear", multiple_of=8),
+        Scheduled("views.scale", (0.0, 0.5), ((0.5, 1.0), (0.2, 1.0))),
+    )
+    texts.append(to_toml(Config(views=ViewSpec.simclr(32), schedule=schedule)))
     found = []
     for text in texts:
         places = re.finditer(rb"(?m)(?<== ).+$|^\[+\w+\]+$", text.encode())
