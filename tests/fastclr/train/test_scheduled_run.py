@@ -153,15 +153,12 @@ def test_it_resumes_after_sigkill(tmp_path, tiny_file):
     command = ["train", str(recipe), str(tiny_file), "--model.width", "0.5", "--data.engine", "native"]
     command += ["--train.checkpoint-minutes", "1e-9"]
     assert main([*command, "--out", str(tmp_path / "straight")]) == 0
-    folder, metrics = tmp_path / "killed", tmp_path / "killed" / "metrics.jsonl"
+    folder = tmp_path / "killed"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-m", "fastclr.cli.main", *command, "--out", str(folder)], env=environment
     )
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or metrics.read_text().count("\n") < 8:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_for_records(process, folder, 8)
     process.kill()
     process.wait()
     assert 7 <= load_checkpoint(folder / "last.pt")["step"] < 20
@@ -193,6 +190,49 @@ def test_every_engine_trains_by_it(tmp_path, finished, tiny_file, config, engine
         assert ours == theirs
     assert [row[:3] for row in ours] == [row[:3] for row in theirs]
     assert [row[3] for row in ours[:3]] == pytest.approx([row[3] for row in theirs[:3]], rel=0.05)
+
+
+def on_two_ranks(*argv: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, "-m", "fastclr.cli.main", *argv], env=environment)
+
+
+@pytest.mark.slow
+def test_ranks_follow_it(tmp_path, tiny_file):
+    """Two ranks take the steps of one process, and are continued bit for bit after SIGTERM."""
+    recipe = write_recipe(tmp_path / "scheduled.toml")
+    command = [
+        "train",
+        str(recipe),
+        str(tiny_file),
+        "--train.precision",
+        "float32",
+        "--optim.base-lr",
+        "0.05",
+    ]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    assert on_two_ranks(*command, "--out", str(tmp_path / "two")).wait(120) == 0
+    for one, two in zip(numbers(tmp_path / "one"), numbers(tmp_path / "two"), strict=True):
+        assert two[:3] == one[:3]
+        assert two[3:] == pytest.approx(one[3:], rel=1e-3, abs=0.051)
+        assert two[3] == pytest.approx(one[3], rel=1e-4)
+        assert two[6] == pytest.approx(one[6], rel=1e-3)
+    process = on_two_ranks(*command, "--out", str(tmp_path / "stopped"))
+    wait_for_records(process, tmp_path / "stopped", 7)
+    process.send_signal(signal.SIGTERM)
+    process.wait(120)
+    assert 7 <= load_checkpoint(tmp_path / "stopped" / "last.pt")["step"] < 20
+    assert on_two_ranks(*command, "--out", str(tmp_path / "stopped")).wait(120) == 0
+    assert_same_run(tmp_path / "stopped", tmp_path / "two")
+
+
+def wait_for_records(process: subprocess.Popen, folder: Path, number: int) -> None:
+    deadline = time.monotonic() + 120
+    metrics = folder / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < number:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def test_micro_batches_follow_it(tmp_path, tiny_file, config):
