@@ -23,6 +23,12 @@ RESIDENT_BYTES = 1 << 30
 """Decoded data sets of up to this many bytes are held in memory: little beside what a training step takes."""
 CIFAR_SIZE = 32
 """Views of at most this many pixels get the CIFAR stem."""
+STEM_STRIDES = {"cifar": 1, "stride2": 2, "imagenet": 4}
+"""Stride of a ResNet's stem; two stages with stride 2 follow before the last one.
+
+Symptom where the last stage gets one pixel: some weight gradients of its convolution of stride 2 are what was in that
+memory before, now and then NaN (oneDNN, bfloat16, seen in torch 2.15).  To be lifted when they are right.
+"""
 MAX_COMPILED = 8
 """Maximum number of forms of the model that torch.compile makes (`torch._dynamo.config.recompile_limit`)."""
 BATCHES = 4
@@ -123,7 +129,7 @@ def check_graph(config: Config, device: torch.device, ranks: Ranks) -> None:
 
 
 def check_sizes(config: Config, encoder: nn.Module, num_images: int) -> None:
-    """Raise a ValueError unless the encoder takes every size of the schedule and that of the evaluation.
+    """Raise a ValueError unless the encoder can be trained on all sizes of the views, and takes that of evaluations.
 
     Args:
         config: resolved.
@@ -137,6 +143,13 @@ def check_sizes(config: Config, encoder: nn.Module, num_images: int) -> None:
         raise ValueError(
             f"the schedule has {len(sizes)} sizes of views, and train.compile compiles the model anew for each, at "
             f"most {MAX_COMPILED} times; raise multiple_of, or leave out train.compile"
+        )
+    strides = STEM_STRIDES.get(config.model.stem, 1)
+    on_cpu, half = config.train.device == "cpu", config.train.precision == "bfloat16"
+    if config.model.encoder == "resnet" and on_cpu and half and min(sizes) <= 4 * strides:
+        raise ValueError(
+            f"views of {min(sizes)} px leave one pixel for the last stage of this ResNet, and torch computes a wrong "
+            f"gradient there in bfloat16 on a CPU; take more than {4 * strides} px, or train.precision float32"
         )
     # a ResNet takes any size, and others have been tried with views.size
     if config.model.encoder != "resnet":

@@ -119,8 +119,8 @@ def test_breakpoints_see_both_sides_of_a_step():
     ("line", "message"),
     [
         (
-            "views.siz = { at=[0], values=[24] }",
-            r"unknown setting schedule.views.siz; did you mean views.size",
+            "views.sizes = { at=[0], values=[24] }",
+            r"unknown setting schedule.views.sizes; did you mean views.size",
         ),
         ("optim.base_lr = { at=[0], values=[1] }", r"unknown setting schedule.optim.base_lr"),
         ("views.size = 3", r"schedule.views.size is 3; it must be a table with at and values"),

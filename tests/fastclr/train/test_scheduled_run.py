@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,34 @@ def test_too_many_sizes_to_compile(config):
     check_sizes(even, resnet(10, 0.125, stem="cifar"), 79)
     with pytest.raises(ValueError, match=r"has 5 sizes"):
         check_sizes(changed(even, "train", micro_batch=10), resnet(10, 0.125, stem="cifar"), 79)
+
+
+def record_pixels(pixels: list[int], _: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    pixels.append(inputs[0].shape[-1])
+
+
+def test_one_pixel_in_bfloat16_is_refused(tmp_path, tiny_file, config):
+    """The stems divide the size by 1, 2 and 4, and the stages before the last by 4."""
+    for stem, size in (("cifar", 4), ("stride2", 8), ("imagenet", 16)):
+        half = changed(changed(config, "model", stem=stem), "train", precision="bfloat16", device="cpu")
+        encoder = resnet(10, 0.125, stem=stem)
+        for smallest, too_small in ((size, True), (size + 1, False)):
+            sizes = Scheduled("views.size", (0.0, 0.5), (smallest, 40))
+            each = dataclasses.replace(half, views=ViewSpec.simclr(40), schedule=(sizes,))
+            pixels: list[int] = []
+            hook = partial(record_pixels, pixels)
+            handle = encoder.layer4.register_forward_pre_hook(hook)
+            encoder.eval()(torch.zeros(1, 3, smallest, smallest))
+            handle.remove()
+            assert (pixels == [1]) == too_small
+            check_sizes(changed(each, "train", precision="float32"), encoder, 79)
+            if too_small:
+                with pytest.raises(
+                    ValueError, match=f"views of {size} px leave one pixel .* train.precision float32"
+                ):
+                    check_sizes(each, encoder, 79)
+            else:
+                check_sizes(each, encoder, 79)
 
 
 def test_the_encoder_is_that_of_the_largest_size(tmp_path, tiny_file, config, monkeypatch):
