@@ -41,6 +41,10 @@ class DataConfig:
     """Order of the samples in an epoch; blocks is for files larger than memory."""
     threads: int | None = None
     """Threads of the loader; None: one when training on the CPU, else one per core."""
+    image_field: str | None = None
+    """Name of the file's image field; None: the one named image, or else the first of the kind."""
+    label_field: str | None = None
+    """Name of the file's label field; None: the one named label, or else the first of whole numbers."""
 
     def __post_init__(self) -> None:
         _check(
@@ -235,6 +239,17 @@ class Config:
             self.optim.warmup_epochs,
             f"at most train.epochs, {self.train.epochs}",
         )
+
+    @property
+    def field_names(self) -> tuple[str | None, str | None]:
+        """Names of the image and the label field, as BetonReader takes them."""
+        return self.data.image_field, self.data.label_field
+
+    def with_fields(self, image_field: str | None, label_field: str | None) -> "Config":
+        """Return the config with these names of fields; None leaves a name as it is."""
+        given = {"image_field": image_field, "label_field": label_field}
+        names = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, **names)) if names else self
 
     @property
     def view_specs(self) -> tuple[ViewSpec, ...]:
