@@ -38,9 +38,9 @@ def pairs(tmp_path_factory, require_package) -> Path:
 
     path = tmp_path_factory.mktemp("pairs") / "pairs.beton"
     fields = {
-        "left": RGBImageField(write_mode="raw"),
+        "left": RGBImageField(write_mode="jpg"),
         "coarse": IntField(),
-        "right": RGBImageField(write_mode="raw"),
+        "right": RGBImageField(write_mode="jpg"),
         "fine": IntField(),
     }
     DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(Pairs(), shuffle_indices=False)
@@ -115,8 +115,8 @@ def test_peers_get_the_fields_that_were_chosen(pairs):
 def test_bench_loader(pairs, tmp_path):
     out = tmp_path / "loader.json"
     common = ["--sizes", "16", "--rounds", "1", "--threads", "1", "--batch-size", "1", "--only", "crops"]
-    command = ["bench", "loader", f"{pairs}", *common, "--peers", "ffcv", "--out", f"{out}", *CHOSEN]
+    command = ["bench", "loader", f"{pairs}", *common, "--peers", "--out", f"{out}", *CHOSEN]
     assert main(command) == 0
     rows = json.loads(out.read_text())["results"]["crops"]
-    assert [row["name"] for row in rows] == ["fastclr native", "FFCV, two pipelines"]
+    assert [row["name"] for row in rows] == ["fastclr native"]
     assert all(row["rounds"] for row in rows), [row["error"] for row in rows]
