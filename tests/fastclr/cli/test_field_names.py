@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 from support.tiny_run import write_tiny_recipe
 
+from benchmarks.loaders.bench import Options, _cases
+from benchmarks.loaders.report import LoaderSettings
 from benchmarks.loaders.without_markers import without_markers
+from fastclr.arguments import parse
 from fastclr.cli.main import main
 from fastclr.recipes import load_recipe
 from fastclr.train.checkpoint import load_checkpoint
@@ -111,12 +114,9 @@ def test_peers_get_the_fields_that_were_chosen(pairs):
         assert all((copy[k][0] == reader[k][0]).all() for k in range(NUM_IMAGES))
 
 
-@pytest.mark.slow
-def test_bench_loader(pairs, tmp_path):
-    out = tmp_path / "loader.json"
-    common = ["--sizes", "16", "--rounds", "1", "--threads", "1", "--batch-size", "1", "--only", "crops"]
-    command = ["bench", "loader", f"{pairs}", *common, "--peers", "--out", f"{out}", *CHOSEN]
-    assert main(command) == 0
-    rows = json.loads(out.read_text())["results"]["crops"]
-    assert [row["name"] for row in rows] == ["fastclr native"]
-    assert all(row["rounds"] for row in rows), [row["error"] for row in rows]
+def test_bench_loader_measures_the_fields_that_were_chosen(pairs):
+    options = parse(Options, [f"{pairs}", *CHOSEN], "fastclr bench loader")
+    settings = LoaderSettings(size=16, threads=1, batch_size=4)
+    (ours, _) = _cases(options, options.file, settings, "crops", NUM_IMAGES)
+    with ours.open() as loader:
+        assert loader.reader.labels.tolist() == [k % 5 for k in range(NUM_IMAGES)]
