@@ -6,13 +6,10 @@ from typing import Any
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import Progress
 
 from fastclr.arguments import DataSet, FieldNames, Fields, data_set, parse
 from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE, Field
-from pipelines.beton.verify import verify
 from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
 
@@ -51,6 +48,11 @@ def main(argv: list[str]) -> int:
 
 def _verify(reader: BetonReader) -> int:
     """Decode all images; print the corrupt ones, and return the exit code."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pipelines.beton.verify import verify
+
     num_corrupt = 0
     console = Console(stderr=True)
     columns = Progress.get_default_columns()
