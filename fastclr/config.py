@@ -247,9 +247,12 @@ class Config:
 
     def with_fields(self, image_field: str | None, label_field: str | None) -> "Config":
         """Return the config with these names of fields; None leaves a name as it is."""
-        given = {"image_field": image_field, "label_field": label_field}
-        names = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(self, data=dataclasses.replace(self.data, **names)) if names else self
+        data = dataclasses.replace(
+            self.data,
+            image_field=image_field or self.data.image_field,
+            label_field=label_field or self.data.label_field,
+        )
+        return dataclasses.replace(self, data=data)
 
     @property
     def view_specs(self) -> tuple[ViewSpec, ...]:
