@@ -3,8 +3,9 @@
 import io
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,24 @@ DataSet = Annotated[
     tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FILE.beton", help_behavior_hint="")
 ]
 """Positional arguments that are the files of one data set; see `pipelines.beton.sets`."""
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """Which fields of a file are read, where they have other names than "image" and "label"."""
+
+    image_field: str | None = None
+    """Name of the image field, in files of FFCV's; None: the one named image, or else the first of the kind."""
+    label_field: str | None = None
+    """Name of the label field; None: the one named label, or else the first of whole numbers."""
+
+    def __iter__(self) -> Iterator[str | None]:
+        """Yield both names, in the order in which BetonReader takes them."""
+        return iter((self.image_field, self.label_field))
+
+
+Fields = Annotated[FieldNames, tyro.conf.arg(name="")]
+"""The options --image-field and --label-field of a command."""
 
 
 def data_set(files: tuple[Path, ...]) -> Path | tuple[Path, ...]:

@@ -47,6 +47,10 @@ class DataConfig:
     """Order of the samples in an epoch; blocks is for files larger than memory."""
     threads: int | None = None
     """Threads of the loader; None: one when training on the CPU, else one per core."""
+    image_field: str | None = None
+    """Name of the file's image field; None: the one named image, or else the first of the kind."""
+    label_field: str | None = None
+    """Name of the file's label field; None: the one named label, or else the first of whole numbers."""
 
     def __post_init__(self) -> None:
         _check(
@@ -266,6 +270,20 @@ class Config:
     def eval_size(self) -> int:
         """Height and width in pixels of the images that the encoder is evaluated on."""
         return self.train.eval_size or self.view_size
+
+    @property
+    def field_names(self) -> tuple[str | None, str | None]:
+        """Names of the image and the label field, as BetonReader takes them."""
+        return self.data.image_field, self.data.label_field
+
+    def with_fields(self, image_field: str | None, label_field: str | None) -> "Config":
+        """Return the config with these names of fields; None leaves a name as it is."""
+        data = dataclasses.replace(
+            self.data,
+            image_field=image_field or self.data.image_field,
+            label_field=label_field or self.data.label_field,
+        )
+        return dataclasses.replace(self, data=data)
 
     @property
     def view_specs(self) -> tuple[ViewSpec, ...]:

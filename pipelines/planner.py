@@ -4,9 +4,10 @@ Order and split are pure functions of (seed, epoch, world size, position).  As t
 in mid-epoch, or on another number of ranks, sees the same batches as one that was never stopped.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import islice
 from typing import Literal, get_args
 
 import numpy as np
@@ -25,6 +26,8 @@ MIXED_BLOCKS = 128
 
 _SAMPLE_STREAM, _BLOCK_STREAM = 1 << 31, (1 << 31) + 1
 """First counter word of the order's keys; the draws of views use the words 0…12."""
+PIECE = 1 << 18
+"""Samples of an order that are sorted at a time; what it takes to find them among the keys is a fraction of that."""
 KEYS_AT_ONCE = 1 << 15
 """Samples whose keys are drawn together: their temporary arrays stay in a core's cache."""
 DRAWN_AT_ONCE = 1024
@@ -44,33 +47,90 @@ def epoch_order(num_samples: int, seed: int, epoch: int, order: Order = "random"
     Raises:
         ValueError: an unknown order.
     """
-    if order == "sequential":
-        return np.arange(num_samples, dtype=np.int64)
-    if order == "random":
-        return np.argsort(_keys(num_samples, seed, epoch, _SAMPLE_STREAM), kind="stable")
-    if order == "blocks":
-        num_blocks = -(-num_samples // BLOCK_SAMPLES)
-        shuffled = np.argsort(_keys(num_blocks, seed, epoch, _BLOCK_STREAM), kind="stable")
-        samples = (shuffled[:, None] * BLOCK_SAMPLES + np.arange(BLOCK_SAMPLES)).ravel()
-        samples = samples[samples < num_samples]
-        # a small last window would mix too few blocks, so it is merged with the one before it
-        window = BLOCK_SAMPLES * MIXED_BLOCKS
-        starts = [k * window for k in range(max(num_samples // window, 1))]
-        keys = _keys(num_samples, seed, epoch, _SAMPLE_STREAM)
-        for start, end in zip(starts, [*starts[1:], num_samples], strict=True):
-            mixed = np.argsort(keys[start:end], kind="stable")
-            samples[start:end] = samples[start:end][mixed]
-        return samples
-    raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    return np.concatenate([np.empty(0, np.int64), *order_pieces(num_samples, seed, epoch, order)])
 
 
-def _keys(count: int, seed: int, epoch: int, stream: int) -> np.ndarray:
-    keys = np.empty(count, np.uint64)
+def order_pieces(
+    num_samples: int, seed: int, epoch: int, order: Order = "random", start: int = 0
+) -> Iterator[np.ndarray]:
+    """Yield `epoch_order(…)[start:]` in pieces, each computed when it is asked for.
+
+    The first batch of a large set therefore waits for one piece, and not for the whole permutation.
+
+    Raises:
+        ValueError: an unknown order.
+    """
+    if order not in _PIECES:
+        raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
+    position = 0
+    for count, piece in _PIECES[order](num_samples, seed, epoch):
+        if position + count > start:
+            yield piece()[max(start - position, 0) :]
+        position += count
+
+
+_Piece = tuple[int, Callable[[], np.ndarray]]
+"""Number of positions in a piece of an order, and a function that returns them."""
+
+
+def _sequential(num_samples: int, seed: int, epoch: int) -> Iterator[_Piece]:
+    for first in range(0, num_samples, PIECE):
+        end = min(first + PIECE, num_samples)
+        yield end - first, partial(np.arange, first, end, dtype=np.int64)
+
+
+def _random(num_samples: int, seed: int, epoch: int) -> Iterator[_Piece]:
+    """Split the keys by their value into ranges of equal width, and sort range by range."""
+    keys = _keys(0, num_samples, seed, epoch, _SAMPLE_STREAM)
+
+    def sort(chosen: np.ndarray) -> np.ndarray:
+        return chosen[np.argsort(keys[chosen], kind="stable")]
+
+    num_pieces = -(-num_samples // PIECE)
+    bounds = [(k << 64) // num_pieces for k in range(num_pieces)]
+    for k, low in enumerate(bounds):
+        inside = keys >= np.uint64(low)
+        if k + 1 < num_pieces:
+            inside &= keys < np.uint64(bounds[k + 1])
+        chosen = np.flatnonzero(inside)
+        yield len(chosen), partial(sort, chosen)
+
+
+def _blocks(num_samples: int, seed: int, epoch: int) -> Iterator[_Piece]:
+    num_blocks = -(-num_samples // BLOCK_SAMPLES)
+    shuffled = np.argsort(_keys(0, num_blocks, seed, epoch, _BLOCK_STREAM), kind="stable")
+    sizes = np.minimum(num_samples - shuffled * BLOCK_SAMPLES, BLOCK_SAMPLES)
+    starts = np.cumsum(sizes) - sizes
+
+    def mix(start: int, end: int) -> np.ndarray:
+        first = int(np.searchsorted(starts, start, "right")) - 1
+        blocks = shuffled[first : np.searchsorted(starts, end)]
+        samples = (blocks[:, None] * BLOCK_SAMPLES + np.arange(BLOCK_SAMPLES)).ravel()
+        samples = samples[samples < num_samples][start - starts[first] :][: end - start]
+        return samples[np.argsort(_keys(start, end, seed, epoch, _SAMPLE_STREAM), kind="stable")]
+
+    # a small last window would mix too few blocks, so it is merged with the one before it
+    window = BLOCK_SAMPLES * MIXED_BLOCKS
+    windows = [k * window for k in range(max(num_samples // window, 1))]
+    for start, end in zip(windows, [*windows[1:], num_samples], strict=True):
+        yield end - start, partial(mix, start, end)
+
+
+_PIECES: dict[str, Callable[[int, int, int], Iterator[_Piece]]] = {
+    "random": _random,
+    "sequential": _sequential,
+    "blocks": _blocks,
+}
+
+
+def _keys(start: int, end: int, seed: int, epoch: int, stream: int) -> np.ndarray:
+    """Return the keys of positions [start, end): uint64."""
+    keys = np.empty(end - start, np.uint64)
     # piece by piece: Philox's ten rounds on all at once would take ten times the memory of the keys
-    for first in range(0, count, KEYS_AT_ONCE):
-        numbers = np.arange(first, min(first + KEYS_AT_ONCE, count))
+    for first in range(start, end, KEYS_AT_ONCE):
+        numbers = np.arange(first, min(first + KEYS_AT_ONCE, end))
         low, high, _, _ = philox4x32((stream, 0, numbers, epoch), split_seed(seed))
-        keys[numbers] = high << np.uint64(32) | low
+        keys[numbers - start] = high << np.uint64(32) | low
     return keys
 
 
@@ -130,31 +190,27 @@ class BatchPlanner:
 
         With `drop_last=False` the tail is split contiguously over the ranks; a rank may get none of it.
         """
-        order = epoch_order(self.num_samples, self.seed, epoch, self.order)
-        if self.subset is not None:
-            order = self.subset[order]
         global_batch = self.batch_size * self.world_size
         # after a resume with another batch size, `consumed` need not be a multiple of the global batch
-        starts = range(consumed, len(order), global_batch)
+        pieces = order_pieces(self.num_samples, self.seed, epoch, self.order, consumed)
+        global_batches = _regrouped(pieces, global_batch)
         # drawing holds the GIL for a millisecond, and takes nearly as long for a small batch as for a large one
         at_once = max(1, DRAWN_AT_ONCE // self.batch_size)
-        for first in range(0, len(starts), at_once):
-            batches = [
-                self._rows(order[start : start + global_batch]) for start in starts[first : first + at_once]
-            ]
+        step = consumed // global_batch
+        while batches := [self._rows(batch) for batch in islice(global_batches, at_once)]:
             drawn = self.draw(epoch, np.concatenate(batches))
             low = 0
-            for step, rows in enumerate(batches, consumed // global_batch + first):
+            for rows in batches:
                 if len(rows):
                     yield BatchPlan(epoch, step, rows, drawn[:, low : low + len(rows)].copy())
-                low += len(rows)
+                step, low = step + 1, low + len(rows)
 
     def _rows(self, batch: np.ndarray) -> np.ndarray:
         """Return this rank's samples of a global batch; no samples if it is incomplete and `drop_last` is set."""
         if self.drop_last and len(batch) < self.batch_size * self.world_size:
             return batch[:0]
         low, high = _split(len(batch), self.world_size, self.rank)
-        return batch[low:high]
+        return batch[low:high] if self.subset is None else self.subset[batch[low:high]]
 
     def draw(self, epoch: int, indices: np.ndarray) -> ViewParams:
         """Draw the numbers of the views of these samples in this epoch."""
@@ -165,6 +221,18 @@ class BatchPlanner:
         if self.subset is None:
             return (index + 1) % len(self.heights)
         return int(self.subset[np.searchsorted(self.subset, index, "right") % len(self.subset)])
+
+
+def _regrouped(pieces: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Yield the elements of all pieces in arrays of `size`; the last may have fewer."""
+    rest = np.empty(0, np.int64)
+    for piece in pieces:
+        rest = np.concatenate([rest, piece])
+        whole = len(rest) - len(rest) % size
+        yield from (rest[first : first + size] for first in range(0, whole, size))
+        rest = rest[whole:]
+    if len(rest):
+        yield rest
 
 
 def _split(rows: int, world_size: int, rank: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from benchmarks.bottleneck.measure import measure_run
 from benchmarks.bottleneck.recommend import RunSetup, Throughputs, recommendations, setup_of_run
 from benchmarks.core.machine import Machine, describe_machine
 from benchmarks.core.report import check_at_least_1, check_out, save
-from fastclr.arguments import DataSet, data_set, parse
+from fastclr.arguments import DataSet, FieldNames, Fields, data_set, parse
 from fastclr.config import Config
 from fastclr.device import pick_device
 from fastclr.recipes import recipe_from_arguments
@@ -47,6 +47,7 @@ class Options:
     the loader costs the training thread on top of the cores that it takes (the GIL, memory)."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Where to write the result."""
+    fields: Fields = field(default_factory=FieldNames)
     config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
         default_factory=Config
     )
@@ -100,9 +101,9 @@ def main(argv: list[str]) -> None:
     argv = current_arguments(_without_old_option(argv))
     options = parse(Options, argv, "fastclr bench bottleneck", default=_defaults(argv))
     # a schedule's sizes take turns; measured is the largest, that of [views]
-    console, config = Console(), replace(options.config, schedule=())
+    console, config = Console(), replace(options.config.with_fields(*options.fields), schedule=())
     device = pick_device(config.train.device, option="--train.device")
-    with BetonReader(data_set(options.files)) as reader, console.status("measuring"):
+    with BetonReader(data_set(options.files), *config.field_names) as reader, console.status("measuring"):
         config = resolve(config, reader, device)
         setup = setup_of_run(config, reader)
         speeds = measure_run(config, reader, device, options.rounds, options.steps, options.interference)

@@ -5,7 +5,8 @@ import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from statistics import median
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import tyro
@@ -26,6 +27,9 @@ from pipelines.system.cpus import cores
 
 COMPARED = 100
 """Number of images whose pixels are compared with the source."""
+
+FFCV_JPG = "FFCV jpg"
+"""Row that ours are compared with."""
 
 Writer = Literal["fastclr", "ffcv"]
 
@@ -68,13 +72,15 @@ class Variant:
     name: str
     writer: Writer
     stores: Literal["keep", "recompress", "raw"]
+    verify: Literal["full", "header"] = "full"
 
 
 VARIANTS = (
     Variant("fastclr --jpeg keep", "fastclr", "keep"),
+    Variant("fastclr --jpeg keep --verify header", "fastclr", "keep", "header"),
     Variant("fastclr --jpeg recompress", "fastclr", "recompress"),
     Variant("fastclr --mode raw", "fastclr", "raw"),
-    Variant("FFCV jpg", "ffcv", "recompress"),
+    Variant(FFCV_JPG, "ffcv", "recompress"),
     Variant("FFCV raw", "ffcv", "raw"),
 )
 
@@ -113,6 +119,19 @@ class ConvertReport:
     settings: ConvertSettings
     results: list[ConvertRow]
     benchmark: str = "convert"
+    derived: ClassVar[tuple[str, ...]] = ("over_ffcv",)
+
+    @property
+    def over_ffcv(self) -> dict[str, float]:
+        """Speed of each of our writers over that of FFCV's own, to JPEGs: medians of the rounds' ratios."""
+        theirs = next((row for row in self.results if row.name == FFCV_JPG and row.rounds), None)
+        if theirs is None:
+            return {}
+        return {
+            row.name: median(a / b for a, b in zip(row.images_per_s, theirs.images_per_s, strict=True))
+            for row in self.results
+            if row.name.startswith("fastclr") and row.rounds == theirs.rounds
+        }
 
 
 class RepeatedFolder(FolderSource):
@@ -161,9 +180,7 @@ def _measure_round(row: ConvertRow, variant: Variant, options: Options, out: Pat
     """Return the row with one more round; the first one tells the sizes and the pixels' error, too."""
     function = _convert_ours if variant.writer == "fastclr" else _convert_ffcv
     try:
-        seconds, kept, skipped = call_in_process(
-            function, variant.stores, options, out, timeout_s=options.timeout_s
-        )
+        seconds, kept, skipped = call_in_process(function, variant, options, out, timeout_s=options.timeout_s)
         row = replace(row, images_per_s=[*row.images_per_s, options.images / seconds], kept=kept)
         if row.rounds > 1:
             return row
@@ -177,11 +194,12 @@ def _measure_round(row: ConvertRow, variant: Variant, options: Options, out: Pat
         out.unlink(missing_ok=True)
 
 
-def _convert_ours(stores: str, options: Options, out: Path) -> tuple[float, int, set[str]]:
+def _convert_ours(variant: Variant, options: Options, out: Path) -> tuple[float, int, set[str]]:
     """Return the seconds, the images kept byte for byte, and the names of those left out."""
     encoding = Encoding(
-        jpeg="keep" if stores == "keep" else "recompress",
-        mode="raw" if stores == "raw" else "jpg",
+        jpeg="keep" if variant.stores == "keep" else "recompress",
+        mode="raw" if variant.stores == "raw" else "jpg",
+        verify=variant.verify,
         max_side=options.max_side,
         quality=options.quality,
     )
@@ -191,8 +209,8 @@ def _convert_ours(stores: str, options: Options, out: Path) -> tuple[float, int,
     return time.perf_counter() - start, report.kept, set(report.skipped)
 
 
-def _convert_ffcv(stores: str, options: Options, out: Path) -> tuple[float, int, set[str]]:
-    mode, side, quality = "raw" if stores == "raw" else "jpg", options.max_side, options.quality
+def _convert_ffcv(variant: Variant, options: Options, out: Path) -> tuple[float, int, set[str]]:
+    mode, side, quality = "raw" if variant.stores == "raw" else "jpg", options.max_side, options.quality
     seconds = ffcv_writer.write(options.folder, out, mode, side, quality, options.workers, options.images)
     return seconds, 0, set()
 
@@ -229,14 +247,14 @@ def _table(report: ConvertReport) -> Group:
         title=f"{settings.folder}: {settings.images} images, longer side ≤ {settings.max_side}, "
         f"quality {settings.quality}, {settings.workers} workers",
         caption=f"medians of {settings.rounds} interleaved rounds; error: mean difference to the source, "
-        "gray levels; kept: byte for byte",
+        "gray levels; kept: byte for byte; × FFCV: median of the rounds' ratios",
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
     table.add_column("", no_wrap=True)
-    for heading in ("images/s", "low–high", "MB", "error", "kept"):
+    for heading in ("images/s", "low–high", "MB", "error", "kept", "× FFCV"):
         table.add_column(heading, justify="right", no_wrap=True)
-    errors = []
+    errors, ratios = [], report.over_ffcv
     for row in report.results:
         if row.error:
             errors.append(f"{row.name}: {row.error}")
@@ -249,5 +267,6 @@ def _table(report: ConvertReport) -> Group:
                 f"{row.bytes_out / 1e6:,.1f}",
                 f"{row.pixel_error:.2f}",
                 f"{row.kept / settings.images:.0%}",
+                f"{ratios[row.name]:.1f}" if row.name in ratios else "",
             )
     return Group(table, *map(Text, errors))  # Text: 'fastclr[ffcv]' is not markup

@@ -88,6 +88,8 @@ class Reading:
     file_bytes: int
     open_bytes_per_image: float
     """Anonymous memory that opening adds."""
+    held_bytes_per_image: float
+    """Anonymous memory that opening and a first batch add, its buffers included."""
     peak_bytes_per_image: float
     """Beyond that at the start of the measurement: the largest resident memory of all, mapped tables included."""
 
@@ -223,7 +225,7 @@ def measure_reading(files: list[Path], workers: int) -> Reading:
     _ = reader.fingerprint
     fingerprint_s = time.perf_counter() - begin
     first_batch_s = first_batch(reader)
-    peak = _status("VmHWM") - low
+    peak, held = _status("VmHWM") - low, _anonymous_bytes()
     return Reading(
         open_s,
         fingerprint_s,
@@ -231,6 +233,7 @@ def measure_reading(files: list[Path], workers: int) -> Reading:
         dict(_order_times(len(reader))),
         reader.file_bytes,
         (opened - before) / len(reader),
+        (held - before) / len(reader),
         peak / len(reader),
     )
 

@@ -35,7 +35,7 @@ from benchmarks.loaders.report import (
 )
 from benchmarks.loaders.scaling import measure_scaling, relative_scaling, scaling_table
 from benchmarks.loaders.without_markers import without_markers
-from fastclr.arguments import DataSet, data_set, parse
+from fastclr.arguments import DataSet, FieldNames, Fields, data_set, parse
 from pipelines import BetonReader
 from pipelines.beton import Files
 from pipelines.convert import FolderSource
@@ -72,10 +72,15 @@ class Options:
     """Rounds; every case runs once in each, for a second or more."""
     threads: int = field(default_factory=cores)
     """Threads, or worker processes, of every case."""
+    fields: Fields = field(default_factory=FieldNames)
     batch_size: int | None = None
     """Images a batch; None: 64, or less where an epoch would be too short."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Where to write the result; the plot goes beside it."""
+
+    @property
+    def names(self) -> tuple[str | None, str | None]:
+        return self.fields.image_field, self.fields.label_field
 
     @property
     def file(self) -> Path | tuple[Path, ...]:
@@ -94,7 +99,7 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     options = parse(Options, argv, "fastclr bench loader")
     console = Console()
-    with BetonReader(options.file) as reader:
+    with BetonReader(options.file, *options.fields) as reader:
         batch_size = options.batch_size or _batch_size(len(reader))
         if batch_size * (WARM_BATCHES + LAST_BATCHES + 1) > len(reader):
             raise ValueError(
@@ -130,7 +135,10 @@ def _side_by_side(
     options: Options, file: FileFacts, settings: LoaderSettings, console: Console
 ) -> LoaderReport:
     machine = describe_machine()
-    with without_markers(options.file) as plain, Live(console=console, auto_refresh=False) as live:
+    with (
+        without_markers(options.file, options.fields) as plain,
+        Live(console=console, auto_refresh=False) as live,
+    ):
         groups = {
             workload: _cases(options, plain, settings, workload, file.images) for workload in options.only
         }
@@ -146,8 +154,11 @@ def _side_by_side(
 
 def _scaling(options: Options, file: FileFacts, settings: LoaderSettings, console: Console) -> ScalingReport:
     machine = describe_machine()
-    with without_markers(options.file) as plain, Live(console=console, auto_refresh=False) as live:
-        for rows in measure_scaling(options.file, plain, options.rounds, settings):
+    with (
+        without_markers(options.file, options.fields) as plain,
+        Live(console=console, auto_refresh=False) as live,
+    ):
+        for rows in measure_scaling(options.file, plain, options.rounds, settings, options.names):
             report = ScalingReport(machine, file, settings, rows, relative_scaling(rows))
             live.update(scaling_table(report), refresh=True)
     return report
@@ -172,7 +183,7 @@ def _cases(
     shape = (size, workload == FULL, batch_size, threads)
     center = workload == CENTER
     cases: list[Case] = [
-        OurLoader(f"fastclr {engine}", options.file, engine, *shape, center=center)
+        OurLoader(f"fastclr {engine}", options.file, engine, *shape, center=center, fields=options.names)
         for engine in options.engines
     ]
     if center:

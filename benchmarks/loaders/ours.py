@@ -23,6 +23,8 @@ class OurLoader:
     center: bool = False
     """One center crop per image, as in an evaluation, instead of two random ones."""
     lacks: str = ""
+    fields: tuple[str | None, str | None] = (None, None)
+    """Names of the image and the label field."""
 
     def open(self) -> Any:
         from pipelines import ViewLoader, ViewSpec
@@ -34,6 +36,8 @@ class OurLoader:
             engine=self.engine,
             augment=self.augment,
             num_threads=self.num_threads,
+            image_field=self.fields[0],
+            label_field=self.fields[1],
         )
 
     def epoch(self, loader: Any) -> Generator[int]:

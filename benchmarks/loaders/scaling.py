@@ -24,13 +24,18 @@ def thread_counts(num_threads: int) -> list[int]:
 
 
 def measure_scaling(
-    file: Files, plain: Files, rounds: int, settings: LoaderSettings
+    file: Files,
+    plain: Files,
+    rounds: int,
+    settings: LoaderSettings,
+    fields: tuple[str | None, str | None] = (None, None),
 ) -> Iterator[dict[str, list[ScalingRow]]]:
     """Yield line name → one row for each number of threads, after every round.
 
     Args:
         file: what the native engine reads.
         plain: the same images without restart markers, for the decode limit.
+        fields: names of the image and the label field of `file`.
     """
     counts = thread_counts(settings.threads)
     size, batch_size = settings.size, settings.batch_size
@@ -38,8 +43,8 @@ def measure_scaling(
     for count in counts:
         cases += [
             DecodeLimit(LIMIT, plain, batch_size, count),
-            OurLoader(CROPS, file, "native", size, False, batch_size, count),
-            OurLoader(FULL, file, "native", size, True, batch_size, count),
+            OurLoader(CROPS, file, "native", size, False, batch_size, count, fields=fields),
+            OurLoader(FULL, file, "native", size, True, batch_size, count, fields=fields),
         ]
     for results in measure_in_turn(cases, rounds):
         rows: dict[str, list[ScalingRow]] = {LIMIT: [], CROPS: [], FULL: []}

@@ -1,6 +1,6 @@
-"""Strips restart markers from a file, for the decode limit and for peers that make no use of them."""
+"""Makes a copy of a file that every peer can read: without restart markers, with fields named "image" and "label"."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,17 +15,22 @@ from pipelines.jpeg.probe import finds_restarts
 
 MAX_IMAGES = 4000
 """Images of the copy: enough for any cache to be too small, few enough for a temporary folder."""
+USUAL_NAMES = {"image": "image", "label": "label"}
 
 
 @contextmanager
-def without_markers(file: Files) -> Iterator[Files]:
-    """Yield the file or set itself, or a temporary copy if its JPEGs have restart markers.
+def without_markers(file: Files, fields: Iterable[str | None] = ()) -> Iterator[Files]:
+    """Yield the file or set itself, or a temporary copy if its JPEGs have restart markers or its fields other names.
 
-    Markers slow down a decoder of whole images.  The copy has the same coefficients, without loss, of
-    up to `MAX_IMAGES` images.
+    Markers slow down a decoder of whole images, and peers are keyed by the usual names.  The copy has the same
+    coefficients, without loss, of up to `MAX_IMAGES` images.
+
+    Args:
+        fields: names of the image and the label field, as BetonReader takes them.
     """
-    with BetonReader(file) as reader:
-        if not finds_restarts(reader):
+    with BetonReader(file, *fields) as reader:
+        names = {field.read_as: field.name for field in reader.fields if field.read_as}
+        if not finds_restarts(reader) and names == USUAL_NAMES:
             yield file
             return
         with TemporaryDirectory(prefix="fastclr-bench-") as folder:

@@ -23,10 +23,8 @@ from pipelines.beton import sidecar_path
 from pipelines.beton.layout import check_field_names
 from pipelines.beton.sidecar import check_sidecar_path
 from pipelines.convert import Encoding, Report, Source, convert, open_source
-from pipelines.convert.compare import COMPARED, compare
 from pipelines.convert.files import MAX_FILE_MB
 from pipelines.convert.names_file import names_path
-from pipelines.convert.ray_tasks import convert_on_ray
 from pipelines.convert.shards import (
     ShardedConversion,
     ShardOptions,
@@ -253,6 +251,8 @@ def _convert_shards(console: Console, source: Source, arguments: Arguments) -> N
                 progress=progress,
             )
         else:
+            from pipelines.convert.ray_tasks import convert_on_ray
+
             written = convert_on_ray(
                 conversion,
                 _opening(arguments),
@@ -282,11 +282,16 @@ def _print_set(console: Console, conversion: ShardedConversion, written: list[in
 
 
 def _print_comparison(console: Console, source: Source, arguments: Arguments) -> None:
+    from pipelines.convert.compare import COMPARED, compare
+
+    # a set that small is converted faster than the ways to store it are compared
+    if len(source.labels) < COMPARED:
+        return
     rows = compare(source, arguments.encoding, arguments.seed, arguments.workers)
     if not rows:
         return
     num_images = len(source.labels)
-    title = f"{min(COMPARED, num_images)} samples stored in each way (raw pixels: --mode raw)"
+    title = f"{COMPARED} samples stored in each way (raw pixels: --mode raw)"
     table = Table(title=title, title_justify="left", box=None)
     for name in ("", "KB/image", "all images", "decoded by one thread", "for two random crops"):
         table.add_column(name, justify="right" if name else "left")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from fastclr.arguments import parse
+from fastclr.arguments import FieldNames, Fields, parse
 from fastclr.evaluate.protocol import EvalConfig
 
 RESULT = "evaluate.json"
@@ -29,6 +29,7 @@ class Arguments:
     """Labelled images to learn from: a file or a set."""
     test: Annotated[Path, tyro.conf.arg(metavar="B.beton")]
     """Labelled images to be tested on: a file or a set."""
+    fields: Fields = field(default_factory=FieldNames)
     config: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
     size: int | None = None
     """Side length in pixels of all images of the evaluation; None: that in the encoder's file, which a recipe may set
@@ -73,7 +74,8 @@ def _evaluate(arguments: Arguments) -> None:
     device = pick_device(arguments.device)
     half = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     start = time.perf_counter()
-    with BetonReader(arguments.train) as train, BetonReader(arguments.test) as test:
+    fields = arguments.fields
+    with BetonReader(arguments.train, *fields) as train, BetonReader(arguments.test, *fields) as test:
         autocast = torch.bfloat16 if half else None
         model = FrozenEncoder.from_meta(
             encoder, {**meta, "size": size}, device, autocast=autocast, num_threads=arguments.threads

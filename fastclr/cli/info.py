@@ -1,18 +1,15 @@
 """`fastclr info FILE`: what a .beton file holds, or a set of them."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import Progress
 
-from fastclr.arguments import DataSet, data_set, parse
+from fastclr.arguments import DataSet, FieldNames, Fields, data_set, parse
 from pipelines.beton import BetonReader
 from pipelines.beton.layout import JPEG_MODE, Field
-from pipelines.beton.verify import verify
 from pipelines.system.cpus import cores
 from pipelines.system.terminal import printable
 
@@ -32,12 +29,13 @@ class Arguments:
     a folder, or the set's index."""
     verify: tyro.conf.FlagCreatePairsOff[bool] = False
     """Decode every image instead, and name each one that is corrupt; the exit code is 1 if there are any."""
+    fields: Fields = field(default_factory=FieldNames)
 
 
 def main(argv: list[str]) -> int:
     """Run the command."""
     arguments = parse(Arguments, argv, "fastclr info")
-    with BetonReader(data_set(arguments.files)) as reader:
+    with BetonReader(data_set(arguments.files), *arguments.fields) as reader:
         if arguments.verify:
             return _verify(reader)
         sidecar = reader.sidecar
@@ -50,6 +48,11 @@ def main(argv: list[str]) -> int:
 
 def _verify(reader: BetonReader) -> int:
     """Decode all images; print the corrupt ones, and return the exit code."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pipelines.beton.verify import verify
+
     num_corrupt = 0
     console = Console(stderr=True)
     columns = Progress.get_default_columns()
@@ -98,9 +101,9 @@ def _files(reader: BetonReader) -> list[str]:
 def _fields(fields: tuple[Field, ...]) -> str:
     """Name the fields, with those that are read first."""
     described = []
-    for field in sorted(fields, key=lambda field: field.read_as is None):
-        use = f"read as {field.read_as}" if field.read_as else "not read"
-        described.append(f"{printable(field.name, MAX_NAME)} ({field.kind}, {use})")
+    for each in sorted(fields, key=lambda each: each.read_as is None):
+        use = f"read as {each.read_as}" if each.read_as else "not read"
+        described.append(f"{printable(each.name, MAX_NAME)} ({each.kind}, {use})")
     more = [f"… and {len(fields) - FIELDS_SHOWN:,} more"] if len(fields) > FIELDS_SHOWN else []
     return ", ".join(described[:FIELDS_SHOWN] + more)
 
@@ -119,16 +122,18 @@ def _classes(reader: BetonReader) -> list[str]:
     lines = [f"labels: {known.sum():,} classes of {counts[known].min():,} to {counts[known].max():,} images"]
     if not known.all():
         lines[0] += f", {counts[~known].sum():,} images without label"
-    names = reader.class_names or []
     shown = np.flatnonzero(known)
-    rows = [
-        (names[labels[k]] if labels[k] < len(names) else str(labels[k]), counts[k])
-        for k in shown[:CLASSES_SHOWN]
-    ]
-    lines += _bars(rows)
+    lines += _bars([(_class(reader, int(labels[k])), int(counts[k])) for k in shown[:CLASSES_SHOWN]])
     if len(shown) > CLASSES_SHOWN:
         lines.append(f"  … and {len(shown) - CLASSES_SHOWN:,} more")
     return lines
+
+
+def _class(reader: BetonReader, label: int) -> str:
+    """Return a class's name, and the readable one where names are codes: "n01440764 tench, Tinca tinca"."""
+    names, titles = reader.class_names or [], reader.class_titles or []
+    name = names[label] if label < len(names) else str(label)
+    return f"{name} {titles[label]}" if label < len(titles) and titles[label] != name else name
 
 
 def _image_sizes(reader: BetonReader) -> list[str]:

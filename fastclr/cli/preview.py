@@ -1,13 +1,13 @@
 """`fastclr preview FILE --out views.png`: a contact sheet of the augmented views of a file."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from fastclr.arguments import DataSet, data_set, parse
+from fastclr.arguments import DataSet, FieldNames, Fields, data_set, parse
 from pipelines.system.terminal import printable
 from pipelines.views import ViewSpec
 
@@ -36,6 +36,7 @@ class Arguments:
     """Show these images instead."""
     recipe: str | None = None
     """Show what a run of this recipe sees (a name, a TOML file or a run folder)."""
+    fields: Fields = field(default_factory=FieldNames)
 
 
 def main(argv: list[str]) -> None:
@@ -52,8 +53,9 @@ def main(argv: list[str]) -> None:
         config = Config(views=ViewSpec.simclr(arguments.size or 224))
     else:
         config = load_recipe(arguments.recipe)
+    config = config.with_fields(*arguments.fields)
     seed = config.train.seed if arguments.seed is None else arguments.seed
-    with BetonReader(data_set(arguments.files)) as reader:
+    with BetonReader(data_set(arguments.files), *config.field_names) as reader:
         specs = _resized(views_of_epoch(config, len(reader), arguments.epoch), arguments.size)
         samples = draw_samples(
             reader,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from fastclr.arguments import DataSet, data_set, parse
+from fastclr.arguments import DataSet, FieldNames, Fields, data_set, parse
 from fastclr.config import Config
 from fastclr.recipes import RECIPES_DIR, default_run_folder, recipe_from_arguments, recipe_names
 from fastclr.renamed import current_arguments
@@ -33,6 +33,7 @@ class Arguments:
     """Stop with an error if the run folder holds a run, instead of continuing it."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Not needed any more; stops with an error if the run folder holds no run."""
+    fields: Fields = field(default_factory=FieldNames)
     config: Annotated[Config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
         default_factory=Config
     )
@@ -78,7 +79,7 @@ def _train(arguments: Arguments) -> int:
     # `record` lets torchrun show the error of the rank that failed first
     run = record(train) if ranks.world_size > 1 else train
     outcome = run(
-        arguments.config,
+        arguments.config.with_fields(*arguments.fields),
         file,
         folder,
         val=arguments.val,

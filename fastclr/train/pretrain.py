@@ -88,8 +88,8 @@ def train(
     if ranks.is_main:
         config.model.warn_of_ignored()
     with process_group(ranks, device), ExitStack() as stack:
-        reader = stack.enter_context(BetonReader(file))
-        val_reader = None if val is None else stack.enter_context(BetonReader(val))
+        reader = stack.enter_context(BetonReader(file, *config.field_names))
+        val_reader = None if val is None else stack.enter_context(BetonReader(val, *config.field_names))
         lock = stack.enter_context(RunLock())
         config = resolve(config, reader, device, ranks.local_world_size)
         identity = run_identity(config, reader, ranks.world_size)

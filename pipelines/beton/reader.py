@@ -253,10 +253,18 @@ class BetonReader:
     @cached_property
     def class_names(self) -> list[str] | None:
         """Name of each label, from the index or a side-car; None where there is none."""
+        return self._class_table("class_names")
+
+    @cached_property
+    def class_titles(self) -> list[str] | None:
+        """Readable name of each label where the class names are codes, such as ImageNet's; None where there is none."""
+        return self._class_table("class_titles")
+
+    def _class_table(self, key: str) -> list[str] | None:
         sidecars = (self._index,) if self._index else map(self._sidecar, range(len(self.files)))
-        tables = ((sidecar or {}).get("class_names") for sidecar in sidecars)
-        names = next((table for table in tables if isinstance(table, list)), None)
-        return None if names is None else [str(name) for name in names]
+        tables = ((sidecar or {}).get(key) for sidecar in sidecars)
+        table = next((table for table in tables if isinstance(table, list)), None)
+        return None if table is None else [str(entry) for entry in table]
 
     @cached_property
     def sidecar(self) -> dict[str, Any] | None:

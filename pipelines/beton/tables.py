@@ -4,7 +4,7 @@
 hostile file is refused with a reason, and one that passes is safe to read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from pipelines.beton.layout import (
     Field,
     metadata_type,
 )
+
+CHUNK = 1 << 16
+"""Rows of a table that are checked at a time."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ def read_samples(path: Path, layout: Layout, columns: Columns) -> None:
     columns.widths[:] = images["width"]
     columns.labels[:] = -1 if layout.label is None else layout.metadata[layout.label]
     _locate(path, images["data_ptr"], layout, columns)
-    _check_images(path, columns)
+    for first, end in _chunks(layout.num_samples):
+        _check_images(path, columns.of(first, end), first)
 
 
 def _row_type(path: Path, fields: np.ndarray) -> np.dtype:
@@ -186,6 +190,32 @@ def _locate(path: Path, pointers: np.ndarray, layout: Layout, columns: Columns) 
     if (table["ptr"][1:] < table["ptr"][:-1]).any():
         table = table[np.argsort(table["ptr"], kind="stable")]
     begin, size = table["ptr"], table["size"]
+    for first, end in _chunks(len(table)):
+        _check_payloads(path, table[first : end + 1], low, high)
+    if not len(table):
+        raise _error(path, "its allocation table is empty")
+    if np.array_equal(begin, pointers):
+        columns.offsets[:], columns.sizes[:] = pointers, size
+        return
+    for first, end in _chunks(len(pointers)):
+        wanted = pointers[first:end]
+        entry = np.minimum(np.searchsorted(begin, wanted), len(table) - 1)
+        bad = begin[entry] != wanted
+        if bad.any():
+            k = int(bad.argmax())
+            raise _error(path, f"no payload starts at byte {wanted[k]}, where its image should be", first + k)
+        columns.offsets[first:end], columns.sizes[first:end] = wanted, size[entry]
+
+
+def _chunks(num_rows: int) -> Iterator[tuple[int, int]]:
+    """Yield bounds of rows that are checked at a time: temporary arrays then stay in the cache."""
+    for first in range(0, num_rows, CHUNK):
+        yield first, min(first + CHUNK, num_rows)
+
+
+def _check_payloads(path: Path, table: np.ndarray, low: int, high: int) -> None:
+    """Check entries of a sorted allocation table: they lie within the data, and none runs into the next."""
+    begin, size = table["ptr"], table["size"]
     # in this order no sum of two hostile numbers can wrap around
     bad = (begin < low) | (begin > high)
     bad |= size > high - np.minimum(begin, high)
@@ -200,20 +230,10 @@ def _locate(path: Path, pointers: np.ndarray, layout: Layout, columns: Columns) 
     if bad.any():
         k = int(bad.argmax())
         raise _error(path, f"its payload at byte {begin[k]} runs into the next", table["sample_id"][k])
-    if not len(table):
-        raise _error(path, "its allocation table is empty")
-    if not np.array_equal(begin, pointers):
-        entry = np.minimum(np.searchsorted(begin, pointers), len(table) - 1)
-        bad = begin[entry] != pointers
-        if bad.any():
-            k = int(bad.argmax())
-            raise _error(path, f"no payload starts at byte {pointers[k]}, where its image should be", k)
-        size = size[entry]
-    columns.offsets[:] = pointers
-    columns.sizes[:] = size
 
 
-def _check_images(path: Path, columns: Columns) -> None:
+def _check_images(path: Path, columns: Columns, first: int) -> None:
+    """Check the images of some samples, of which `first` is the number in the file of the first one."""
     modes, heights, widths, sizes = columns.modes, columns.heights, columns.widths, columns.sizes
     pixels = heights.astype(np.int64) * widths
     is_jpeg = modes == JPEG_MODE
@@ -221,7 +241,7 @@ def _check_images(path: Path, columns: Columns) -> None:
     def refuse(bad: np.ndarray, describe: Callable[[int], str]) -> None:
         if bad.any():
             k = int(bad.argmax())
-            raise _error(path, describe(k), k)
+            raise _error(path, describe(k), first + k)
 
     refuse(~is_jpeg & (modes != RAW_MODE), lambda k: f"image mode {modes[k]} is neither jpg (0) nor raw (1)")
     refuse(

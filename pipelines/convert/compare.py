@@ -14,7 +14,6 @@ from pipelines.convert.encode import Encoding, Stored, encode
 from pipelines.convert.pillow import without_warnings
 from pipelines.convert.protocol import Source, is_sequential
 from pipelines.convert.run import encode_all, file_order
-from pipelines.jpeg.window import cut_window
 from pipelines.views import ViewSpec, draw_views
 
 COMPARED = 64
@@ -79,6 +78,8 @@ def compare(source: Source, encoding: Encoding, seed: int = 0, workers: int = 1)
 
 def _decoding_of_crops(index: int, image: bytes) -> Callable[[], object]:
     """Return a function that cuts and decodes the window of the crops drawn for image `index`."""
+    from pipelines.jpeg.window import cut_window
+
     height, width = simplejpeg.decode_jpeg_header(image)[:2]
     box = draw_views(ViewSpec.simclr(), 0, 0, np.array([index]), np.array([height]), np.array([width])).box[
         :, 0

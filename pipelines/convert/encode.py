@@ -20,7 +20,7 @@ from pipelines.beton.layout import MAX_SIDE, page_size
 from pipelines.convert import pillow
 from pipelines.convert.jpeg_encoder import encode_jpeg
 from pipelines.convert.memory_budget import MemoryBudget
-from pipelines.jpeg import Restart, TranscodeError, add_restarts
+from pipelines.jpeg import Restart, TranscodeError
 from pipelines.system.terminal import one_line
 
 BYTES_PER_PIXEL = 12
@@ -128,6 +128,9 @@ def _encode_jpeg(data: bytes, frame: Frame, encoding: Encoding, keep: bool) -> S
 
 def _transcode(data: bytes, pixels: np.ndarray, encoding: Encoding) -> Stored:
     """Return a JPEG with restart markers, verified by decoding it again; or the file as it is, with a note why."""
+    # its compiled code takes half a second to load, which only this choice needs
+    from pipelines.jpeg import add_restarts
+
     try:
         file = add_restarts(data, encoding.restart)
     except TranscodeError as error:

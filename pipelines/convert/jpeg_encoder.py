@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.jpeg import Restart
-from pipelines.jpeg.restart import restart_interval
+from pipelines.jpeg.interval import restart_interval
 
 MCU = 16
 """Height and width of an MCU of 4:2:0 chroma, in pixels."""

@@ -80,9 +80,9 @@ class ParquetSource:
                     sizes.append(file.metadata.row_group(k).num_rows)
                 self._read_names(file)
                 if self._label is not None:
-                    labels.append(
-                        file.read(columns=[self._label], use_threads=False).column(0).combine_chunks()
-                    )
+                    column = file.read(columns=[self._label], use_threads=False).column(0)
+                    _check_length(len(column), sum(sizes[-file.num_row_groups :]), "its labels")
+                    labels.append(column.combine_chunks())
         self._groups = groups
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         if not self._starts[-1]:
@@ -138,6 +138,9 @@ class ParquetSource:
                         table = _open(self._paths[number]).read_row_group(
                             in_file, [self._image], use_threads=False
                         )
+                        _check_length(
+                            table.num_rows, int(self._starts[k + 1] - self._starts[k]), f"row group {in_file}"
+                        )
                         group.column, group.num_bytes = table.column(0), table.nbytes
                 except (OSError, ValueError) as error:
                     group.error = error
@@ -158,13 +161,16 @@ class ParquetSource:
         import pyarrow.types as types
 
         kind = file.schema_arrow.field(self._image).type
-        if types.is_struct(kind) and kind.get_field_index("path") >= 0:
+        rows = sum(file.metadata.row_group(k).num_rows for k in range(file.num_row_groups))
+        at = kind.get_field_index("path") if types.is_struct(kind) else -1
+        if at >= 0 and _is_text(kind.field(at).type):
             # a dot in the column's own name would mean another leaf
-            table = file.read(columns=[f"{self._image}.path"], use_threads=False)
-            for value in table.column(0).to_pylist():
+            values = file.read(columns=[f"{self._image}.path"], use_threads=False).column(0)
+            _check_length(len(values), rows, "its paths")
+            for value in values.to_pylist():
                 self._names.append((value or {}).get("path") or "")
         else:
-            for _ in range(file.metadata.num_rows):
+            for _ in range(rows):
                 self._names.append("")
 
     def _take_labels(self, parts: list[Any], features: dict[str, Any]) -> tuple[list[str] | None, np.ndarray]:
@@ -221,6 +227,13 @@ class _explained:
         if isinstance(error, OSError) and error.errno is None:  # pyarrow's name for corrupt data
             reason = printable(" ".join(str(error).split()), 200)
             raise ValueError(f"{printable(self._path)}: corrupt ({reason}); download it again") from error
+        if isinstance(error, UnicodeDecodeError):
+            raise ValueError(
+                f"{printable(self._path)}: corrupt, or its text is not UTF-8 ({error.reason} at byte {error.start}); "
+                "write it again as UTF-8"
+            ) from error
+        if type(error) is ValueError and self._path.name not in str(error):
+            raise ValueError(f"{printable(self._path)}: {error}") from error
 
 
 def is_parquet(path: Path) -> bool:
@@ -235,6 +248,14 @@ def _open(path: Path) -> Any:
     import pyarrow.parquet as parquet
 
     return parquet.ParquetFile(path)
+
+
+def _check_length(found: int, expected: int, what: str) -> None:
+    """Raise ValueError where a file holds another number of rows than its footer says."""
+    if found != expected:
+        raise ValueError(
+            f"corrupt: {what} has {found:,} rows, and {expected:,} by the footer; download it again"
+        )
 
 
 def _check_group(group: Any, k: int, path: Path) -> None:
@@ -268,6 +289,12 @@ def _is_bytes(kind: Any) -> bool:
     import pyarrow.types as types
 
     return types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_string(kind) or types.is_large_string(kind)
 
 
 def _image_column(schema: Any, features: dict[str, Any], columns: Mapping[str, str]) -> str:
@@ -328,7 +355,7 @@ def _numbered(parts: list[Any], names: list[str] | None, column: str) -> tuple[l
     if types.is_integer(values.type):
         labels = compute.fill_null(values.cast(pa.int64()), -1).to_numpy()
         return ([str(name) for name in names] if names else None), labels
-    if not (types.is_string(values.type) or types.is_large_string(values.type)):
+    if not _is_text(values.type):
         raise ValueError(
             f"column {printable(column)!r} is of type {printable(values.type, 80)}; labels must be integers or text "
             "(--columns label=NAME)"

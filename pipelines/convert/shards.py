@@ -324,6 +324,7 @@ def _index(sidecars: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
         "file_bytes": sum(sidecar["file_bytes"] for sidecar in sidecars),
         "source": first["source"],
         "class_names": first["class_names"],
+        **({"class_titles": first["class_titles"]} if "class_titles" in first else {}),
         "images_per_class": None if None in per_class else np.sum(per_class, axis=0).tolist(),
         "counts": {name: sum(sidecar["counts"][name] for sidecar in sidecars) for name in first["counts"]},
         "options": first["options"],

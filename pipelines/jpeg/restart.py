@@ -7,7 +7,7 @@ Source: ITU-T T.81, F.1.2 and F.2.2 (Huffman coding of baseline JPEGs), B.2.4.4 
 """
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,20 +22,12 @@ from pipelines.jpeg.entropy import (
     recode,
     unstuff,
 )
+from pipelines.jpeg.interval import Restart, TranscodeError, restart_interval
 from pipelines.jpeg.window import FRAME, HEIGHT, INTERVAL, MCU_HEIGHT, MCU_WIDTH, SCAN, WIDTH, read_layout
-
-Restart = Literal["auto", "none"] | int
-"""MCUs per restart interval: "auto" is the largest divisor of a row of MCUs that is up to `AUTO_WIDTH` pixels wide."""
-AUTO_WIDTH = 64
-"""Maximum width of an interval in pixels, for "auto"."""
 
 _DHT, _DRI, _SOS = 0xC4, 0xDD, 0xDA
 # T.81, table K.3: lengths and symbols of the typical luminance DC table, which codes every difference of 8-bit images
 _TYPICAL_DC = bytes([0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0]) + bytes(range(12))
-
-
-class TranscodeError(ValueError):
-    """The JPEG is corrupt, or of a kind to which restart markers are not added; the message says which."""
 
 
 class _Huffman(NamedTuple):
@@ -98,26 +90,6 @@ def _encoding(huffman: _Huffman) -> np.ndarray:
 
 
 _TYPICAL = _Huffman(_TYPICAL_DC[:16], _TYPICAL_DC[16:])
-
-
-def restart_interval(restart: Restart, mcus_per_row: int, mcu_width: int) -> int:
-    """Return the MCUs per interval: a divisor of the MCUs of a row, so that no interval continues in the next row.
-
-    Args:
-        restart: the user's choice; a number that is no divisor is lowered to the next divisor.
-        mcus_per_row: MCUs of a row of the image.
-        mcu_width: pixels.
-
-    Returns:
-        MCUs per interval, at least 1; 0 for "none".
-
-    >>> restart_interval("auto", 32, 16), restart_interval("auto", 31, 16), restart_interval(4, 30, 16)
-    (4, 1, 3)
-    """
-    if restart == "none":
-        return 0
-    limit = max(1, AUTO_WIDTH // mcu_width) if restart == "auto" else restart
-    return next(n for n in range(min(limit, mcus_per_row), 0, -1) if mcus_per_row % n == 0)
 
 
 def add_restarts(jpeg: bytes, restart: Restart = "auto") -> bytes:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pipelines.planner import BatchPlanner, epoch_order
+from pipelines import planner as planner_module
+from pipelines.planner import BatchPlanner, epoch_order, order_pieces
 from pipelines.views import ViewSpec
 
 
@@ -31,6 +32,21 @@ def test_epochs_and_seeds_differ(order):
 def test_golden_order():
     assert epoch_order(10, 2026, 3, "random").tolist() == GOLDEN_RANDOM
     assert epoch_order(200, 2026, 3, "blocks")[:10].tolist() == GOLDEN_BLOCKS
+
+
+@pytest.mark.parametrize("order", ["random", "sequential", "blocks"])
+@pytest.mark.parametrize("num_samples", [1, 700, 8192 + 8191, 20_000])
+def test_pieces_are_the_order(order, num_samples, monkeypatch):
+    """Wherever they start, and whatever their size; the random order is the stable argsort of all keys."""
+    whole = epoch_order(num_samples, 7, 3, order)
+    monkeypatch.setattr(planner_module, "PIECE", 300)
+    for start in (0, 1, num_samples // 2, num_samples - 1, num_samples):
+        pieces = list(order_pieces(num_samples, 7, 3, order, start))
+        assert np.concatenate([whole[:0], *pieces]).tolist() == whole[start:].tolist()
+    assert order == "blocks" or len(list(order_pieces(num_samples, 7, 3, order))) == -(-num_samples // 300)
+    if order == "random":
+        keys = planner_module._keys(0, num_samples, 7, 3, planner_module._SAMPLE_STREAM)
+        assert whole.tolist() == np.argsort(keys, kind="stable").tolist()
 
 
 def test_random_order_is_uniform():

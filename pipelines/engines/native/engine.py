@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -268,7 +268,10 @@ class NativeEngine:
             )
         else:
             count = self._decode_by_simplejpeg(indices[low:high], scratch)
-        return Decoded(self._whole, indices[low:high], images, starts[:count])
+        rows = indices[low : low + count]
+        windows = scratch.windows[:count]
+        windows[:, :2], windows[:, 2], windows[:, 3] = 0, reader.heights[rows], reader.widths[rows]
+        return Decoded(windows, scratch.rows, images, starts[:count])
 
     def _decode_windows(self, indices: np.ndarray, low: int, high: int, scratch: Scratch) -> int:
         """Decode the windows that `cut_samples` chose; return the number of rows before the first failure."""
@@ -303,13 +306,6 @@ class NativeEngine:
                 count, end = count + 1, start + pixels.size
         return count
 
-    @cached_property
-    def _whole(self) -> np.ndarray:
-        """Windows that cover the whole images: int32 [N, 4], top, left, height, width."""
-        whole = np.zeros((len(self.reader), 4), np.int32)
-        whole[:, 2], whole[:, 3] = self.reader.heights, self.reader.widths
-        return whole
-
     def _decode_or_replace(
         self, planner: Planner, pool: WorkerPool, job: Job, row: int, scratch: Scratch
     ) -> Decoded:
@@ -318,7 +314,8 @@ class NativeEngine:
         while True:
             try:
                 self.reader.decode(index, scratch.images)
-                return Decoded(self._whole, np.array([index]), scratch.images, np.zeros(1, np.int64))
+                whole = np.array([[0, 0, self.reader.heights[index], self.reader.widths[index]]], np.int32)
+                return Decoded(whole, scratch.rows, scratch.images, np.zeros(1, np.int64))
             except ValueError as error:
                 self.corrupt.add(index, str(error))
             index = planner.replacement_for(index)

@@ -56,6 +56,10 @@ class ResidentEngine(NativeEngine):
         self.undecodable = decode_set(reader, chosen, self.pixels, bounds, num_threads)
         """Corrupt samples of the set, with the reasons."""
 
+        self._whole = np.zeros((len(reader), 4), np.int32)
+        """int32 [N, 4]: top, left, height, width of windows that cover whole images."""
+        self._whole[:, 2], self._whole[:, 3] = reader.heights, reader.widths
+
     def close(self) -> None:
         """Free the decoded set, and the memory kept for later batches."""
         super().close()

@@ -1,12 +1,14 @@
 """`bench convert`: rates, bytes and pixel errors of our writer and FFCV's."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import simplejpeg
 
-from benchmarks.convert.bench import RepeatedFolder, pixel_error
+from benchmarks.convert.bench import ConvertReport, ConvertRow, RepeatedFolder, pixel_error
+from benchmarks.core.report import RESULTS, load
 from fastclr.cli.main import main
 from pipelines import BetonWriter
 from pipelines.convert import Encoding, FolderSource, convert
@@ -28,10 +30,13 @@ def test_our_three_ways(tiny_photos, tmp_path, capsys):
     ]
     assert main(["bench", "convert", str(tiny_photos), *arguments]) == 0
     found = json.loads(out.read_text("utf-8"))
-    keep, new, raw = found["results"]
-    names = ["fastclr --jpeg keep", "fastclr --jpeg recompress", "fastclr --mode raw"]
+    keep, unverified, new, raw = found["results"]
+    names = ["fastclr --jpeg keep", "fastclr --jpeg keep --verify header", "fastclr --jpeg recompress"]
+    names += ["fastclr --mode raw"]
     assert [row["name"] for row in found["results"]] == names
-    assert [row["kept"] for row in found["results"]] == [80, 0, 0]
+    assert [row["kept"] for row in found["results"]] == [80, 80, 0, 0]
+    assert unverified["image_bytes"] == keep["image_bytes"] and unverified["pixel_error"] == 0
+    assert found["over_ffcv"] == {}
     assert keep["pixel_error"] == raw["pixel_error"] == 0  # all are within 500 pixels, and decode as PIL's do
     assert 0.5 < new["pixel_error"] < 12
     assert keep["image_bytes"] == 2 * sum(photo.stat().st_size for photo in tiny_photos.glob("*/*.jpg"))
@@ -53,6 +58,16 @@ def test_ffcv_writer(tiny_photos, tmp_path, require_package):
     assert jpg["error"] == raw["error"] == ""
     assert raw["pixel_error"] == 0
     assert 0.5 < jpg["pixel_error"] < 12
+
+
+def test_the_ratios_are_medians_of_the_rounds():
+    report = load(RESULTS / "convert.json", ConvertReport)
+    rows = [
+        ConvertRow(name="fastclr --jpeg keep", images_per_s=[4.0, 9.0, 100.0]),
+        ConvertRow(name="fastclr --mode raw", error="failed"),
+        ConvertRow(name="FFCV jpg", images_per_s=[2.0, 3.0, 10.0]),
+    ]
+    assert replace(report, results=rows).over_ffcv == {"fastclr --jpeg keep": 3.0}
 
 
 def test_pixel_error_by_hand(tmp_path):

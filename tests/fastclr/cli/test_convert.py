@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -17,13 +18,37 @@ def test_a_conversion(tiny_photos, tmp_path, capsys):
     assert main(["convert", str(tiny_photos), str(tmp_path / "tiny.beton"), "--workers", "2"]) == 0
     printed = capsys.readouterr().out
     assert f"class folders '{tiny_photos.name}': 40 images, 4 classes" in printed
-    assert "40 samples stored in each way" in printed
-    for way in ("--jpeg keep ◀", "--jpeg recompress  "):  # the mark stands at the chosen one
-        assert way in printed
-    assert printed.count("images/s") >= 3
+    # fewer images than samples of the comparison: it is left out, and with it the import of numba
+    assert "samples stored" not in printed
     assert "tiny.beton: 40 images, " in printed
     assert "40 byte for byte, 0 encoded, 0 left out" in printed
     assert sorted(os.listdir(tmp_path)) == ["tiny.beton", "tiny.json", "tiny.names"]
+
+
+def test_the_comparison(tiny_photos, tmp_path, capsys):
+    for copy in ("a", "b"):
+        shutil.copytree(tiny_photos, tmp_path / "photos" / copy)
+    assert main(["convert", str(tmp_path / "photos"), str(tmp_path / "x.beton")]) == 0
+    printed = capsys.readouterr().out
+    assert "64 samples stored in each way" in printed
+    for way in ("--jpeg keep ◀", "--jpeg recompress  "):  # the mark stands at the chosen one
+        assert way in printed
+    assert printed.count("images/s") >= 6
+
+
+def test_what_a_small_conversion_does_not_import(tiny_photos, tmp_path):
+    """Compiled code and plots take half a second to load: the start of every command."""
+    code = "import sys; from fastclr.cli.main import main; code = main(sys.argv[1:]); print(*sys.modules)"
+    for command in (
+        ["convert", str(tiny_photos), str(tmp_path / "x.beton")],
+        ["info", str(tmp_path / "x.beton")],
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-c", f"{code}; sys.exit(code)", *command], capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr
+        loaded = set(ran.stdout.splitlines()[-1].split())
+        assert not loaded & {"numba", "torch", "torchvision", "matplotlib", "pyarrow", "scipy", "ray"}
 
 
 def test_every_option_arrives(tiny_photos, tmp_path):

@@ -146,6 +146,30 @@ def test_nulls_and_images_that_are_elsewhere(tmp_path):
         source.read(0)
 
 
+def test_names_that_repeat_or_are_not_utf_8(tmp_path, capsys):
+    """Repeated ones are all taken; text that is no UTF-8 is one line, and nothing is written."""
+    path = table(tmp_path / "a.parquet", image=structs(IMAGES[:2], ["x.jpg", "x.jpg"]), label=[0, 1])
+    assert main(["convert", path, str(tmp_path / "a.beton"), "--order", "source"]) == 0
+    assert read_names(tmp_path / "a.beton") == ["x.jpg", "x.jpg"]
+    names = pa.array([b"caf\xe9.jpg", b"b.jpg"], pa.binary()).view(pa.string())
+    images = pa.StructArray.from_arrays([pa.array(IMAGES[:2], pa.binary()), names], ["bytes", "path"])
+    path = table(tmp_path / "b.parquet", image=images)
+    capsys.readouterr()
+    before = sorted(os.listdir(tmp_path))
+    assert main(["convert", path, str(tmp_path / "b.beton")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "b.parquet" in line and "UTF-8" in line
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_names_of_another_type(tmp_path):
+    images = pa.array(
+        [{"bytes": IMAGES[0], "path": 7}], pa.struct([("bytes", pa.binary()), ("path", pa.int64())])
+    )
+    source = open_source([table(tmp_path / "a.parquet", image=images)])
+    assert (source.item(0), source.read(0)) == ("row 0", IMAGES[0])
+
+
 def test_an_image_that_is_too_large(tmp_path):
     source = open_source([table(tmp_path / "a.parquet", image=[bytes(2_000_000), IMAGES[0]])], max_file_mb=1)
     with pytest.raises(ValueError, match="--max-file-mb"):

@@ -9,7 +9,7 @@ from PIL import Image
 from support.jpegs import SUBSAMPLINGS, draw_pixels, encode, save
 
 from pipelines.jpeg import TranscodeError, add_restarts
-from pipelines.jpeg.restart import restart_interval
+from pipelines.jpeg.interval import restart_interval
 
 SIZES = ((375, 500), (33, 70), (8, 8), (1, 1), (200, 17), (257, 331))
 
