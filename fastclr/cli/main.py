@@ -20,6 +20,7 @@ COMMANDS = {
     "preview": "a contact sheet of the augmented views of a file",
     "train": "SimCLR pre-training by a recipe",
     "evaluate": "weighted kNN and linear probe of a trained encoder",
+    "export": "an encoder for torchvision, timm, ONNX, TorchScript or Hugging Face",
     "doctor": "what can run here, how fast, and what would make the rest run",
     "bench": "measure the parts, in images per second",
     "demo": "all steps in a few minutes, with a report",
