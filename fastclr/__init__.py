@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastclr.loss import nt_xent as nt_xent
     from fastclr.model import SimCLR as SimCLR
     from fastclr.optim import LARS as LARS
+    from fastclr.train.checkpoint import load_encoder as load_encoder
     from pipelines import BetonReader as BetonReader
     from pipelines import TwoViewLoader as TwoViewLoader
     from pipelines import ViewLoader as ViewLoader
@@ -54,6 +55,7 @@ _HOMES = {
     "TwoViewLoader": "pipelines",
     "ViewLoader": "pipelines",
     "ViewSpec": "pipelines",
+    "load_encoder": "fastclr.train.checkpoint",
     "nt_xent": "fastclr.loss",
 }
 

@@ -1,4 +1,4 @@
-"""`fastclr evaluate RUN --train A.beton --test B.beton`: accuracy of a run's encoder."""
+"""`fastclr evaluate RUN --train A.beton --test B.beton`: accuracy of an encoder, a run's or another project's."""
 
 import json
 import os
@@ -17,14 +17,15 @@ RESULT = "evaluate.json"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Weighted kNN and linear probe of a run's encoder; prints a table and writes RUN/evaluate.json.
+    """Weighted kNN and linear probe of an encoder; prints a table and writes RUN/evaluate.json.
 
     The encoder stays frozen. The linear probe trains on the features of a few augmented passes, which takes
     minutes on a laptop; `--new-views` is the published protocol, new views in every epoch.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder of `fastclr train`, or an encoder.safetensors."""
+    """Run folder of `fastclr train`, or an encoder.safetensors; a checkpoint of torchvision, timm, lightly, solo-learn,
+    VISSL or MMSelfSup; or torchvision:NAME or timm:NAME."""
     train: Annotated[Path, tyro.conf.arg(metavar="A.beton")]
     """Labelled images to learn from: a file or a set."""
     test: Annotated[Path, tyro.conf.arg(metavar="B.beton")]
@@ -33,7 +34,11 @@ class Arguments:
     config: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
     size: int | None = None
     """Side length in pixels of all images of the evaluation; None: that in the encoder's file, which a recipe may set
-    with train.eval_size."""
+    with train.eval_size, or else 224, and 32 for a 3×3 stem."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from each channel, on a scale of [0, 1]; None: as the encoder's file says, or else ImageNet's."""
+    std: tuple[float, float, float] | None = None
+    """Divides each channel; None: likewise."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -56,19 +61,25 @@ def _evaluate(arguments: Arguments) -> None:
     from fastclr.device import has_bfloat16, pick_device
     from fastclr.evaluate.encoder import FrozenEncoder
     from fastclr.evaluate.protocol import evaluate_files
-    from fastclr.model import check_image_size
-    from fastclr.train.checkpoint import atomic_write, load_encoder
+    from fastclr.export import open_encoder
+    from fastclr.train.checkpoint import atomic_write
     from pipelines import BetonReader
     from pipelines.system.terminal import printable
 
-    run, precision = arguments.run, arguments.precision
+    console = Console(highlight=False)
+
+    def note(text: str) -> None:
+        console.print(printable(text, 2000), markup=False, soft_wrap=True)
+
+    # before a file of gigabytes is read
     if arguments.size is not None and not 1 <= arguments.size <= MAX_SIZE:
         raise ValueError(f"--size is {arguments.size}; it must be 1 to {MAX_SIZE} pixels")
-    encoder, meta = load_encoder(run)
-    size = arguments.size or meta["size"]
-    if meta["encoder"] != "resnet":
-        check_image_size(encoder, meta["encoder"], size)
-    out = (run if run.is_dir() else run.parent) / RESULT
+    precision, out = arguments.precision, _result_path(arguments.run)
+    encoder, meta = open_encoder(
+        arguments.run, size=arguments.size, mean=arguments.mean, std=arguments.std, note=note
+    )
+    replaced = meta.pop("replaced", {})
+    images = {key: meta[key] for key in ("size", "mean", "std")}
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out} can't be written: no permission for this folder")
     device = pick_device(arguments.device)
@@ -78,17 +89,12 @@ def _evaluate(arguments: Arguments) -> None:
     with BetonReader(arguments.train, *fields) as train, BetonReader(arguments.test, *fields) as test:
         autocast = torch.bfloat16 if half else None
         model = FrozenEncoder.from_meta(
-            encoder, {**meta, "size": size}, device, autocast=autocast, num_threads=arguments.threads
+            encoder, meta, device, autocast=autocast, num_threads=arguments.threads
         )
-        console = Console(highlight=False)
-
-        def note(text: str) -> None:
-            console.print(printable(text), markup=False, soft_wrap=True)
-
         results = evaluate_files(model, train, test, arguments.config, note=note)
         record = {
-            "encoder": meta,
-            "size": size,
+            "encoder": {**meta, **replaced},
+            **images,
             "train": _identity(train),
             "test": _identity(test),
             **results,
@@ -102,6 +108,17 @@ def _evaluate(arguments: Arguments) -> None:
         file.write((json.dumps(record, indent=2) + "\n").encode())
     console.print(_table(record))
     console.print(printable(f"written to {out}", 5000), markup=False, soft_wrap=True)
+
+
+def _result_path(run: Path) -> Path:
+    """Return where the result goes: into the run, beside a file, or for a published model into this folder."""
+    from fastclr.train.encoder_file import ENCODER
+
+    if run.is_dir():
+        return run / RESULT
+    if run.name == ENCODER:
+        return run.parent / RESULT
+    return run.parent / f"{run.name.replace(':', '-')}.{RESULT}"
 
 
 def _table(record: dict[str, Any]) -> Any:

@@ -20,11 +20,13 @@ COMMANDS = {
     "preview": "a contact sheet of the augmented views of a file",
     "train": "SimCLR pre-training by a recipe",
     "evaluate": "weighted kNN and linear probe of a trained encoder",
+    "embed": "features of every image, as .npz or .parquet",
+    "export": "an encoder for torchvision, timm, ONNX, TorchScript or Hugging Face",
     "doctor": "what can run here, how fast, and what would make the rest run",
     "bench": "measure the parts, in images per second",
     "demo": "all steps in a few minutes, with a report",
 }
-LONG_COMMANDS = {"convert", "train", "evaluate", "bench", "demo"}
+LONG_COMMANDS = {"convert", "train", "evaluate", "embed", "bench", "demo"}
 """Commands that go on working when their output can't be written any more."""
 MAX_MESSAGE = 2000
 """Maximum length of an error or a warning that is printed, in characters; longer ones are shortened."""

@@ -10,6 +10,7 @@ rebuilt from its name and arguments, which checkpoints and exported encoders hol
 
 import difflib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,8 +80,13 @@ def torchvision_encoder(name: str, size: int) -> nn.Module:
     return _with_num_features(encoder, f"torchvision:{name}", size)
 
 
-def timm_encoder(name: str, size: int) -> nn.Module:
+def timm_encoder(name: str, size: int, **weights: Any) -> nn.Module:
     """Make a model of timm without its classifier; a transformer gets position embeddings for this size.
+
+    Args:
+        name: the model, with or without a tag of its weights.
+        size: side of an image in pixels.
+        weights: arguments of `timm.create_model` that say which weights it loads; none: fresh ones.
 
     Raises:
         ValueError: timm is not installed, has no such model, or the model takes no images of this size.
@@ -92,13 +98,13 @@ def timm_encoder(name: str, size: int) -> nn.Module:
     # only names of its own models: timm would also load "hf-hub:…" and "local-dir:…"
     if not timm.is_model(name):
         raise ValueError(f"timm has no model {name!r}{_nearest(name, timm.list_models())}")
-    state = torch.get_rng_state()
+    state, create = torch.get_rng_state(), partial(timm.create_model, name, num_classes=0, **weights)
     try:
-        encoder = timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
+        encoder = create(img_size=size)
     except TypeError:
         # convolutional networks take any size and no such argument; the failed attempt may have drawn numbers
         torch.set_rng_state(state)
-        encoder = timm.create_model(name, pretrained=False, num_classes=0)
+        encoder = create()
     except (AssertionError, ValueError, RuntimeError) as error:
         raise _no_such_size(f"timm:{name}", size, error) from None
     return _with_num_features(encoder, f"timm:{name}", size)
