@@ -10,20 +10,16 @@ Each metadata entry is JSON:
 Files of fastclr 0.1 have no checksum, and `depth`, `width`, `stem` and `sk_ratio` instead of `encoder`.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from fastclr.model import make_encoder
-from pipelines.system.atomic_file import replacing, write_at
+from fastclr.train.weights_file import CHECKSUM, check, decoded, read_unchecked, write_weights
 from pipelines.system.terminal import one_line, printable
 
 ENCODER = "encoder.safetensors"
@@ -32,7 +28,6 @@ VIEW_KEYS = ("size", "mean", "std")
 """Keys of the metadata that say how images are made for the encoder."""
 RESNET_KEYS = ("depth", "width", "stem", "sk_ratio")
 """Keys of the metadata of fastclr 0.1 that say which ResNet it is: the arguments of `resnet`."""
-CHECKSUM = "sha256"
 
 
 def export_encoder(path: Path, encoder: nn.Module, meta: Mapping[str, Any]) -> None:
@@ -49,11 +44,7 @@ def export_encoder(path: Path, encoder: nn.Module, meta: Mapping[str, Any]) -> N
     """
     meta = _with_encoder(dict(meta))
     assert all(key in meta for key in ("encoder", "kwargs", *VIEW_KEYS)), meta
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    metadata = {"format": "pt", **{key: json.dumps(value) for key, value in meta.items()}}
-    metadata[CHECKSUM] = json.dumps(_checksum(weights, metadata))
-    with replacing(path) as descriptor:
-        write_at(descriptor, safetensors_bytes(weights, metadata), 0, path)
+    write_weights(path, encoder.state_dict(), meta)
 
 
 def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -75,14 +66,10 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         path = path / ENCODER
     if not path.exists():
         raise FileNotFoundError(f"{path}: no encoder here; `fastclr train` writes one")
-    weights, metadata = _read(path)
-    meta = _decode(metadata)
+    weights, metadata = read_unchecked(path)
+    meta = decoded(metadata)
     if CHECKSUM in meta or "encoder" in meta:
-        if meta.pop(CHECKSUM, None) != _checksum(weights, metadata):
-            raise ValueError(
-                f"{path} is corrupt: its checksum does not match its content; replace it by a copy, or continue the "
-                "run, which writes it again"
-            )
+        check(path, weights, metadata, meta.pop(CHECKSUM, None))
     else:
         meta = _with_encoder(meta)
     missing = [key for key in ("encoder", *VIEW_KEYS) if key not in meta]
@@ -106,27 +93,6 @@ def encoder_title(meta: Mapping[str, Any]) -> str:
     if meta["encoder"] != "resnet":
         return printable(meta["encoder"], 80)
     return f"ResNet-{meta['kwargs']['depth']} ×{meta['kwargs']['width']:g}"
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return weights, file.metadata() or {}
-    # for an unknown type in the header, safetensors raises KeyError or TypeError
-    except (SafetensorError, UnicodeError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is corrupt, or no safetensors file ({printable(error, 120)}); give the run folder or "
-            "its encoder.safetensors"
-        ) from None
-
-
-def _decode(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the metadata as they were given to `export_encoder`; empty if they are not JSON."""
-    try:
-        return {key: json.loads(value) for key, value in metadata.items() if key != "format"}
-    except (ValueError, RecursionError):
-        return {}
 
 
 def _with_encoder(meta: dict[str, Any]) -> dict[str, Any]:
@@ -156,14 +122,3 @@ def _rebuild(name: str, kwargs: dict[str, Any], weights: dict[str, Tensor]) -> n
             raise ValueError(f"{key} is {weights[key].dtype}, and should be {tensor.dtype}")
     encoder.load_state_dict(weights, assign=name == "resnet")
     return encoder
-
-
-def _checksum(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the weights (names, types, shapes, bytes) and the metadata, without the checksum itself."""
-    digest = hashlib.sha256()
-    entries = sorted(item for item in metadata.items() if item[0] != CHECKSUM)
-    digest.update(json.dumps(entries).encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
