@@ -1,5 +1,6 @@
 """Models: encoders, projection heads, SimCLR, and batch norm over ranks."""
 
+from fastclr.model.classifier import Classifier
 from fastclr.model.encoders import ENCODERS, check_image_size, make_encoder
 from fastclr.model.global_bn import GlobalBatchNorm, convert_batchnorm
 from fastclr.model.projector import projector
@@ -8,6 +9,7 @@ from fastclr.model.simclr import SimCLR
 
 __all__ = [
     "ENCODERS",
+    "Classifier",
     "GlobalBatchNorm",
     "ResNet",
     "SimCLR",

@@ -3,8 +3,9 @@
 import copy
 import dataclasses
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +19,8 @@ from pipelines import BetonReader, TwoViewLoader
 from pipelines.system.cpus import cores
 from pipelines.system.memory import available_memory
 from pipelines.views import ViewSpec, groups_of
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 RESIDENT_BYTES = 1 << 30
 """Decoded data sets of up to this many bytes are held in memory: little beside what a training step takes."""
@@ -48,6 +51,13 @@ def resolve(config: Config, reader: BetonReader, device: torch.device, local_ran
         ValueError: views that SimCLR can't train on, see `check_views`.
     """
     check_views(config)
+    return resolve_machine(config, reader, device, local_ranks)
+
+
+def resolve_machine(
+    config: AnyConfig, reader: BetonReader, device: torch.device, local_ranks: int = 1
+) -> AnyConfig:
+    """Do what `resolve` does, for any task: without a look at the views."""
     own_cores = max(1, cores() // local_ranks)
     on_cpu = device.type == "cpu"
     engine, stem, precision = config.data.engine, config.model.stem, config.train.precision
@@ -92,12 +102,17 @@ def check_views(config: Config) -> None:
         )
 
 
-def check_batch(config: TrainConfig, reader: BetonReader, ranks: Ranks) -> None:
-    """Raise a ValueError if the batch is larger than the data, or can't be split among ranks and micro-batches."""
+def check_batch(config: TrainConfig, reader: BetonReader, ranks: Ranks, num_images: int) -> None:
+    """Raise a ValueError if the batch is larger than the data, or can't be split among ranks and micro-batches.
+
+    Args:
+        num_images: images of the file that the run trains on.
+    """
     batch_size = config.batch_size
-    if batch_size > len(reader):
+    if batch_size > num_images:
+        some = "" if num_images == len(reader) else f", of which {num_images} are chosen"
         raise ValueError(
-            f"{reader.path} holds {len(reader)} images, fewer than a batch of {batch_size}; "
+            f"{reader.path} holds {len(reader)} images{some}, fewer than a batch of {batch_size}; "
             f"lower --train.batch-size"
         )
     if batch_size % ranks.world_size:
@@ -172,8 +187,9 @@ def check_memory(config: Config, model: nn.Module, local_ranks: int = 1, world_s
     at_once = config.train.micro_batch or batch_size
     kept = activation_bytes(model, size, config.train.precision == "bfloat16")
     weights = sum(p.nbytes for p in model.parameters())
-    views = 2 * batch_size * 3 * size**2 * 4
-    needed = 2 * at_once * kept + BATCHES * views + COPIES * weights
+    views_per_image = sum(spec.num_views for spec in config.view_specs)
+    views = views_per_image * batch_size * 3 * size**2 * 4
+    needed = views_per_image * at_once * kept + BATCHES * views + COPIES * weights
     available = available_memory() // local_ranks
     if needed > available:
         raise ValueError(
@@ -222,8 +238,14 @@ def view_sizes(config: Config, num_images: int) -> list[int]:
     return list(dict.fromkeys(views_of_epoch(config, num_images, epoch)[0].size for epoch in range(epochs)))
 
 
-def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch.device) -> TwoViewLoader:
-    """Return the loader of this rank's share of the batches; the config must be resolved."""
+def make_loader(
+    config: Config,
+    reader: BetonReader,
+    ranks: Ranks,
+    device: torch.device,
+    indices: np.ndarray | None = None,
+) -> TwoViewLoader:
+    """Return the loader of this rank's share of the batches of all images, or of those in `indices`."""
     engine = config.data.engine
     assert engine != "auto", "the config must be resolved"
     scheduled = any(each.name.startswith("views") for each in config.schedule)
@@ -239,6 +261,7 @@ def make_loader(config: Config, reader: BetonReader, ranks: Ranks, device: torch
         world_size=ranks.world_size,
         device=device,
         dtype=None if config.train.precision == "bfloat16" else torch.float32,
+        indices=indices,
     )
 
 
@@ -261,9 +284,18 @@ def make_model(config: ModelConfig, size: int = 224) -> SimCLR:
     """
     name, kwargs = encoder_spec(config, size)
     encoder = make_encoder(name, **kwargs)
-    num_features = cast(int, encoder.num_features)
-    head = projector(num_features, config.head, config.head_layers, config.proj_hidden_dim, config.proj_dim)
-    return SimCLR(encoder, head)
+    return SimCLR(encoder, projector(**projector_kwargs(config, encoder)))
+
+
+def projector_kwargs(config: ModelConfig, encoder: nn.Module) -> dict[str, Any]:
+    """Return the arguments of `projector` for the head that the config describes."""
+    return {
+        "in_dim": cast(int, encoder.num_features),
+        "head": config.head,
+        "num_layers": config.head_layers,
+        "hidden_dim": config.proj_hidden_dim,
+        "out_dim": config.proj_dim,
+    }
 
 
 def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -289,3 +321,17 @@ def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.op
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=config.momentum, nesterov=config.momentum > 0)
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.95))
+
+
+def encoder_meta(config: Config) -> dict[str, Any]:
+    """Return the metadata that rebuild the encoder of a run and make its images; the config must be resolved."""
+    name, kwargs = encoder_spec(config.model, config.view_size)
+    spec = config.view_specs[0]
+    return {
+        "encoder": name,
+        "kwargs": kwargs,
+        "size": config.eval_size,
+        "mean": spec.mean,
+        "std": spec.std,
+        "precision": config.train.precision,
+    }

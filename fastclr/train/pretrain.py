@@ -1,11 +1,11 @@
 """Pre-training, the task of `fastclr train`: SimCLR on the images of a `.beton` file, by a config."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,49 +16,41 @@ from fastclr.device import pick_device
 from fastclr.evaluate.rankme import batch_rank
 from fastclr.loss import contrastive_metrics, margin_triplet, nt_logistic, nt_xent
 from fastclr.model import SimCLR
-from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
+from fastclr.optim import num_steps
 from fastclr.train.build import (
-    check_batch,
     check_graph,
     check_memory,
     check_sizes,
-    encoder_spec,
-    make_loader,
+    encoder_meta,
     make_model,
     make_optimizer,
+    projector_kwargs,
     resolve,
-    view_sizes,
 )
-from fastclr.train.distributed import (
-    Ranks,
-    data_parallel,
-    mean_over_ranks,
-    process_group,
-    ranks_from_env,
-    run_on_main_and_broadcast,
-)
-from fastclr.train.encoder_file import ENCODER, encoder_title, export_encoder
-from fastclr.train.loop import Outcome, Run, failures_explained, run_steps
+from fastclr.train.distributed import Ranks, data_parallel, mean_over_ranks, process_group, ranks_from_env
+from fastclr.train.encoder_file import ENCODER, export_encoder
+from fastclr.train.loop import Outcome
 from fastclr.train.online_knn import OnlineKnn, check_val
-from fastclr.train.run import RunLock, is_same_run, run_identity, saved_run
+from fastclr.train.projector_file import PROJECTOR, export_projector
+from fastclr.train.run import run_identity
+from fastclr.train.session import Session, peak_lr
 from fastclr.train.sinks import Sink
 from fastclr.train.step import CapturedStep, EagerStep, Loss
 from pipelines import BetonReader, ViewLoader
 from pipelines.beton import Files
 from pipelines.contracts import Batch
-from pipelines.system.output import say
-from pipelines.system.threads import torch_threads
 
 
 def train(
     config: Config,
-    file: Files,
+    file: Files | BetonReader,
     folder: Path,
     *,
     val: Files | None = None,
     fresh: bool = False,
     resume: bool = False,
     sinks: Sequence[Sink] = (),
+    warm_up: Callable[["Pretraining"], None] | None = None,
 ) -> Outcome:
     """Train an encoder on the images of `file`; checkpoint, encoder and metrics go into `folder`.
 
@@ -68,12 +60,13 @@ def train(
 
     Args:
         config: the recipe; settings that it leaves to `auto` are decided here, and written to config.toml.
-        file: a `.beton` file, or several as one data set (`pipelines.beton.sets`).
+        file: a `.beton` file, or several as one data set (`pipelines.beton.sets`); or an open reader, which stays open.
         folder: the run folder; made if it is missing.
         val: held-out images, likewise: their kNN accuracy is logged every `train.eval_epochs` epochs.
         fresh: an error if the folder holds a run.
         resume: an error if it holds none.
         sinks: called on rank 0 with each record of metrics.jsonl, a dict.
+        warm_up: called on every rank with the task, before the first image is read (`fastclr.speedrun.warm_up`).
 
     Raises:
         ValueError: a setting that does not fit the file; a folder with a run of other settings or data; a corrupt
@@ -88,32 +81,24 @@ def train(
     if ranks.is_main:
         config.model.warn_of_ignored()
     with process_group(ranks, device), ExitStack() as stack:
-        reader = stack.enter_context(BetonReader(file, *config.field_names))
+        reader = file if isinstance(file, BetonReader) else stack.enter_context(BetonReader(file, *config.field_names))
         val_reader = None if val is None else stack.enter_context(BetonReader(val, *config.field_names))
-        lock = stack.enter_context(RunLock())
         config = resolve(config, reader, device, ranks.local_world_size)
-        identity = run_identity(config, reader, ranks.world_size)
 
-        def prepare() -> dict[str, Any] | None:
-            check_batch(config.train, reader, ranks)
+        def check() -> None:
             if val_reader is not None:
                 check_val(reader, val_reader, ranks)
-            saved = saved_run(folder, lock, fresh=fresh, resume=resume)
-            return saved if is_same_run(folder, saved, identity, reader) else None
 
-        saved = run_on_main_and_broadcast(ranks, prepare)
-        total = num_steps(len(reader), config.train.epochs, config.train.batch_size)
-        if saved is not None and saved["step"] == total:
-            return Outcome(total, total, None, 0.0, 0.0, first_step=total)
-        stack.enter_context(_machine_settings(config))
-        stack.enter_context(failures_explained(folder, device, config.train.batch_size // ranks.world_size))
-        loader = stack.enter_context(make_loader(config, reader, ranks, device))
-        task, learning_rate = _build(config, loader, val_reader, ranks, device)
-        run = Run(task, config, ranks, folder, loader, identity, learning_rate, total)
-        done = run.start(saved, lock)
-        if ranks.is_main:
-            say(_opening(run, done))
-        return run_steps(run, done, sinks)
+        def build() -> Pretraining:
+            task = _build(config, reader, val_reader, ranks, device)
+            if warm_up is not None:
+                warm_up(task)
+            return task
+
+        session = Session(
+            config, reader, folder, ranks, device, run_identity(config, reader, ranks.world_size)
+        )
+        return session.run(check, build, fresh=fresh, resume=resume, sinks=sinks)
 
 
 class Output(NamedTuple):
@@ -179,29 +164,26 @@ class Pretraining:
         return {} if self.knn is None else {"val_knn": self.knn()}
 
     def export(self, folder: Path, done: int) -> None:
-        """Write the encoder."""
+        """Write the encoder and the projection head."""
         export_encoder(folder / ENCODER, self.model.encoder, {**encoder_meta(self.config), "step": done})
+        kwargs = projector_kwargs(self.config.model, self.model.encoder)
+        export_projector(folder / PROJECTOR, self.model.projector, {"kwargs": kwargs, "step": done})
 
 
 def _build(
-    config: Config, loader: ViewLoader, val: BetonReader | None, ranks: Ranks, device: torch.device
-) -> tuple[Pretraining, Callable[[int], float]]:
-    """Build the task with fresh weights, and its learning rate by step."""
+    config: Config, reader: BetonReader, val: BetonReader | None, ranks: Ranks, device: torch.device
+) -> Pretraining:
+    """Build the task with fresh weights."""
     torch.manual_seed(config.train.seed)
     model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
         check_memory(config, model, ranks.local_world_size, ranks.world_size)
-    num_images, batch_size = len(loader.reader), config.train.batch_size
-    check_sizes(config, model.encoder, num_images)
-    total = num_steps(num_images, config.train.epochs, batch_size)
-    warmup = num_warmup_steps(num_images, config.optim.warmup_epochs, batch_size)
-    peak_lr = scaled_lr(config.optim.base_lr, batch_size, config.optim.scaling)
-    optimizer = make_optimizer(config.optim, model, peak_lr)
+    check_sizes(config, model.encoder, len(reader))
+    optimizer = make_optimizer(config.optim, model, peak_lr(config))
     step = make_step(config, model, optimizer, ranks, device)
     loss_of = lru_cache(1)(partial(loss_function, group=ranks.group))
-    knn = None if val is None else OnlineKnn(model.encoder, loader.reader, val, config, ranks, device)
-    task = Pretraining(config, model, optimizer, step, ranks, num_images, knn, loss_of)
-    return task, lambda step: warmup_cosine(step, total, warmup, peak_lr)
+    knn = None if val is None else OnlineKnn(model.encoder, reader, val, config, ranks, device)
+    return Pretraining(config, model, optimizer, step, ranks, len(reader), knn, loss_of)
 
 
 def make_step(
@@ -226,46 +208,3 @@ def loss_function(config: LossConfig, group: dist.ProcessGroup | None = None) ->
     if config.name == "nt_logistic":
         return lambda z: config.scale * nt_logistic(z, config.temperature, config.semi_hard, group)
     return lambda z: config.scale * margin_triplet(z, config.margin, config.semi_hard, group)
-
-
-def encoder_meta(config: Config) -> dict[str, Any]:
-    """Return the metadata that rebuild the encoder of a run and make its images; the config must be resolved."""
-    name, kwargs = encoder_spec(config.model, config.view_size)
-    spec = config.view_specs[0]
-    return {
-        "encoder": name,
-        "kwargs": kwargs,
-        "size": config.eval_size,
-        "mean": spec.mean,
-        "std": spec.std,
-        "precision": config.train.precision,
-    }
-
-
-def _opening(run: Run, done: int) -> str:
-    """Return a line about the run, printed first because the first step may take minutes."""
-    config, data = run.config, run.config.data
-    train = config.train
-    sizes = ", ".join(map(str, view_sizes(config, len(run.loader.reader))))
-    return (
-        f"{len(run.loader.reader):,} images, {train.epochs:,} epochs, {run.total_steps:,} steps of {train.batch_size:,}"
-        + (f", from step {done:,} on" if done else "")
-        + f"; {encoder_title(encoder_meta(config))} at {sizes} px in {train.precision} on {train.device}; "
-        f"engine {data.engine}, {data.threads} loader thread{'' if data.threads == 1 else 's'}"
-        + (f"; schedule: {'; '.join(map(str, config.schedule))}" if config.schedule else "")
-        + (f"; evaluated at {config.eval_size} px" if config.eval_size != config.view_size else "")
-    )
-
-
-@contextmanager
-def _machine_settings(config: Config) -> Iterator[None]:
-    """Change torch's process-wide settings for the duration of a run."""
-    benchmark = torch.backends.cudnn.benchmark
-    assert config.train.threads is not None
-    # shapes change rarely (by a schedule) or never: let cuDNN look for the fastest convolutions
-    torch.backends.cudnn.benchmark = True
-    try:
-        with torch_threads(config.train.threads):
-            yield
-    finally:
-        torch.backends.cudnn.benchmark = benchmark
