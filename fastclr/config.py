@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -229,6 +229,17 @@ class TrainConfig:
 @dataclass(frozen=True)
 class Config:
     """All settings of a training run, except the file and the run folder."""
+
+    RECIPE_SECTIONS: ClassVar[tuple[str, ...]] = (
+        "data",
+        "views",
+        "model",
+        "loss",
+        "optim",
+        "train",
+        "schedule",
+    )
+    """Sections that a recipe may have, in the order in which they are written."""
 
     data: DataConfig = field(default_factory=DataConfig)
     views: ViewSpec | tuple[ViewSpec, ...] = field(default_factory=ViewSpec.simclr)

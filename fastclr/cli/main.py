@@ -19,6 +19,7 @@ COMMANDS = {
     "info": "what a .beton file holds",
     "preview": "a contact sheet of the augmented views of a file",
     "train": "SimCLR pre-training by a recipe",
+    "finetune": "a classifier from a trained encoder, on all labels or a fraction of them",
     "evaluate": "weighted kNN and linear probe of a trained encoder",
     "embed": "features of every image, as .npz or .parquet",
     "export": "an encoder for torchvision, timm, ONNX, TorchScript or Hugging Face",
@@ -26,7 +27,7 @@ COMMANDS = {
     "bench": "measure the parts, in images per second",
     "demo": "all steps in a few minutes, with a report",
 }
-LONG_COMMANDS = {"convert", "train", "evaluate", "embed", "bench", "demo"}
+LONG_COMMANDS = {"convert", "train", "finetune", "evaluate", "embed", "bench", "demo"}
 """Commands that go on working when their output can't be written any more."""
 MAX_MESSAGE = 2000
 """Maximum length of an error or a warning that is printed, in characters; longer ones are shortened."""

@@ -12,25 +12,40 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fastclr.config import MAX_WHOLE_NUMBER, Config, LossConfig, flatten
+from fastclr.finetune_config import FinetuneConfig
 from fastclr.renamed import current
 from fastclr.schedule import Scheduled
 from pipelines.system.terminal import printable
 from pipelines.views import ViewSpec
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 RECIPES_DIR = Path(__file__).parent
 CONFIG_FILE = "config.toml"
 """The recipe that a run writes to its folder: its settings, including those of the command line."""
 MAX_BYTES = 1 << 20
 """Maximum size of a recipe in bytes; those of the package have 1 or 2 kB."""
+FOLDERS: dict[type[Config], str] = {FinetuneConfig: "finetune"}
+"""Folder of the recipes of each kind but `Config`."""
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 
-def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
+def recipe_names(kind: type[Config] = Config) -> list[str]:
+    """Return the names of the package's recipes of a kind; those of the speedruns are speedrun/RUNG."""
+    return sorted(_recipe_paths(kind))
+
+
+def _recipe_paths(kind: type[Config]) -> dict[str, Path]:
+    folder = RECIPES_DIR / FOLDERS[kind] if kind in FOLDERS else RECIPES_DIR
+    paths = [path for path in folder.rglob("*.toml") if kind in FOLDERS or not _is_of_a_kind(path)]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def _is_of_a_kind(path: Path) -> bool:
+    return path.relative_to(RECIPES_DIR).parts[0] in FOLDERS.values()
 
 
 def recipe_from_arguments(argv: list[str], command: str) -> Config:
@@ -53,7 +68,7 @@ def recipe_from_arguments(argv: list[str], command: str) -> Config:
 
 
 def load_recipe(name_or_path: str) -> Config:
-    """Read a recipe: one of the package's by its name, or any TOML file or run folder by its path.
+    """Read a recipe of `fastclr train`: one of the package's by its name, or any TOML file or run folder by its path.
 
     Settings that the file leaves out have the default of their dataclass; `[views]`, and each of several `[[views]]`,
     starts from `ViewSpec.simclr(size)`.
@@ -63,19 +78,28 @@ def load_recipe(name_or_path: str) -> Config:
             a value of the wrong type or outside its range.
         OSError: a file that can't be read.
     """
-    path = RECIPES_DIR / f"{name_or_path}.toml"
-    if name_or_path not in recipe_names():
-        path = Path(name_or_path)
+    return _load(name_or_path, Config)
+
+
+def load_finetune_recipe(name_or_path: str) -> FinetuneConfig:
+    """Read a recipe of `fastclr finetune`, as `load_recipe` reads those of `fastclr train`."""
+    return _load(name_or_path, FinetuneConfig)
+
+
+def _load(name_or_path: str, kind: type[AnyConfig]) -> AnyConfig:
+    own = _recipe_paths(kind)
+    path = own.get(name_or_path) or Path(name_or_path)
+    if name_or_path not in own:
         if path.is_dir():
             path /= CONFIG_FILE
         if not path.suffix and not path.exists():
             raise ValueError(
-                f"no recipe {name_or_path!r}; there are {', '.join(recipe_names())}, or give the path of a TOML file"
+                f"no recipe {name_or_path!r}; there are {', '.join(sorted(own))}, or give the path of a TOML file"
             )
     if path.suffix == ".beton":
-        raise ValueError(f"{path} is a file of images, where a recipe is needed: {', '.join(recipe_names())}")
+        raise ValueError(f"{path} is a file of images, where a recipe is needed: {', '.join(sorted(own))}")
     try:
-        return from_table(_read(path))
+        return _from_table(_read(path), kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -108,7 +132,7 @@ def default_run_folder(name_or_path: str) -> Path:
 
 
 def from_table(table: dict[str, Any]) -> Config:
-    """Make a Config from nested tables, as a TOML parser gives them.
+    """Make a config from nested tables, as a TOML parser gives them.
 
     >>> from_table({"train": {"epochs": 50}}).train.epochs
     50
@@ -118,8 +142,12 @@ def from_table(table: dict[str, Any]) -> Config:
     Raises:
         ValueError: an unknown section or key, a value of the wrong type or outside its range.
     """
-    known = flatten(Config())
-    types = get_type_hints(Config)
+    return _from_table(table, Config)
+
+
+def _from_table(table: dict[str, Any], kind: type[AnyConfig]) -> AnyConfig:
+    known = flatten(kind())
+    types = {name: hint for name, hint in get_type_hints(kind).items() if name in kind.RECIPE_SECTIONS}
     sections: dict[str, Any] = {}
     for name, given in table.items():
         if name not in types:
@@ -127,29 +155,31 @@ def from_table(table: dict[str, Any]) -> Config:
         if name == "schedule" and isinstance(given, dict):
             sections[name] = tuple(_scheduled(*each, known) for each in _leaves(given))
         elif isinstance(given, dict):
-            sections[name] = _section(name, given, known)
+            sections[name] = _section(name, given, known, ViewSpec if name == "views" else types[name])
         elif name == "views" and _is_array_of_tables(given):
-            sections[name] = tuple(_section(f"views[{i}]", table, known) for i, table in enumerate(given))
+            sections[name] = tuple(
+                _section(f"views[{i}]", table, known, ViewSpec) for i, table in enumerate(given)
+            )
         else:
             several = " (or several, [[views]])" if name == "views" else ""
             raise ValueError(f"{name} is {_shown(given)}; it must be a section, [{name}]{several}")
-    return Config(**sections)
+    return kind(**sections)
 
 
 def _is_array_of_tables(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(each, dict) for each in value)
 
 
-def _section(label: str, table: dict[str, Any], known: Iterable[str]) -> Any:
+def _section(label: str, table: dict[str, Any], known: Iterable[str], kind: Any) -> Any:
     """Make the dataclass of a section.
 
     Args:
         label: the section's name; of several `[[views]]`, with their number: views[1].
         table: the settings, perhaps by their old names.
         known: names of all settings, for hints.
+        kind: the dataclass.
     """
     name = label.partition("[")[0]
-    kind = ViewSpec if name == "views" else get_type_hints(Config)[name]
     hints = get_type_hints(kind)
     values = {}
     for old_key, old_value in table.items():
@@ -209,18 +239,16 @@ def _scheduled(name: str, table: Any, known: Iterable[str]) -> Scheduled:
 def to_toml(config: Config) -> str:
     """Return the config as TOML, which `load_recipe` reads back; settings that are None are left out."""
     lines = []
-    for section in dataclasses.fields(config):
-        value = getattr(config, section.name)
-        if section.name == "schedule":
-            names = [(each, json.dumps(each.name) if "[" in each.name else each.name) for each in value]
-            lines += (
-                ["[schedule]", *(f"{name} = {each.table()}" for each, name in names), ""] if names else []
-            )
+    for name in config.RECIPE_SECTIONS:
+        value = getattr(config, name)
+        if name == "schedule":
+            keys = [(each, json.dumps(each.name) if "[" in each.name else each.name) for each in value]
+            lines += ["[schedule]", *(f"{key} = {each.table()}" for each, key in keys), ""] if keys else []
         elif isinstance(value, tuple):
             for each in value:
-                lines += [f"[[{section.name}]]", *_toml_lines(each), ""]
+                lines += [f"[[{name}]]", *_toml_lines(each), ""]
         else:
-            lines += [f"[{section.name}]", *_toml_lines(value), ""]
+            lines += [f"[{name}]", *_toml_lines(value), ""]
     return "\n".join(lines)
 
 

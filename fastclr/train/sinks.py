@@ -98,6 +98,12 @@ class EventsFile:
             self._file.close()
 
 
+ACCURACIES = ("accuracy", "top1")
+"""Keys of a record for the accuracy on the step's own images, by the task."""
+EVALUATIONS = {"val_knn": "val kNN", "test_top1": "test top-1"}
+"""Keys of a record for the accuracy on other images, and their titles."""
+
+
 class LiveLine:
     """Shows the last record on stdout: as a bar on a terminal, elsewhere as a line now and then.
 
@@ -112,7 +118,7 @@ class LiveLine:
     def __init__(self, step: int, total_steps: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._first_step, self._total_steps, self._clock = step, total_steps, clock
         self._since, self._printed = clock(), -PRINT_EVERY_S
-        self._val_knn: float | None = None
+        self._evaluations: dict[str, float] = {}
         self._bar: Progress | None = None
         if sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty():
             # a custom column folds the line on a narrow terminal; rich's own would cut it
@@ -125,23 +131,25 @@ class LiveLine:
             self._bar.start()
 
     def __call__(self, record: dict[str, Any]) -> None:
-        self._val_knn = record.get("val_knn", self._val_knn)
+        evaluated = {title: record[key] for key, title in EVALUATIONS.items() if key in record}
+        self._evaluations |= evaluated
         line = self._line(record)
         if self._bar is not None:
             self._bar.update(self._task, completed=record["step"], description=line)
             return
         now = self._clock()
-        if now - self._printed >= PRINT_EVERY_S or record["step"] == self._total_steps or "val_knn" in record:
+        if now - self._printed >= PRINT_EVERY_S or record["step"] == self._total_steps or evaluated:
             self._printed = now
             say(line)
 
     def _line(self, record: dict[str, Any]) -> str:
         done = record["step"] - self._first_step
         left_s = (self._clock() - self._since) / max(done, 1) * (self._total_steps - record["step"])
-        knn = "" if self._val_knn is None else f"val kNN {self._val_knn:.1%}  "
+        accuracy = "".join(f"accuracy {record[key]:.1%}  " for key in ACCURACIES if key in record)
+        evaluations = "".join(f"{title} {value:.1%}  " for title, value in self._evaluations.items())
         return (
             f"step {record['step']}/{self._total_steps}  loss {record['loss']:.3f}  "
-            f"accuracy {record['accuracy']:.1%}  {knn}lr {record['lr']:.3g}  "
+            f"{accuracy}{evaluations}lr {record['lr']:.3g}  "
             f"{record['images_per_s']:,.0f} images/s  data wait {record['data_wait']:.1%}  "
             f"{timedelta(seconds=round(left_s))} left"
         )
