@@ -49,7 +49,7 @@ def measure_run(
         ValueError: the file is too small for a batch, or train.graph is not possible here.
         EngineUnavailable: the engine's library is missing.
     """
-    check_batch(config.train, reader, Ranks())
+    check_batch(config.train, reader, Ranks(), len(reader))
     check_graph(config, device, Ranks())
     assert config.train.threads is not None
     with ExitStack() as stack:

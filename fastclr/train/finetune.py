@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fastclr.device import pick_device
 from fastclr.evaluate.encoder import FrozenEncoder, check_same_classes, labelled_samples
 from fastclr.evaluate.features import extract_features, state_digest
+from fastclr.export import open_encoder
 from fastclr.finetune_config import FinetuneConfig
 from fastclr.model import Classifier, make_encoder, projector
 from fastclr.optim import num_steps
@@ -33,7 +34,7 @@ from fastclr.train.distributed import (
     process_group,
     ranks_from_env,
 )
-from fastclr.train.encoder_file import ENCODER, export_encoder, load_encoder
+from fastclr.train.encoder_file import ENCODER, export_encoder
 from fastclr.train.loop import Outcome
 from fastclr.train.projector_file import load_projector
 from fastclr.train.run import run_identity
@@ -42,6 +43,7 @@ from fastclr.train.subset import balanced_fraction, listed_samples
 from pipelines import BetonReader
 from pipelines.beton import Files
 from pipelines.contracts import Batch
+from pipelines.system.output import say
 
 TOP_K = 5
 """An image counts for top-5 if its class is among the five with the largest logits."""
@@ -60,7 +62,7 @@ class Start(NamedTuple):
 
 def finetune(
     config: FinetuneConfig,
-    run: Path,
+    run: str | Path,
     train: Files,
     test: Files,
     folder: Path,
@@ -75,7 +77,7 @@ def finetune(
 
     Args:
         config: the recipe.
-        run: run folder, or its encoder.safetensors.
+        run: run folder, or another encoder that `fastclr.export.open_encoder` opens.
         train: labelled images to learn from.
         test: labelled images of the same classes, to be tested on; they don't influence the training.
         folder: the folder of this run.
@@ -206,16 +208,16 @@ def _check_settings(config: FinetuneConfig) -> None:
             )
 
 
-def _start(run: Path, config: FinetuneConfig) -> Start:
+def _start(run: str | Path, config: FinetuneConfig) -> Start:
     """Read encoder and projection head, or make fresh ones of the same shapes."""
     settings = config.finetune
-    encoder, meta = load_encoder(run)
+    encoder, meta = open_encoder(run, size=settings.size, note=say)
     torch.manual_seed(config.train.seed)
     if settings.from_scratch:
         encoder = make_encoder(meta["encoder"], **meta["kwargs"])
     if settings.from_layer == 0:
         return Start(encoder, [], meta, None)
-    head, head_meta = load_projector(run if run.is_dir() else run.parent)
+    head, head_meta = load_projector(Path(run) if Path(run).is_dir() else Path(run).parent)
     kwargs = head_meta["kwargs"]
     layers = list(projector(**kwargs) if settings.from_scratch else head)  # type: ignore[call-overload]
     if settings.from_layer > len(layers):

@@ -36,7 +36,7 @@ from fastclr.train.run import run_identity
 from fastclr.train.session import Session, peak_lr
 from fastclr.train.sinks import Sink
 from fastclr.train.step import CapturedStep, EagerStep, Loss
-from pipelines import BetonReader, ViewLoader
+from pipelines import BetonReader
 from pipelines.beton import Files
 from pipelines.contracts import Batch
 
@@ -81,7 +81,11 @@ def train(
     if ranks.is_main:
         config.model.warn_of_ignored()
     with process_group(ranks, device), ExitStack() as stack:
-        reader = file if isinstance(file, BetonReader) else stack.enter_context(BetonReader(file, *config.field_names))
+        reader = (
+            file
+            if isinstance(file, BetonReader)
+            else stack.enter_context(BetonReader(file, *config.field_names))
+        )
         val_reader = None if val is None else stack.enter_context(BetonReader(val, *config.field_names))
         config = resolve(config, reader, device, ranks.local_world_size)
 

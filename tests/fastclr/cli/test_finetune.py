@@ -22,7 +22,16 @@ def place(tmp_path_factory) -> Path:
 
 def command(place: Path, *arguments: str) -> list[str]:
     data = ["--train", str(place / "a.beton"), "--test", str(place / "b.beton")]
-    small = ["--train.epochs", "3", "--train.batch-size", "10", "--train.threads", "1", "--train.device", "cpu"]
+    small = [
+        "--train.epochs",
+        "3",
+        "--train.batch-size",
+        "10",
+        "--train.threads",
+        "1",
+        "--train.device",
+        "cpu",
+    ]
     return ["finetune", str(place / "run"), *arguments, *data, *small]
 
 
@@ -50,13 +59,17 @@ def test_its_encoder_can_be_evaluated(place, capsys):
 
 def test_seeds(place, capsys):
     out = place / "seeds"
-    assert main(command(place, "finetune-v2-10pct", "--seeds", "2", "--out", str(out), "--fraction", "0.3")) == 0
+    assert (
+        main(command(place, "finetune-v2-10pct", "--seeds", "2", "--out", str(out), "--fraction", "0.3")) == 0
+    )
     report = json.loads((out / "finetune.json").read_bytes())
     assert [one["subset_seed"] for one in report["seeds"]] == [0, 1]
     top1 = [one["test_top1"] for one in report["seeds"]]
     assert report["test_top1_mean"] == pytest.approx(sum(top1) / 2)
     assert report["test_top1_std"] == pytest.approx(abs(top1[0] - top1[1]) / 2**0.5)
-    assert f"{report['test_top1_mean']:.2%} ± {report['test_top1_std']:.2%} (2 seeds)" in capsys.readouterr().out
+    assert (
+        f"{report['test_top1_mean']:.2%} ± {report['test_top1_std']:.2%} (2 seeds)" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(

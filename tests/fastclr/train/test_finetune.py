@@ -79,7 +79,9 @@ def test_a_loop_by_hand_gives_the_same_weights(tmp_path, files, run, config):
     rate = learning_rate(config, 79)
     spec = ViewSpec.crop_flip(16, mean=meta["mean"], std=meta["std"])
     step = 0
-    with ViewLoader(files[0], 20, views=spec, engine="resident", num_threads=1, dtype=torch.float32) as loader:
+    with ViewLoader(
+        files[0], 20, views=spec, engine="resident", num_threads=1, dtype=torch.float32
+    ) as loader:
         while step < outcome.total_steps:
             for batch in loader:
                 if step == outcome.total_steps:
@@ -217,15 +219,31 @@ def test_the_published_recipes():
     }
     v1, v2 = (load_finetune_recipe(f"finetune-{name}-1pct") for name in ("v1", "v2"))
     assert (v1.finetune.fraction, v1.finetune.from_layer, v1.train.epochs) == (0.01, 0, 60)
-    assert (v1.optim.name, v1.optim.base_lr, v1.optim.scaling, v1.train.batch_size) == ("sgd", 0.05, "linear", 4096)
-    assert (v2.finetune.from_layer, v2.optim.name, v2.optim.base_lr, v2.optim.scaling) == (1, "lars", 0.005, "sqrt")
+    assert (v1.optim.name, v1.optim.base_lr, v1.optim.scaling, v1.train.batch_size) == (
+        "sgd",
+        0.05,
+        "linear",
+        4096,
+    )
+    assert (v2.finetune.from_layer, v2.optim.name, v2.optim.base_lr, v2.optim.scaling) == (
+        1,
+        "lars",
+        0.005,
+        "sqrt",
+    )
     assert v1.optim.weight_decay == v2.optim.weight_decay == v1.optim.warmup_epochs == 0
     assert load_finetune_recipe("finetune-v1-10pct").train.epochs == 30
 
 
 def test_a_projector_survives_its_file(run):
     head, meta = load_projector(run)
-    assert meta["kwargs"] == {"in_dim": 64, "head": "nonlinear", "num_layers": 2, "hidden_dim": None, "out_dim": 16}
+    assert meta["kwargs"] == {
+        "in_dim": 64,
+        "head": "nonlinear",
+        "num_layers": 2,
+        "hidden_dim": None,
+        "out_dim": 16,
+    }
     state = load_checkpoint(run / "last.pt")["model"]
     for name, tensor in head.state_dict().items():
         assert torch.equal(tensor, state[f"projector.{name}"])
