@@ -23,7 +23,7 @@ class Arguments:
     """Arguments of `fastclr finetune`."""
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Run folder of `fastclr train`, or another encoder: a file, torchvision:NAME or timm:NAME, see docs/encoders.md."""
+    """Run folder of `fastclr train`, or another encoder: a file, torchvision:NAME or timm:NAME."""
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]
     """Name of a recipe, or path of a TOML file or of a run folder of `fastclr finetune`."""
     train: Annotated[Path, tyro.conf.arg(metavar="A.beton")]
@@ -31,7 +31,7 @@ class Arguments:
     test: Annotated[Path, tyro.conf.arg(metavar="B.beton")]
     """Labelled images to be tested on: a file or a set."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="OUT_DIR")] = None
-    """The folder of this run; None: RUN/RECIPE, or runs/RECIPE if RUN is no folder.  A run that it holds is continued."""
+    """The folder of this run; None: RUN/RECIPE, or runs/RECIPE if RUN is a file.  A run in it is continued."""
     list: Annotated[Path | None, tyro.conf.arg(metavar="names.txt")] = None
     """Names of the images to learn from, one a line, in place of --finetune.fraction."""
     seeds: int = 1
