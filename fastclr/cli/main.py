@@ -22,9 +22,10 @@ COMMANDS = {
     "evaluate": "weighted kNN and linear probe of a trained encoder",
     "doctor": "what can run here, how fast, and what would make the rest run",
     "bench": "measure the parts, in images per second",
+    "speedrun": "how good an encoder in how short a time: rungs, records, tables",
     "demo": "all steps in a few minutes, with a report",
 }
-LONG_COMMANDS = {"convert", "train", "evaluate", "bench", "demo"}
+LONG_COMMANDS = {"convert", "train", "evaluate", "bench", "speedrun", "demo"}
 """Commands that go on working when their output can't be written any more."""
 MAX_MESSAGE = 2000
 """Maximum length of an error or a warning that is printed, in characters; longer ones are shortened."""

@@ -43,7 +43,7 @@ from fastclr.train.online_knn import OnlineKnn, check_val
 from fastclr.train.run import RunLock, is_same_run, run_identity, saved_run
 from fastclr.train.sinks import Sink
 from fastclr.train.step import CapturedStep, EagerStep, Loss
-from pipelines import BetonReader, ViewLoader
+from pipelines import BetonReader
 from pipelines.beton import Files
 from pipelines.contracts import Batch
 from pipelines.system.output import say
@@ -52,13 +52,14 @@ from pipelines.system.threads import torch_threads
 
 def train(
     config: Config,
-    file: Files,
+    file: Files | BetonReader,
     folder: Path,
     *,
     val: Files | None = None,
     fresh: bool = False,
     resume: bool = False,
     sinks: Sequence[Sink] = (),
+    warm_up: Callable[["Pretraining"], None] | None = None,
 ) -> Outcome:
     """Train an encoder on the images of `file`; checkpoint, encoder and metrics go into `folder`.
 
@@ -68,12 +69,13 @@ def train(
 
     Args:
         config: the recipe; settings that it leaves to `auto` are decided here, and written to config.toml.
-        file: a `.beton` file, or several as one data set (`pipelines.beton.sets`).
+        file: a `.beton` file, or several as one data set (`pipelines.beton.sets`); or an open reader, which stays open.
         folder: the run folder; made if it is missing.
         val: held-out images, likewise: their kNN accuracy is logged every `train.eval_epochs` epochs.
         fresh: an error if the folder holds a run.
         resume: an error if it holds none.
         sinks: called on rank 0 with each record of metrics.jsonl, a dict.
+        warm_up: called on every rank with the task, before the first image is read (`fastclr.speedrun.warm_up`).
 
     Raises:
         ValueError: a setting that does not fit the file; a folder with a run of other settings or data; a corrupt
@@ -88,7 +90,7 @@ def train(
     if ranks.is_main:
         config.model.warn_of_ignored()
     with process_group(ranks, device), ExitStack() as stack:
-        reader = stack.enter_context(BetonReader(file))
+        reader = file if isinstance(file, BetonReader) else stack.enter_context(BetonReader(file))
         val_reader = None if val is None else stack.enter_context(BetonReader(val))
         lock = stack.enter_context(RunLock())
         config = resolve(config, reader, device, ranks.local_world_size)
@@ -107,8 +109,10 @@ def train(
             return Outcome(total, total, None, 0.0, 0.0, first_step=total)
         stack.enter_context(_machine_settings(config))
         stack.enter_context(failures_explained(folder, device, config.train.batch_size // ranks.world_size))
+        task, learning_rate = _build(config, reader, val_reader, ranks, device)
+        if warm_up is not None:
+            warm_up(task)
         loader = stack.enter_context(make_loader(config, reader, ranks, device))
-        task, learning_rate = _build(config, loader, val_reader, ranks, device)
         run = Run(task, config, ranks, folder, loader, identity, learning_rate, total)
         done = run.start(saved, lock)
         if ranks.is_main:
@@ -184,14 +188,14 @@ class Pretraining:
 
 
 def _build(
-    config: Config, loader: ViewLoader, val: BetonReader | None, ranks: Ranks, device: torch.device
+    config: Config, reader: BetonReader, val: BetonReader | None, ranks: Ranks, device: torch.device
 ) -> tuple[Pretraining, Callable[[int], float]]:
     """Build the task with fresh weights, and its learning rate by step."""
     torch.manual_seed(config.train.seed)
     model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
     if device.type == "cpu":
         check_memory(config, model, ranks.local_world_size, ranks.world_size)
-    num_images, batch_size = len(loader.reader), config.train.batch_size
+    num_images, batch_size = len(reader), config.train.batch_size
     check_sizes(config, model.encoder, num_images)
     total = num_steps(num_images, config.train.epochs, batch_size)
     warmup = num_warmup_steps(num_images, config.optim.warmup_epochs, batch_size)
@@ -199,7 +203,7 @@ def _build(
     optimizer = make_optimizer(config.optim, model, peak_lr)
     step = make_step(config, model, optimizer, ranks, device)
     loss_of = lru_cache(1)(partial(loss_function, group=ranks.group))
-    knn = None if val is None else OnlineKnn(model.encoder, loader.reader, val, config, ranks, device)
+    knn = None if val is None else OnlineKnn(model.encoder, reader, val, config, ranks, device)
     task = Pretraining(config, model, optimizer, step, ranks, num_images, knn, loss_of)
     return task, lambda step: warmup_cosine(step, total, warmup, peak_lr)
 
