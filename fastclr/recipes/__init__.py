@@ -29,8 +29,9 @@ _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: 
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES_DIR.glob("*.toml"))
+    """Return the names of the recipes that come with the package; those of the speedruns are speedrun/RUNG."""
+    paths = (path.relative_to(RECIPES_DIR).with_suffix("") for path in RECIPES_DIR.rglob("*.toml"))
+    return sorted(path.as_posix() for path in paths)
 
 
 def recipe_from_arguments(argv: list[str], command: str) -> Config:

@@ -114,10 +114,10 @@ def _seed(rung: Rung, log: SeedLog) -> Iterator[str]:
     if evaluated["encoder_before"] != evaluated["encoder_after"]:
         yield "encoder: its weights or buffers changed during the evaluation"
     protocol = (evaluated["views_per_image"], evaluated["k"], evaluated["temperature"])
-    if protocol != (1, min(K, start["train"]["samples"]), TEMPERATURE):
+    if protocol != (1, min(K, evaluated["train_samples"]), TEMPERATURE):
         yield f"protocol: {protocol} views, k and T; it must be one view, k = {K}, T = {TEMPERATURE}"
     counts = tuple(evaluated[name] for name in ("train_samples", "test_samples", "num_classes"))
-    if counts != (rung.train_samples, rung.test_samples, rung.num_classes):
+    if counts != (rung.bank_samples or rung.train_samples, rung.test_samples, rung.num_classes):
         yield f"data: {counts} training images, test images and classes; {rung.data} has others"
     side = min(start["train"]["side"], start["test"]["side"])
     if evaluated["size"] > side:
@@ -146,7 +146,8 @@ def _clock(rung: Rung, log: SeedLog) -> Iterator[str]:
     if rung.budget_cpu_s is not None and trained["clock_s"] > rung.budget_cpu_s:
         over = trained["clock_s"] - rung.budget_cpu_s
         yield (
-            f"budget: {trained['clock_s']:.1f} CPU seconds, {over:.1f} more than the {rung.budget_cpu_s:.0f} of the rung"
+            f"budget: {trained['clock_s']:.1f} CPU seconds, {over:.1f} more than the "
+            f"{rung.budget_cpu_s:.0f} of the rung"
         )
 
 

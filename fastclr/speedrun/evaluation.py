@@ -10,7 +10,7 @@ import torch
 
 from fastclr.config import Config
 from fastclr.device import pick_device
-from fastclr.evaluate.encoder import FrozenEncoder, check_same_classes
+from fastclr.evaluate.encoder import FrozenEncoder, check_same_classes, labelled_samples
 from fastclr.evaluate.features import state_digest
 from fastclr.evaluate.knn import knn_accuracy
 from fastclr.evaluate.protocol import EvalConfig, evaluate_files
@@ -55,7 +55,7 @@ def evaluate(
     ):
         num_classes = check_same_classes(train_reader, test_reader)
         before = state_digest(encoder)
-        bank = model.features(train_reader, model.center())
+        bank = model.features(train_reader, model.center(), indices=labelled_samples(train_reader))
         queries = model.features(test_reader, model.center())
         k = min(K, len(bank[0]))
         result: dict[str, Any] = {

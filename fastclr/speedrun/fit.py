@@ -56,12 +56,13 @@ def _time_stage(
     config: Config, stage: Stage, reader: BetonReader, clock: Callable[[], float]
 ) -> tuple[float, float]:
     """Return the mean seconds of a step, and the clock before the first timed one."""
-    assert config.train.threads is not None
+    threads = config.train.threads
+    assert threads is not None
     views = tuple(replace(spec, size=stage.size) for spec in config.view_specs)
     config = replace(config, views=views)
     peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
     device = torch.device("cpu")
-    with torch_threads(config.train.threads), make_loader(config, reader, Ranks(), device) as loader:
+    with torch_threads(threads), make_loader(config, reader, Ranks(), device) as loader:
         model = make_model(config.model, config.view_size).to(memory_format=torch.channels_last)
         step = make_step(config, model, make_optimizer(config.optim, model, peak_lr), Ranks(), device)
         first = 0.0
@@ -97,8 +98,8 @@ def fit_epochs(
         epochs -= 1
     if epochs < 1:
         raise ValueError(
-            f"an epoch of {num_images:,} images takes {num_images / batch * step_s:.0f} CPU seconds, and the budget has "
-            f"{max(available_s, 0):.0f}; take a smaller model or smaller views"
+            f"an epoch of {num_images:,} images takes {num_images / batch * step_s:.0f} CPU seconds, and the budget "
+            f"has {max(available_s, 0):.0f}; take a smaller model or smaller views"
         )
     return with_epochs(config, epochs)
 

@@ -1,4 +1,4 @@
-"""The floating-point operations of a recipe, counted on tensors without memory: exact for matrix products and convolutions.
+"""The floating-point operations of a recipe, counted on tensors without memory.
 
 Convolutions and matrix products of encoder, head and loss count, forward and backward, a multiplication and an addition
 as two.  Elementwise work, batch norm, the optimizer and the augmentation do not count.

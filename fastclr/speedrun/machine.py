@@ -31,7 +31,8 @@ def machine_class(gpus: int) -> str:
         found = torch.cuda.device_count()
         if found < gpus:
             raise ValueError(
-                f"the rung needs {gpus} GPU{'' if gpus == 1 else 's'}, and torch sees {found} here; --dry-run needs none"
+                f"the rung needs {gpus} GPU{'' if gpus == 1 else 's'}, and torch sees {found} here; "
+                "--dry-run needs none"
             )
         return f"{gpus}x {torch.cuda.get_device_name(0)}"
     if has_bfloat16(torch.device("cpu")):
@@ -39,12 +40,12 @@ def machine_class(gpus: int) -> str:
     if vector_extension():
         return CPU_CLASSES[1]
     raise ValueError(
-        f"this processor is in none of the classes {', '.join(CPU_CLASSES)}: it has no AVX2; run the rung on one of them"
+        f"this processor has no AVX2, and is in none of the classes {', '.join(CPU_CLASSES)}; run the rung on another"
     )
 
 
 def process_environment(class_name: str) -> dict[str, str]:
-    """Return the environment of a seed's process: one thread each on a CPU, and no wider instructions than its class."""
+    """Return the environment of a seed's process: on a CPU one thread, and no wider instructions than its class."""
     if class_name not in CPU_CLASSES:
         return dict(os.environ)
     isa = {"cpu-avx512-bf16": "AVX512_CORE_BF16", "cpu-avx2": "AVX512_CORE"}[class_name]

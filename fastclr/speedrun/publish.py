@@ -121,14 +121,14 @@ def _page(rung: Rung, summary: Mapping[str, Any]) -> str:
         aim = f"the target of {rung.target:.1%}" if rung.target is not None else f"`{against['record']}`"
         lines += [
             "",
-            f"Above {aim} with z = {statistics['z']:.2f}, p = {statistics['p']:.1e} (σ = {100 * statistics['sigma']:.2f} "
-            "points).",
+            f"Above {aim} with z = {statistics['z']:.2f}, p = {statistics['p']:.1e} "
+            f"(σ = {100 * statistics['sigma']:.2f} points).",
         ]
     if against is not None:
         lines += [
             "",
-            f"Against `{against['record']}`: {100 * against['difference']:+.2f} points, {against['clock_ratio']:.3f} of "
-            f"its time{', run again in turn with it' if against['run_again'] else ''}.",
+            f"Against `{against['record']}`: {100 * against['difference']:+.2f} points, {against['clock_ratio']:.3f} "
+            f"of its time{', run again in turn with it' if against['run_again'] else ''}.",
         ]
     lines += ["", f"    {summary['command']}", ""]
     return "\n".join(lines)

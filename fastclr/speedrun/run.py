@@ -106,8 +106,8 @@ def _first_line(run: Speedrun, class_name: str) -> dict[str, Any]:
     rung = run.rung
     if counts != (rung.train_samples, rung.test_samples, rung.num_classes):
         raise ValueError(
-            f"--train and --test hold {counts[0]:,} and {counts[1]:,} images of {counts[2]} classes; {rung.id} is run on "
-            f"{rung.data}: {rung.train_samples:,} and {rung.test_samples:,} images of {rung.num_classes} classes"
+            f"--train and --test hold {counts[0]:,} and {counts[1]:,} images of {counts[2]} classes; {rung.id} is run "
+            f"on {rung.data}: {rung.train_samples:,} and {rung.test_samples:,} images of {rung.num_classes} classes"
         )
     return {
         "rung": rung.id,
@@ -238,12 +238,12 @@ def _complete_recipe(
                 config = fit_epochs(config, num_images, times, budget_s, run.reserve)
             elif run.check_budget and (needed_s := predicted_s(config, num_images, times)) > budget_s:
                 raise ValueError(
-                    f"{config.train.epochs} epochs need about {needed_s:.0f} CPU seconds here, and the budget without the "
-                    f"conversion is {budget_s:.0f}; use --fit, or lower train.epochs"
+                    f"{config.train.epochs} epochs need about {needed_s:.0f} CPU seconds here, and the budget without "
+                    f"the conversion is {budget_s:.0f}; use --fit, or lower train.epochs"
                 )
-        needed_s = predicted_s(config, num_images, times)
+        needed_s, epochs = predicted_s(config, num_images, times), config.train.epochs
         note(
-            f"{config.train.epochs} epochs, {num_steps(num_images, config.train.epochs, config.train.batch_size):,} steps: "
+            f"{epochs} epochs, {num_steps(num_images, epochs, config.train.batch_size):,} steps: "
             f"about {needed_s / 60:.1f} CPU minutes a seed, {start['conversion_cpu_s']:.0f} s of conversion apart"
         )
     path.write_text(to_toml(config), encoding="utf-8")

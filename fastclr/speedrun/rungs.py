@@ -37,6 +37,8 @@ class Rung:
     train_samples: int
     test_samples: int
     num_classes: int
+    bank_samples: int | None = None
+    """Training images with a label, which the evaluation learns from; None: all."""
     encoder: str = "any"
     """Encoder of the division simclr: resnet-DEPTH, or any."""
     max_parameters: int = 25_000_000
@@ -55,7 +57,8 @@ class Rung:
         asked = [name for name in ("target", "budget_cpu_s", "epochs") if getattr(self, name) is not None]
         if len(asked) != 1:
             raise ValueError(
-                f"rung {self.id} has {' and '.join(asked) or 'no aim'}; it must have one of target, budget_cpu_s, epochs"
+                f"rung {self.id} has {' and '.join(asked) or 'no aim'}; it must have one of "
+                "target, budget_cpu_s, epochs"
             )
 
     @property

@@ -26,7 +26,7 @@ class UnlabelledReader(BetonReader):
         """Do nothing: without labels the classes of several files can't differ."""
 
     @cached_property
-    def class_names(self) -> None:  # type: ignore[override]
+    def class_names(self) -> None:
         """None: the names are struck out, too."""
         return None
 

@@ -54,8 +54,8 @@ def verify(
         with BetonReader(files) as reader:
             if reader.fingerprint != summary[name]["fingerprint"]:
                 raise ValueError(
-                    f"--{name} {reader.path} is another file than the record's: fingerprint {reader.fingerprint}, needed "
-                    f"{summary[name]['fingerprint']}; convert it with the same version and options"
+                    f"--{name} {reader.path} is another file than the record's: fingerprint {reader.fingerprint}, "
+                    f"needed {summary[name]['fingerprint']}; convert it with the same version and options"
                 )
     run = Speedrun(
         rung=rung,
