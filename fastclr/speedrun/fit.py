@@ -18,8 +18,10 @@ from fastclr.train.pretrain import make_step
 from pipelines import BetonReader
 from pipelines.system.threads import torch_threads
 
-UNTIMED_STEPS, MIN_STEPS, MIN_SECONDS = 3, 20, 12.0
-"""First steps that are not timed, and minimum number and CPU seconds of those that are."""
+UNTIMED_STEPS, MIN_STEPS = 3, 20
+"""First steps that are not timed, and minimum number of those that are."""
+TIMED_FRACTION = 0.01
+"""Fraction of the budget that the timed steps take at least."""
 RESERVE = 0.04
 """Fraction of the budget that is kept back for a machine that slows down; a seed above the budget is refused."""
 
@@ -35,25 +37,29 @@ class StepTimes:
 
 
 def time_steps(
-    config: Config, reader: BetonReader, clock: Callable[[], float] = time.process_time
+    config: Config,
+    reader: BetonReader,
+    min_seconds: float,
+    clock: Callable[[], float] = time.process_time,
 ) -> StepTimes:
     """Take some steps in each stage of a run, drop the weights, and return their mean CPU seconds.
 
     Args:
         config: complete.
         reader: the images.
+        min_seconds: minimum of the timed steps of a stage together.
         clock: returns the CPU seconds of this process.
     """
     startup_s, step_s = 0.0, []
     for number, stage in enumerate(stages(config)):
-        mean_s, first = _time_stage(config, stage, reader, clock)
+        mean_s, first = _time_stage(config, stage, reader, min_seconds, clock)
         startup_s = startup_s if number else first
         step_s.append(mean_s)
     return StepTimes(startup_s, step_s)
 
 
 def _time_stage(
-    config: Config, stage: Stage, reader: BetonReader, clock: Callable[[], float]
+    config: Config, stage: Stage, reader: BetonReader, min_seconds: float, clock: Callable[[], float]
 ) -> tuple[float, float]:
     """Return the mean seconds of a step, and the clock before the first timed one."""
     threads = config.train.threads
@@ -71,7 +77,7 @@ def _time_stage(
                 step(batch.views, peak_lr / 1000)[0].item()
                 if number == 0:
                     first = clock()
-                elif number >= MIN_STEPS and clock() - first >= MIN_SECONDS:
+                elif number >= MIN_STEPS and clock() - first >= min_seconds:
                     return (clock() - first) / number, first
     raise AssertionError("an endless loader ended")
 

@@ -26,7 +26,7 @@ from fastclr.config import Config
 from fastclr.device import pick_device
 from fastclr.optim import num_steps
 from fastclr.recipes import load_recipe, to_toml
-from fastclr.speedrun.fit import RESERVE, StepTimes, fit_epochs, predicted_s
+from fastclr.speedrun.fit import RESERVE, TIMED_FRACTION, StepTimes, fit_epochs, predicted_s
 from fastclr.speedrun.machine import describe, machine_class, process_environment, source_digest
 from fastclr.speedrun.processes import Processes
 from fastclr.speedrun.record import LOGS, PREVIOUS, RECIPE, SeedLog
@@ -258,10 +258,12 @@ def _step_times(
     folder.mkdir(exist_ok=True)
     recipe = folder / RECIPE
     recipe.write_text(to_toml(config), encoding="utf-8")
+    timing_s = TIMED_FRACTION * (run.rung.budget_cpu_s or 0.0)
 
     def work(number: int) -> StepTimes:
         result = folder / f"{number}.json"
-        job = Job("time", str(recipe.absolute()), 0, absolute(run.train), [], "", str(result.absolute()))
+        paths = str(recipe.absolute()), str(result.absolute())
+        job = Job("time", paths[0], 0, absolute(run.train), [], "", paths[1], timing_s=timing_s)
         path = job.write(folder / f"job{number}.json")
         processes.run(WORKER, [str(path.absolute())], folder / f"output{number}.txt", environment)
         return StepTimes(**json.loads(result.read_text(encoding="utf-8")))

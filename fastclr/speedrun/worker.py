@@ -36,6 +36,8 @@ class Job:
     """Take untimed steps on random pixels first."""
     metric: str = "knn"
     """The accuracy that decides: knn, or linear."""
+    timing_s: float = 1.0
+    """Minimum CPU seconds of the steps that are timed."""
 
     def write(self, path: Path) -> Path:
         """Write the job to a file; return its path."""
@@ -122,7 +124,7 @@ def time_job(job: Job) -> dict[str, Any]:
 
     config = load_recipe(job.recipe)
     with UnlabelledReader(job.train) as reader:
-        return asdict(time_steps(config, reader))
+        return asdict(time_steps(config, reader, job.timing_s))
 
 
 if __name__ == "__main__":

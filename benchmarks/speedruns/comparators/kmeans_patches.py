@@ -3,8 +3,8 @@
     python -m benchmarks.speedruns.comparators.kmeans_patches cifar.beton cifar-test.beton --out kmeans.json
 
 No label, no gradient, no augmentation: patches of 6 × 6 pixels, contrast-normalised and ZCA-whitened; k-means; the
-triangle encoding max(0, mean distance − distance) at every position, summed over a grid of cells; standardised features.
-One thread; the CPU time is that of the whole process, the encoding of the test set and kNN included.
+triangle encoding max(0, mean distance − distance) at every position, averaged over a grid of cells; features are
+standardised.  One thread; the CPU time is that of the whole process, the encoding of the test set and kNN included.
 """
 
 import argparse
