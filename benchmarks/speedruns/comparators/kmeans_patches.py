@@ -26,7 +26,8 @@ PATCH, CHANNELS = 6, 3
 KMEANS_PATCHES, ITERATIONS = 400_000, 12
 CONTRAST, ZCA = 10.0, 0.1
 """Added to a patch's variance (of 0 … 255) and to the eigenvalues before whitening, as in the paper's code."""
-BATCH = 50
+BATCH = 4
+"""Images encoded at a time: few, so that the distances of their patches stay in the cache."""
 
 
 def read_images(path: Path, indices: range | None = None) -> tuple[Tensor, Tensor]:
