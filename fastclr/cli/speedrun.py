@@ -143,7 +143,8 @@ def _run(arguments: Arguments) -> int:
     if arguments.dry_run:
         from fastclr.speedrun.dry_run import dry_run
 
-        _say(dry_run(rung, recipe, train))
+        for line in dry_run(rung, recipe, train).splitlines():
+            _say(line)
         return 0
     from fastclr.speedrun.publish import outcome_line, publish, write_record
     from fastclr.speedrun.run import Speedrun, run_seeds

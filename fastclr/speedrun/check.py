@@ -215,7 +215,7 @@ def _code(folder: Path, record: Record) -> Iterator[str]:
     if summary["changed"] and not (diff.is_file() and diff.read_text(encoding="utf-8").strip()):
         yield f"the code differs from commit {summary['commit']}, and {DIFF} does not say how"
     if not summary["commit"]:
-        yield "no commit: a record is run from a checkout"
+        yield "no commit: run a record from a checkout, or set FASTCLR_COMMIT"
     if type(summary["configurations_tried"]) is not int or summary["configurations_tried"] < 1:
         yield "configurations_tried must say how many configurations were tried, this one included"
 

@@ -11,6 +11,7 @@ WORK/                      runs/speedrun/RUNG/NAME
 """
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ from fastclr.train.build import resolve
 from pipelines import BetonReader
 from pipelines.system.versions import git_commit, package_versions, processor_name
 
+COMMIT = "FASTCLR_COMMIT"
+"""Environment variable with the commit of a package that runs outside a checkout."""
 PACKAGES = ("fastclr", "torch", "torchvision", "numpy", "numba", "simplejpeg")
 
 
@@ -114,7 +117,8 @@ def _first_line(run: Speedrun, class_name: str) -> dict[str, Any]:
         "name": run.name,
         "division": run.division,
         "command": run.command,
-        "commit": None if commit is None else commit.hash,
+        # in an image without git and .git the user says it; the hash of the code can be compared with that commit's
+        "commit": os.environ.get(COMMIT) if commit is None else commit.hash,
         "changed": commit is not None and commit.changed,
         "code": source_digest(),
         "machine_class": class_name,

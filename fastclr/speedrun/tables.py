@@ -20,7 +20,7 @@ def rung_table(rung: Rung, records: Sequence[Record], root: Path) -> str:
     unit = "CPU min" if not rung.gpus else "min"
     head = ["record", "division", "machine", f"{rung.metric} ± sd (n)", "k = 10", unit, "wall min"]
     head += ["epochs", "px", "PFLOP", "p", "ratio to previous", "what changed"]
-    lines = [f"{_aim(rung)}. {rung.machine.capitalize()}; n ≥ {rung.seeds}.", ""]
+    lines = [f"**{rung.title[0].upper()}{rung.title[1:]}**, on {rung.machine}; n ≥ {rung.seeds}.", ""]
     lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += [_row(record) for record in records]
     run = {record.summary["machine_class"] for record in records}
@@ -32,10 +32,6 @@ def rung_table(rung: Rung, records: Sequence[Record], root: Path) -> str:
     if rung.goal:
         lines[-1] += f" Goal: {rung.goal}."
     return "\n".join(lines)
-
-
-def _aim(rung: Rung) -> str:
-    return f"**{rung.id}**: {rung.title}"
 
 
 def _row(record: Record) -> str:
