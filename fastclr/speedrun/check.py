@@ -66,7 +66,8 @@ def check_record(folder: Path, root: Path | None = None) -> list[str]:
             return [f"{folder} has no logs of seeds"]
         broken = [*check_seeds(rung, logs), *_recipe(folder, rung, logs), *_code(folder, record)]
         if not broken:
-            broken = [*_summary(record, rung, logs, again, records_of(root, rung)), *_again(logs, again)]
+            records = records_of(root, rung)
+            broken = [*_summary(record, rung, logs, again, records), *_again(record, logs, again, root)]
     except (ValueError, OSError) as error:
         return [one_line(error)]
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -200,14 +201,13 @@ def _recipe(folder: Path, rung: Rung, logs: Sequence[SeedLog]) -> Iterator[str]:
         yield f"size: tested at {size} px, and the recipe says {test_size(config)}"
 
 
-def _given(tables: dict[str, Any]) -> set[str]:
-    """Return the dotted names of the settings that a recipe's tables have."""
-    names: set[str] = set()
-    for section, table in tables.items():
-        several = enumerate(table) if isinstance(table, list) else [(None, table)]
-        for number, each in several:
-            names |= {f"{section}{'' if number is None else f'[{number}]'}.{key}" for key in each}
-    return names
+def _given(table: Any, name: str = "") -> set[str]:
+    """Return the dotted names of the settings that a recipe's tables have, such as views.size or views[1].size."""
+    if isinstance(table, dict):
+        return {name} | {n for key in table for n in _given(table[key], f"{name}.{key}" if name else key)}
+    if isinstance(table, list) and table and isinstance(table[0], dict):
+        return {n for i, each in enumerate(table) for n in _given(each, f"{name}[{i}]")}
+    return {name}
 
 
 def _code(folder: Path, record: Record) -> Iterator[str]:
@@ -251,7 +251,13 @@ def check_statistics(rung: Rung, summary: dict[str, Any], before: Sequence[Recor
         yield f"{against['record']} was not run again in turn with this one; use --against"
 
 
-def _again(logs: Sequence[SeedLog], again: Sequence[SeedLog]) -> Iterator[str]:
+def _again(record: Record, logs: Sequence[SeedLog], again: Sequence[SeedLog], root: Path) -> Iterator[str]:
+    """Yield what is wrong with the seeds of the previous record that were run again."""
+    against = record.summary["against"]
+    if again and against is not None:
+        recipe = (root / record.summary["rung"] / against["record"] / RECIPE).read_text(encoding="utf-8")
+        if any(log.start["recipe"] != recipe for log in again):
+            yield f"{PREVIOUS}/ was not run with the recipe of {against['record']}"
     if again and [log.trained["seed"] for log in again] != [log.trained["seed"] for log in logs]:
         yield f"{PREVIOUS}/ has other seeds than {LOGS}/"
     if any(log.start["machine_class"] != logs[0].start["machine_class"] for log in again):

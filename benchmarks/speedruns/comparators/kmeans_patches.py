@@ -1,6 +1,6 @@
 """Patch features by k-means (Coates, Ng and Lee 2011, "An analysis of single-layer networks"), judged by our kNN.
 
-    python -m benchmarks.speedruns.comparators.kmeans_patches cifar.beton cifar-test.beton --out kmeans.json
+    python -m benchmarks.speedruns.comparators.kmeans_patches cifar.beton cifar-test.beton > kmeans.json
 
 No label, no gradient, no augmentation: patches of 6 × 6 pixels, contrast-normalised and ZCA-whitened; k-means; the
 triangle encoding max(0, mean distance − distance) at every position, averaged over a grid of cells; features are
@@ -11,7 +11,6 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,20 +21,19 @@ from fastclr.evaluate import knn_accuracy
 from pipelines import BetonReader
 from pipelines.system.versions import git_commit, package_versions, processor_name
 
-PATCH, CHANNELS = 6, 3
-KMEANS_PATCHES, ITERATIONS = 400_000, 12
-CONTRAST, ZCA = 10.0, 0.1
-"""Added to a patch's variance (of 0 … 255) and to the eigenvalues before whitening, as in the paper's code."""
-BATCH = 4
-"""Images encoded at a time: few, so that the distances of their patches stay in the cache."""
+PATCH, KMEANS_PATCHES, ITERATIONS = 6, 400_000, 12
+CONTRAST, ZCA = (
+    10.0,
+    0.1,
+)  # added to a patch's variance (of 0 … 255) and to the eigenvalues, as in the paper's code
+BATCH = 4  # images encoded at a time: few, so that the distances of their patches stay in the cache
 
 
-def read_images(path: Path, indices: range | None = None) -> tuple[Tensor, Tensor]:
+def read_images(path: Path) -> tuple[Tensor, Tensor]:
     """Return the pixels, uint8 [N, 3, H, W], and the labels of a file whose images have one size."""
     with BetonReader(path) as reader:
-        chosen = range(len(reader)) if indices is None else indices
-        pixels = torch.stack([torch.from_numpy(reader[i][0]) for i in chosen])
-        return pixels.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(reader.labels.copy())[list(chosen)]
+        pixels = torch.stack([torch.from_numpy(reader[i][0]) for i in range(len(reader))])
+        return pixels.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(reader.labels.copy())
 
 
 def normalized_patches(images: Tensor) -> Tensor:
@@ -46,17 +44,13 @@ def normalized_patches(images: Tensor) -> Tensor:
 
 
 def random_patches(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return `count` normalised patches [count, 108], spread over the images."""
-    per_image = math.ceil(count / len(images))
-
-    def picked() -> Iterator[Tensor]:
-        for batch in images.split(BATCH):
-            patches = normalized_patches(batch)
-            positions = torch.randint(patches.shape[1], (len(batch), per_image), generator=generator)
-            yield patches.gather(1, positions[:, :, None].expand(-1, -1, patches.shape[2])).flatten(0, 1)
-
-    patches = torch.cat(list(picked()))
-    return patches[torch.randperm(len(patches), generator=generator)[:count]]
+    """Return `count` normalised patches [count, 108], spread over the images, in random order."""
+    per_image, picked = math.ceil(count / len(images)), []
+    for batch in images.split(BATCH):
+        patches = normalized_patches(batch)
+        positions = torch.randint(patches.shape[1], (len(batch), per_image, 1), generator=generator)
+        picked.append(patches.gather(1, positions.expand(-1, -1, patches.shape[2])).flatten(0, 1))
+    return torch.cat(picked)[torch.randperm(per_image * len(images), generator=generator)[:count]]
 
 
 def zca(patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,39 +87,30 @@ def encode(images: Tensor, mean: Tensor, whiten: Tensor, centroids: Tensor, cell
 
 
 def main() -> None:
-    """Measure the features and write a JSON file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    """Measure the features and print the result as JSON."""
+    parser = argparse.ArgumentParser(description="Patch features by k-means, judged by kNN; prints JSON.")
+    parser.add_argument("files", type=Path, nargs=2, help="training set and test set")
+    parser.add_argument("--centroids", type=int, default=1600)
+    parser.add_argument(
+        "--cells", type=int, default=2, help="cells per side that the encoding is averaged over"
     )
-    for name, kind in (("train", Path), ("test", Path)):
-        parser.add_argument(name, type=kind)
-    for name, default in (("--centroids", 1600), ("--cells", 2), ("--seed", 0), ("--held-out", 0)):
-        parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    start, generator = time.perf_counter(), torch.Generator().manual_seed(options.seed)
-    train, train_labels = read_images(options.train, range(12_000) if options.held_out else None)
-    test, test_labels = (
-        (train[10_000:], train_labels[10_000:]) if options.held_out else read_images(options.test)
-    )
-    train, train_labels = (
-        (train[:10_000], train_labels[:10_000]) if options.held_out else (train, train_labels)
-    )
+    start, generator = time.perf_counter(), torch.Generator().manual_seed(0)
+    (train, train_labels), (test, test_labels) = map(read_images, options.files)
     patches = random_patches(train, KMEANS_PATCHES, generator)
     mean, whiten = zca(patches)
     centroids = k_means((patches - mean) @ whiten, options.centroids, generator)
     bank, queries = (encode(images, mean, whiten, centroids, options.cells) for images in (train, test))
     deviation, center = torch.std_mean(bank, 0)
-    for features in (bank, queries):
-        features.sub_(center).div_(deviation + 1e-6)
+    bank, queries = (features.sub_(center).div_(deviation + 1e-6) for features in (bank, queries))
     pair = (bank, train_labels, queries, test_labels)
     commit = git_commit(Path(__file__))
     report = {
-        **{name: getattr(options, name) for name in ("centroids", "cells", "seed", "held_out")},
+        "about": f"k-means patches (Coates et al. 2011), {options.centroids} centroids, {options.cells}² cells",
+        "features": bank.shape[1],
         "knn": knn_accuracy(*pair, k=200, temperature=0.1),
         "knn10": knn_accuracy(*pair, k=10, temperature=math.inf),
-        "features": bank.shape[1],
         "cpu_s": time.process_time(),
         "wall_s": time.perf_counter() - start,
         "processor": processor_name(),
@@ -133,8 +118,6 @@ def main() -> None:
         "versions": package_versions("torch", "numpy"),
     }
     print(json.dumps(report, indent=1))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

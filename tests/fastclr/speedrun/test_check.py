@@ -174,6 +174,16 @@ def test_the_previous_record_run_again_is_what_counts(ladder):
     assert (ladder / "new" / "previous" / "seed1.jsonl").exists()
 
 
+def test_the_previous_record_is_run_again_with_its_own_recipe(ladder):
+    edit_summary(write_smoke_record(ladder, [0.60, 0.62]), date="2026-01-01T00:00:00+00:00")
+    logs, again = ([smoke_log(k, a) for k in range(2)] for a in (0.7, 0.61))
+    for log in again:
+        log.start["recipe"] = log.start["recipe"].replace("epochs = 5", "epochs = 4")
+    write_record(ladder / "new", ladder, load_rungs(ladder / "rungs.toml")["smoke"], logs, again)
+    with pytest.raises(ValueError, match="not run with the recipe of"):
+        publish(ladder / "new", ladder, load_rungs(ladder / "rungs.toml")["smoke"])
+
+
 def test_changes_of_the_code_go_into_the_record(ladder, monkeypatch):
     monkeypatch.setattr(publishing, "uncommitted_changes", lambda: "diff --git a b\n")
     rung = load_rungs(ladder / "rungs.toml")["smoke"]

@@ -131,7 +131,7 @@ def test_an_interrupted_command_goes_on_where_it_was(ladder, tmp_path):
     root = tmp_path / "ladder"
     shutil.copytree(ladder, root, ignore=shutil.ignore_patterns("smoke", "work"))
     work = root / "work"
-    long = (root / "tiny.toml").read_text().replace("epochs = 5", "epochs = 400")
+    long = (root / "tiny.toml").read_text().replace("epochs = 5", "epochs = 60")
     (root / "tiny.toml").write_text(long)
     arguments = command(root, "--work", str(work), "--name", "again", "--parallel", "1")
     program = [sys.executable, "-m", "fastclr.cli.main", "speedrun", *arguments]
