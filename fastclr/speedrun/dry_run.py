@@ -58,7 +58,7 @@ def dry_run(rung: Rung, recipe: Config, files: list[str], seconds: float = LOADE
     with BetonReader(files) as reader:
         shorter = int(min(reader.heights.min(), reader.widths.min()))
         lines.append(f"{reader.path}: {len(reader):,} images, the smallest side has {shorter} px")
-        for stage in stage_flop(config):
+        for stage in stage_flop(config, images):
             lines += _stage_lines(rung, config, stage, model, reader, seconds)
     return "\n".join(lines)
 
@@ -82,7 +82,7 @@ def _stage_lines(
     needed = batch / step_s
     measured = loader_rate(config, stage.size, reader, seconds)
     return [
-        f"at {stage.size} px, {stage.fraction:.0%} of the epochs: views [2, {own}, 3, {stage.size}, {stage.size}]"
+        f"at {stage.size} px, {stage.fraction:.0%} of the steps: views [2, {own}, 3, {stage.size}, {stage.size}]"
         f"{f' on each of {ranks} GPUs' if ranks > 1 else ''}, h [{views}, {h.shape[1]}], z [{views}, {z.shape[1]}]",
         f"  {stage.flop / 1e12:.3g} TFLOP a step; about {memory / 2**30:.2g} GiB of memory{per_gpu}",
         f"  a step takes {1000 * step_s:.3g} ms at {assumed / 1e12:g} TFLOP/s{per_gpu} "

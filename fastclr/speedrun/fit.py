@@ -51,7 +51,7 @@ def time_steps(
         clock: returns the CPU seconds of this process.
     """
     startup_s, step_s = 0.0, []
-    for number, stage in enumerate(stages(config)):
+    for number, stage in enumerate(stages(config, len(reader))):
         mean_s, first = _time_stage(config, stage, reader, min_seconds, clock)
         startup_s = startup_s if number else first
         step_s.append(mean_s)
@@ -65,7 +65,7 @@ def _time_stage(
     threads = config.train.threads
     assert threads is not None
     views = tuple(replace(spec, size=stage.size) for spec in config.view_specs)
-    config = replace(config, views=views)
+    config = replace(config, views=views, schedule=())
     peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
     device = torch.device("cpu")
     with torch_threads(threads), make_loader(config, reader, Ranks(), device) as loader:
@@ -98,7 +98,7 @@ def fit_epochs(
         ValueError: not even one epoch fits.
     """
     available_s = budget_s * (1 - reserve) - times.startup_s
-    step_s, batch = _mean_step_s(config, times), config.train.batch_size
+    step_s, batch = _mean_step_s(config, num_images, times), config.train.batch_size
     epochs = int(available_s / step_s * batch / num_images)
     while epochs and num_steps(num_images, epochs, batch) * step_s > available_s:
         epochs -= 1
@@ -113,8 +113,8 @@ def fit_epochs(
 def predicted_s(config: Config, num_images: int, times: StepTimes) -> float:
     """Return the CPU seconds that a seed will take, without the conversion."""
     steps = num_steps(num_images, config.train.epochs, config.train.batch_size)
-    return times.startup_s + steps * _mean_step_s(config, times)
+    return times.startup_s + steps * _mean_step_s(config, num_images, times)
 
 
-def _mean_step_s(config: Config, times: StepTimes) -> float:
-    return sum(stage.fraction * s for stage, s in zip(stages(config), times.step_s, strict=True))
+def _mean_step_s(config: Config, num_images: int, times: StepTimes) -> float:
+    return sum(stage.fraction * s for stage, s in zip(stages(config, num_images), times.step_s, strict=True))

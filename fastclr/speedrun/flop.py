@@ -24,7 +24,7 @@ class StageFlop:
     size: int
     """Pixels of a view."""
     fraction: float
-    """Fraction of the epochs, 0 to 1."""
+    """Fraction of the steps, 0 to 1."""
     flop: int
     """Operations of a step."""
 
@@ -45,16 +45,21 @@ def step_flop(config: Config, size: int) -> int:
     return encoder.get_total_flops() // 4 * num_views * config.train.batch_size + loss.get_total_flops()
 
 
-def stage_flop(config: Config) -> list[StageFlop]:
+def stage_flop(config: Config, num_images: int) -> list[StageFlop]:
     """Return the operations of a step in each stage of a run."""
-    return [StageFlop(stage.size, stage.fraction, step_flop(config, stage.size)) for stage in stages(config)]
+    return [
+        StageFlop(stage.size, stage.fraction, step_flop(config, stage.size))
+        for stage in stages(config, num_images)
+    ]
 
 
-def mean_step_pflop(config: Config) -> float:
+def mean_step_pflop(config: Config, num_images: int) -> float:
     """Return the mean of a step's operations over the run, in PFLOP (10¹⁵)."""
-    return sum(stage.fraction * stage.flop for stage in stage_flop(config)) / 1e15
+    return sum(stage.fraction * stage.flop for stage in stage_flop(config, num_images)) / 1e15
 
 
 def run_pflop(config: Config, num_images: int) -> float:
     """Return the operations of a whole run on a number of images, in PFLOP."""
-    return mean_step_pflop(config) * num_steps(num_images, config.train.epochs, config.train.batch_size)
+    return mean_step_pflop(config, num_images) * num_steps(
+        num_images, config.train.epochs, config.train.batch_size
+    )

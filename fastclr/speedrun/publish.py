@@ -56,7 +56,7 @@ def write_record(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "about": about,
         "configurations_tried": configurations_tried,
-        "pflop_per_step": mean_step_pflop(config_of(recipe)),
+        "pflop_per_step": mean_step_pflop(config_of(recipe), logs[0].start["train"]["samples"]),
     }
     summary = summarize(rung, logs, again, records_of(root, rung), stated)
     if summary["changed"]:

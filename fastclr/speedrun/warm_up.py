@@ -42,8 +42,8 @@ def warm_up(task: Pretraining, sizes: Iterable[int], steps: int = STEPS) -> None
                 pixels = pixels.contiguous(memory_format=torch.channels_last)
                 views = (pixels.bfloat16() if half else pixels).unflatten(0, (2, images))
                 numbers = torch.arange(images)
-                _, z = task.take_step(Batch(views, -torch.ones_like(numbers), numbers, 0, number), 1e-3)
-                task.metrics(z)
+                _, output = task.take_step(Batch(views, -torch.ones_like(numbers), numbers, 0, number), 1e-3)
+                task.metrics(output)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -84,7 +84,9 @@ def train_job(job: Job) -> dict[str, Any] | int:
         nonlocal start, parameters
         parameters = sum(p.numel() for p in task.model.encoder.parameters())
         if job.warm_up:
-            warm_up(task, [stage.size for stage in stages(config)])
+            sizes = [stage.size for stage in stages(config, task.num_images)]
+            # a captured step keeps the graph of the last size: that of the first one comes last
+            warm_up(task, [*sizes[1:], sizes[0]])
             start = time.perf_counter()
 
     with UnlabelledReader(job.train) as reader:

@@ -80,8 +80,7 @@ def encode(images: Tensor, mean: Tensor, whiten: Tensor, centroids: Tensor, cell
         x = (normalized_patches(batch) - mean) @ whiten
         distance = (x.square().sum(2, keepdim=True) + norms - 2 * (x @ centroids.T)).clamp_(min=0).sqrt_()
         code = distance.neg_().add_(-distance.mean(2, keepdim=True)).clamp_(min=0)
-        side = math.isqrt(code.shape[1])
-        maps = code.transpose(1, 2).unflatten(2, (side, side))
+        maps = code.transpose(1, 2).unflatten(2, (math.isqrt(code.shape[1]),) * 2)
         features.append(F.adaptive_avg_pool2d(maps, cells).flatten(1))
     return torch.cat(features)
 
@@ -91,9 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Patch features by k-means, judged by kNN; prints JSON.")
     parser.add_argument("files", type=Path, nargs=2, help="training set and test set")
     parser.add_argument("--centroids", type=int, default=1600)
-    parser.add_argument(
-        "--cells", type=int, default=2, help="cells per side that the encoding is averaged over"
-    )
+    parser.add_argument("--cells", type=int, default=2, help="cells per side of the grid")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start, generator = time.perf_counter(), torch.Generator().manual_seed(0)
@@ -105,7 +102,6 @@ def main() -> None:
     deviation, center = torch.std_mean(bank, 0)
     bank, queries = (features.sub_(center).div_(deviation + 1e-6) for features in (bank, queries))
     pair = (bank, train_labels, queries, test_labels)
-    commit = git_commit(Path(__file__))
     report = {
         "about": f"k-means patches (Coates et al. 2011), {options.centroids} centroids, {options.cells}² cells",
         "features": bank.shape[1],
@@ -114,7 +110,7 @@ def main() -> None:
         "cpu_s": time.process_time(),
         "wall_s": time.perf_counter() - start,
         "processor": processor_name(),
-        "commit": None if commit is None else commit.hash,
+        "commit": getattr(git_commit(Path(__file__)), "hash", None),
         "versions": package_versions("torch", "numpy"),
     }
     print(json.dumps(report, indent=1))
