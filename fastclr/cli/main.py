@@ -25,9 +25,10 @@ COMMANDS = {
     "export": "an encoder for torchvision, timm, ONNX, TorchScript or Hugging Face",
     "doctor": "what can run here, how fast, and what would make the rest run",
     "bench": "measure the parts, in images per second",
+    "speedrun": "how good an encoder in how short a time: rungs, records, tables",
     "demo": "all steps in a few minutes, with a report",
 }
-LONG_COMMANDS = {"convert", "train", "finetune", "evaluate", "embed", "bench", "demo"}
+LONG_COMMANDS = {"convert", "train", "finetune", "evaluate", "embed", "bench", "speedrun", "demo"}
 """Commands that go on working when their output can't be written any more."""
 MAX_MESSAGE = 2000
 """Maximum length of an error or a warning that is printed, in characters; longer ones are shortened."""
