@@ -24,7 +24,7 @@ MAX_WHOLE_NUMBER = 2**64 - 1
 MAX_SIZE = 4096
 """Maximum side length of an image in pixels, that of a ViewSpec."""
 
-RESNET_SETTINGS = ("depth", "width", "stem", "sk_ratio")
+RESNET_SETTINGS = ("depth", "width", "stem", "sk_ratio", "stages")
 """Settings of `[model]` that only the encoder `resnet` has."""
 
 
@@ -68,6 +68,8 @@ class ModelConfig:
     """First layers; auto: cifar (3×3, stride 1, no pool) up to 32 px; stride2: that with stride 2, for CPUs."""
     sk_ratio: float = 0.0
     """Ratio of SimCLR v2's selective kernels, 0.0625 there, for depth 50 and more; 0: none."""
+    stages: Literal[3, 4] = 4
+    """Stages of the ResNet: 4, or 3 for small images, where the maps of the last would be 2×2."""
     head: Literal["none", "linear", "nonlinear"] = "nonlinear"
     """Projection head."""
     head_layers: int = 3

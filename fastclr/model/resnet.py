@@ -29,7 +29,12 @@ STEMS = ("auto", "imagenet", "cifar", "stride2")
 
 
 def resnet(
-    depth: int = 50, width: float = 1.0, image_size: int = 224, stem: str = "auto", sk_ratio: float = 0.0
+    depth: int = 50,
+    width: float = 1.0,
+    image_size: int = 224,
+    stem: str = "auto",
+    sk_ratio: float = 0.0,
+    stages: int = 4,
 ) -> "ResNet":
     """Make an encoder without classifier: images [B, 3, H, W] → h [B, encoder.num_features].
 
@@ -40,9 +45,12 @@ def resnet(
         stem: "imagenet" (7×7 stride 2, then max-pool), "cifar" (3×3 stride 1, no pool), "stride2" (3×3 stride 2,
             no pool: small images on CPUs), or "auto".
         sk_ratio: 0, or the ratio of SimCLR v2's selective kernels, 0.0625 there; depth 50 or more.
+        stages: 4; or 3, which leaves out the last stage, for small images: at 24 pixels with stem "stride2" its maps
+            are 2×2, so most of what its 3×3 kernels see is padding.  He et al.'s own CIFAR networks have three (section
+            4.2), and so have those of the CIFAR-10 speedruns (arXiv 2404.00498).
 
     Raises:
-        ValueError: an unknown depth or stem, or a width or ratio out of range.
+        ValueError: an unknown depth, stem or number of stages, or a width or ratio out of range.
 
     >>> import torch
     >>> encoder = resnet(18, width=0.5, image_size=32)
@@ -61,9 +69,11 @@ def resnet(
         raise ValueError(f"selective kernels need a depth of 50 or more, and this is {depth}; set sk_ratio=0")
     if not 0 <= sk_ratio <= 1:
         raise ValueError(f"sk_ratio is {sk_ratio}; it must be 0 (none) to 1, 0.0625 in SimCLR v2")
+    if stages not in (3, 4):
+        raise ValueError(f"stages is {stages}; a ResNet has 4, or 3 for small images")
     if stem == "auto":
         stem = "cifar" if image_size <= 32 else "imagenet"
-    return ResNet(kind, blocks, channels, stem, sk_ratio)
+    return ResNet(kind, blocks[:stages], channels, stem, sk_ratio)
 
 
 class ResNet(nn.Module):
@@ -75,7 +85,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, kind: str, blocks: tuple[int, int, int, int], channels: int, stem: str, sk_ratio: float
+        self, kind: str, blocks: tuple[int, ...], channels: int, stem: str, sk_ratio: float
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -90,7 +100,8 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
 
         block = Bottleneck if kind == BOTTLENECK else BasicBlock
-        stages, in_channels = [], channels
+        stages: list[nn.Module] = []
+        in_channels = channels
         for stage, num_blocks in enumerate(blocks):
             stage_channels, stride = channels << stage, 1 if stage == 0 else 2
             layers: list[nn.Module] = []
@@ -98,6 +109,8 @@ class ResNet(nn.Module):
                 layers.append(block(in_channels, stage_channels, stride, sk_ratio))
                 in_channels, stride = stage_channels * block.expansion, 1
             stages.append(nn.Sequential(*layers))
+        # a stage that is left out has no weights, and the others keep torchvision's names
+        stages += [nn.Identity()] * (4 - len(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.num_features = in_channels
         """Width of h."""
