@@ -25,7 +25,7 @@ DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
 }
 """Depth → kind of block, and number of blocks in each of the four stages."""
 
-STEMS = ("auto", "imagenet", "cifar", "stride2")
+STEMS = ("auto", "imagenet", "cifar", "stride2", "whitened")
 
 
 def resnet(
@@ -43,7 +43,8 @@ def resnet(
         width: factor on all channel counts: 1, 2, 4 in the paper, fractions (0.25, 0.5) for CPUs.
         image_size: side of an image in pixels; for stem "auto", 32 or less means "cifar", more means "imagenet".
         stem: "imagenet" (7×7 stride 2, then max-pool), "cifar" (3×3 stride 1, no pool), "stride2" (3×3 stride 2,
-            no pool: small images on CPUs), or "auto".
+            no pool: small images on CPUs), "whitened" (4×4 stride 2, no pool, frozen: `whiten` sets its weights), or
+            "auto".
         sk_ratio: 0, or the ratio of SimCLR v2's selective kernels, 0.0625 there; depth 50 or more.
         stages: 4; or 3, which leaves out the last stage, for small images: at 24 pixels with stem "stride2" its maps
             are 2×2, so most of what its 3×3 kernels see is padding.  He et al.'s own CIFAR networks have three (section
@@ -84,15 +85,15 @@ class ResNet(nn.Module):
     norms 1 and 0, but 0 for the last gamma of each block, so that every block starts as its shortcut.
     """
 
-    def __init__(
-        self, kind: str, blocks: tuple[int, ...], channels: int, stem: str, sk_ratio: float
-    ) -> None:
+    def __init__(self, kind: str, blocks: tuple[int, ...], channels: int, stem: str, sk_ratio: float) -> None:
         super().__init__()
         self.stem = stem
         if stem == "cifar":
             self.conv1: nn.Module = convolution(3, channels, 3)
         elif stem == "stride2":
             self.conv1 = convolution(3, channels, 3, stride=2)
+        elif stem == "whitened":
+            self.conv1 = nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=False).requires_grad_(False)
         elif sk_ratio:
             self.conv1 = stem_d(channels)
         else:

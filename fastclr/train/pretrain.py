@@ -28,6 +28,7 @@ from fastclr.train.build import (
     make_optimizer,
     resolve,
     view_sizes,
+    whiten_stem,
 )
 from fastclr.train.distributed import (
     Ranks,
@@ -189,6 +190,7 @@ def _build(
     """Build the task with fresh weights, and its learning rate by step."""
     torch.manual_seed(config.train.seed)
     model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
+    whiten_stem(config, loader.reader, model)
     if device.type == "cpu":
         check_memory(config, model, ranks.local_world_size, ranks.world_size)
     num_images, batch_size = len(loader.reader), config.train.batch_size
