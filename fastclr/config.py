@@ -24,7 +24,7 @@ MAX_WHOLE_NUMBER = 2**64 - 1
 MAX_SIZE = 4096
 """Maximum side length of an image in pixels, that of a ViewSpec."""
 
-RESNET_SETTINGS = ("depth", "width", "stem", "sk_ratio")
+RESNET_SETTINGS = ("depth", "width", "stem", "sk_ratio", "stages")
 """Settings of `[model]` that only the encoder `resnet` has."""
 
 
@@ -68,10 +68,13 @@ class ModelConfig:
     """Layers of the ResNet: 18, 34, 50, 101 or 152; 10 is a small one for CPUs."""
     width: float = 1.0
     """Multiplier of the channels: 1, 2 or 4 in the paper, less for CPUs."""
-    stem: Literal["auto", "imagenet", "cifar", "stride2"] = "auto"
-    """First layers; auto: cifar (3×3, stride 1, no pool) up to 32 px; stride2: that with stride 2, for CPUs."""
+    stem: Literal["auto", "imagenet", "cifar", "stride2", "whitened"] = "auto"
+    """First layers; auto: cifar (3×3, stride 1, no pool) up to 32 px; stride2: that with stride 2, for CPUs; whitened:
+    4×4, stride 2, not trained but computed from patches of the images, for short runs."""
     sk_ratio: float = 0.0
     """Ratio of SimCLR v2's selective kernels, 0.0625 there, for depth 50 and more; 0: none."""
+    stages: Literal[3, 4] = 4
+    """Stages of the ResNet: 4, or 3 for small images, where the maps of the last would be 2×2."""
     head: Literal["none", "linear", "nonlinear"] = "nonlinear"
     """Projection head."""
     head_layers: int = 3
@@ -137,8 +140,9 @@ class LossConfig:
 class OptimConfig:
     """Optimizer and learning rate."""
 
-    name: Literal["lars", "sgd", "adamw"] = "lars"
-    """LARS; or SGD with Nesterov momentum or AdamW for small batches."""
+    name: Literal["lars", "muon", "sgd", "adamw"] = "lars"
+    """LARS; muon, which is LARS with orthogonal steps of the convolutions, for short runs; or SGD with Nesterov
+    momentum or AdamW for small batches."""
     impl: Literal["auto", "reference", "fused", "apex"] = "auto"
     """Implementation of LARS; auto: fused on a GPU, else the reference."""
     form: Literal["authors", "popular", "port"] = "authors"
@@ -150,11 +154,11 @@ class OptimConfig:
     warmup_epochs: float = 10.0
     """Epochs over which the learning rate rises from 0, in every step; a cosine to 0 follows."""
     momentum: float = 0.9
-    """Momentum of LARS and SGD; AdamW has β₁ = 0.9, β₂ = 0.95."""
+    """Momentum of LARS, Muon and SGD; AdamW has β₁ = 0.9, β₂ = 0.95."""
     weight_decay: float = 1e-6
     """Decay of the weights; biases and batch norm have none."""
     trust_coefficient: float = 1e-3
-    """η of LARS."""
+    """η of LARS and Muon."""
 
     def __post_init__(self) -> None:
         _check(self.base_lr >= 0, "optim.base_lr", self.base_lr, "0 or more")

@@ -6,6 +6,7 @@ from fastclr.model.global_bn import GlobalBatchNorm, convert_batchnorm
 from fastclr.model.projector import projector
 from fastclr.model.resnet import ResNet, resnet
 from fastclr.model.simclr import SimCLR
+from fastclr.model.whitening import whiten
 
 __all__ = [
     "ENCODERS",
@@ -18,4 +19,5 @@ __all__ = [
     "make_encoder",
     "projector",
     "resnet",
+    "whiten",
 ]

@@ -1,6 +1,6 @@
 """Encoders by name: our ResNets, and any model of torchvision or timm without its classifier.
 
-    resnet              depth, width, stem, sk_ratio: `fastclr.model.resnet`
+    resnet              depth, width, stem, sk_ratio, stages: `fastclr.model.resnet`
     torchvision:NAME    torchvision.models, for example torchvision:convnext_tiny
     timm:NAME           timm, for example timm:vit_small_patch16_224; needs `pip install 'fastclr[timm]'`
 

@@ -25,11 +25,16 @@ DEPTHS: dict[int, tuple[str, tuple[int, int, int, int]]] = {
 }
 """Depth → kind of block, and number of blocks in each of the four stages."""
 
-STEMS = ("auto", "imagenet", "cifar", "stride2")
+STEMS = ("auto", "imagenet", "cifar", "stride2", "whitened")
 
 
 def resnet(
-    depth: int = 50, width: float = 1.0, image_size: int = 224, stem: str = "auto", sk_ratio: float = 0.0
+    depth: int = 50,
+    width: float = 1.0,
+    image_size: int = 224,
+    stem: str = "auto",
+    sk_ratio: float = 0.0,
+    stages: int = 4,
 ) -> "ResNet":
     """Make an encoder without classifier: images [B, 3, H, W] → h [B, encoder.num_features].
 
@@ -38,11 +43,15 @@ def resnet(
         width: factor on all channel counts: 1, 2, 4 in the paper, fractions (0.25, 0.5) for CPUs.
         image_size: side of an image in pixels; for stem "auto", 32 or less means "cifar", more means "imagenet".
         stem: "imagenet" (7×7 stride 2, then max-pool), "cifar" (3×3 stride 1, no pool), "stride2" (3×3 stride 2,
-            no pool: small images on CPUs), or "auto".
+            no pool: small images on CPUs), "whitened" (4×4 stride 2, no pool, frozen: `whiten` sets its weights), or
+            "auto".
         sk_ratio: 0, or the ratio of SimCLR v2's selective kernels, 0.0625 there; depth 50 or more.
+        stages: 4; or 3, which leaves out the last stage, for small images: at 24 pixels with stem "stride2" its maps
+            are 2×2, so most of what its 3×3 kernels see is padding.  He et al.'s own CIFAR networks have three (section
+            4.2), and so have those of the CIFAR-10 speedruns (arXiv 2404.00498).
 
     Raises:
-        ValueError: an unknown depth or stem, or a width or ratio out of range.
+        ValueError: an unknown depth, stem or number of stages, or a width or ratio out of range.
 
     >>> import torch
     >>> encoder = resnet(18, width=0.5, image_size=32)
@@ -61,9 +70,11 @@ def resnet(
         raise ValueError(f"selective kernels need a depth of 50 or more, and this is {depth}; set sk_ratio=0")
     if not 0 <= sk_ratio <= 1:
         raise ValueError(f"sk_ratio is {sk_ratio}; it must be 0 (none) to 1, 0.0625 in SimCLR v2")
+    if stages not in (3, 4):
+        raise ValueError(f"stages is {stages}; a ResNet has 4, or 3 for small images")
     if stem == "auto":
         stem = "cifar" if image_size <= 32 else "imagenet"
-    return ResNet(kind, blocks, channels, stem, sk_ratio)
+    return ResNet(kind, blocks[:stages], channels, stem, sk_ratio)
 
 
 class ResNet(nn.Module):
@@ -74,15 +85,15 @@ class ResNet(nn.Module):
     norms 1 and 0, but 0 for the last gamma of each block, so that every block starts as its shortcut.
     """
 
-    def __init__(
-        self, kind: str, blocks: tuple[int, int, int, int], channels: int, stem: str, sk_ratio: float
-    ) -> None:
+    def __init__(self, kind: str, blocks: tuple[int, ...], channels: int, stem: str, sk_ratio: float) -> None:
         super().__init__()
         self.stem = stem
         if stem == "cifar":
             self.conv1: nn.Module = convolution(3, channels, 3)
         elif stem == "stride2":
             self.conv1 = convolution(3, channels, 3, stride=2)
+        elif stem == "whitened":
+            self.conv1 = nn.Conv2d(3, channels, 4, stride=2, padding=1, bias=False).requires_grad_(False)
         elif sk_ratio:
             self.conv1 = stem_d(channels)
         else:
@@ -90,7 +101,8 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
 
         block = Bottleneck if kind == BOTTLENECK else BasicBlock
-        stages, in_channels = [], channels
+        stages: list[nn.Module] = []
+        in_channels = channels
         for stage, num_blocks in enumerate(blocks):
             stage_channels, stride = channels << stage, 1 if stage == 0 else 2
             layers: list[nn.Module] = []
@@ -98,6 +110,8 @@ class ResNet(nn.Module):
                 layers.append(block(in_channels, stage_channels, stride, sk_ratio))
                 in_channels, stride = stage_channels * block.expansion, 1
             stages.append(nn.Sequential(*layers))
+        # a stage that is left out has no weights, and the others keep torchvision's names
+        stages += [nn.Identity()] * (4 - len(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.num_features = in_channels
         """Width of h."""

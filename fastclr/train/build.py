@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -11,8 +12,8 @@ from torch import nn
 
 from fastclr.config import RESNET_SETTINGS, Config, ModelConfig, OptimConfig, TrainConfig
 from fastclr.device import has_bfloat16
-from fastclr.model import SimCLR, check_image_size, make_encoder, projector
-from fastclr.optim import LARS
+from fastclr.model import SimCLR, check_image_size, make_encoder, projector, whiten
+from fastclr.optim import LARS, Muon
 from fastclr.schedule import epoch_share, num_loader_epochs
 from fastclr.train.distributed import Ranks
 from pipelines import BetonReader, TwoViewLoader
@@ -26,8 +27,8 @@ RESIDENT_BYTES = 1 << 30
 """Decoded data sets of up to this many bytes are held in memory: little beside what a training step takes."""
 CIFAR_SIZE = 32
 """Views of at most this many pixels get the CIFAR stem."""
-STEM_STRIDES = {"cifar": 1, "stride2": 2, "imagenet": 4}
-"""Stride of a ResNet's stem; two stages with stride 2 follow before the last one.
+STEM_STRIDES = {"cifar": 1, "stride2": 2, "whitened": 2, "imagenet": 4}
+"""Stride of a ResNet's stem; stages of stride 2 follow, two before the last of four.
 
 Symptom where the last stage gets one pixel: some weight gradients of its convolution of stride 2 are what was in that
 memory before, now and then NaN (oneDNN, bfloat16, seen in torch 2.15).  To be lifted when they are right.
@@ -36,6 +37,8 @@ MAX_COMPILED = 8
 """Maximum number of forms of the model that torch.compile makes (`torch._dynamo.config.recompile_limit`)."""
 BATCHES = 4
 """Batches of views in memory at a time: one that is trained on, one that is being made, two that wait."""
+WHITENING_IMAGES = 1024
+"""Images whose patches the stem "whitened" is computed from: a hundred thousand patches of 24 px views."""
 COPIES = 4
 """Memory per weight, in copies of it: itself, its gradient, its momentum, and as much for temporary memory."""
 
@@ -159,12 +162,13 @@ def check_sizes(config: Config, encoder: nn.Module, num_images: int) -> None:
             f"the schedule has {len(sizes)} sizes of views, and train.compile compiles the model anew for each, at "
             f"most {MAX_COMPILED} times; raise multiple_of, or leave out train.compile"
         )
-    strides = STEM_STRIDES.get(config.model.stem, 1)
+    # the largest size of view of which one pixel is left: the first stage has no stride
+    one_pixel = STEM_STRIDES.get(config.model.stem, 1) * 2 ** (config.model.stages - 2)
     on_cpu, half = config.train.device == "cpu", config.train.precision == "bfloat16"
-    if config.model.encoder == "resnet" and on_cpu and half and min(sizes) <= 4 * strides:
+    if config.model.encoder == "resnet" and on_cpu and half and min(sizes) <= one_pixel:
         raise ValueError(
             f"views of {min(sizes)} px leave one pixel for the last stage of this ResNet, and torch computes a wrong "
-            f"gradient there in bfloat16 on a CPU; take more than {4 * strides} px, or train.precision float32"
+            f"gradient there in bfloat16 on a CPU; take more than {one_pixel} px, or train.precision float32"
         )
     # a ResNet takes any size, and others have been tried with views.size
     if config.model.encoder != "resnet":
@@ -298,6 +302,21 @@ def projector_kwargs(config: ModelConfig, encoder: nn.Module) -> dict[str, Any]:
     }
 
 
+def whiten_stem(config: Config, reader: BetonReader, model: SimCLR) -> None:
+    """Compute the first layer of a model with the stem "whitened" from crops of the images; else do nothing."""
+    if config.model.encoder != "resnet" or config.model.stem != "whitened":
+        return
+    spec = config.view_specs[0]
+    crops = ViewSpec.crop_flip(spec.size, scale=spec.scale, ratio=spec.ratio, mean=spec.mean, std=spec.std)
+    batch_size = min(256, len(reader))
+    # a seed of its own: the draws of two loaders of one seed coincide
+    seed = (config.train.seed + 1) % 2**64
+    with TwoViewLoader(reader, batch_size, views=crops, num_threads=config.data.threads, seed=seed) as loader:
+        batches = itertools.islice(loader, max(1, WHITENING_IMAGES // batch_size))
+        images = torch.cat([batch.views[0] for batch in batches])
+    whiten(model.encoder, images)
+
+
 def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     """Make the optimizer that the config names; biases and batch norm have no weight decay in any of them."""
     params = [p for p in model.parameters() if p.requires_grad]
@@ -314,6 +333,15 @@ def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.op
         # raise now, not in the first step, when the run folder has been written
         lars.check()
         return lars
+    if config.name == "muon":
+        return Muon(
+            params,
+            lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            trust_coefficient=config.trust_coefficient,
+            impl=config.impl,
+        )
     groups = [
         {"params": [p for p in params if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0},

@@ -92,7 +92,9 @@ def encoder_title(meta: Mapping[str, Any]) -> str:
     """
     if meta["encoder"] != "resnet":
         return printable(meta["encoder"], 80)
-    return f"ResNet-{meta['kwargs']['depth']} ×{meta['kwargs']['width']:g}"
+    kwargs = meta["kwargs"]
+    stages = f" of {kwargs['stages']} stages" if kwargs.get("stages", 4) != 4 else ""
+    return f"ResNet-{kwargs['depth']} ×{kwargs['width']:g}{stages}"
 
 
 def _with_encoder(meta: dict[str, Any]) -> dict[str, Any]:

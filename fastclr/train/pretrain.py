@@ -26,6 +26,7 @@ from fastclr.train.build import (
     make_optimizer,
     projector_kwargs,
     resolve,
+    whiten_stem,
 )
 from fastclr.train.distributed import Ranks, data_parallel, mean_over_ranks, process_group, ranks_from_env
 from fastclr.train.encoder_file import ENCODER, export_encoder
@@ -180,6 +181,7 @@ def _build(
     """Build the task with fresh weights."""
     torch.manual_seed(config.train.seed)
     model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
+    whiten_stem(config, loader.reader, model)
     if device.type == "cpu":
         check_memory(config, model, ranks.local_world_size, ranks.world_size)
     check_sizes(config, model.encoder, len(reader))

@@ -179,3 +179,20 @@ def test_channels_last_and_autocast_give_the_same_features() -> None:
 def test_bad_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resnet(**arguments)
+
+
+def test_three_stages() -> None:
+    torch.manual_seed(0)
+    four = resnet(18, width=0.25, stem="stride2")
+    shuffle_norms(four)
+    three = resnet(18, width=0.25, stem="stride2", stages=3)
+    # torchvision's names without those of the last stage
+    weights = {name: each for name, each in four.state_dict().items() if not name.startswith("layer4.")}
+    three.load_state_dict(weights, strict=True)
+    assert three.num_features == 64 == four.num_features // 2
+    x = images(24).float()
+    with torch.no_grad():
+        four.eval().layer4 = nn.Identity()
+        torch.testing.assert_close(three.eval()(x), four(x))
+    with pytest.raises(ValueError, match="stages is 2"):
+        resnet(18, stages=2)

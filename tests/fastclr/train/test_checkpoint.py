@@ -22,6 +22,7 @@ from fastclr.train.checkpoint import (
     load_encoder,
     save_checkpoint,
 )
+from fastclr.train.encoder_file import encoder_title
 
 STATE = {key: torch.arange(3) for key in STATE_KEYS}
 META = {"sk_ratio": 0.0, "size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "step": 7}
@@ -120,6 +121,17 @@ def test_encoder_file_rebuilds_the_encoder(tmp_path, depth, width, stem):
     given = META | {"depth": depth, "width": width, "stem": stem}
     kwargs = {key: given[key] for key in ("depth", "width", "stem", "sk_ratio")}
     assert meta == given | {"encoder": "resnet", "kwargs": kwargs}
+
+
+def test_encoder_file_of_three_stages(tmp_path):
+    kwargs = {"depth": 10, "width": 0.25, "stem": "stride2", "sk_ratio": 0.0, "stages": 3}
+    encoder = resnet(**kwargs).eval()
+    export_encoder(tmp_path / "encoder.safetensors", encoder, META | {"encoder": "resnet", "kwargs": kwargs})
+    rebuilt, meta = load_encoder(tmp_path)
+    x = torch.randn(4, 3, 24, 24)
+    assert torch.equal(rebuilt(x), encoder(x))
+    assert (meta["kwargs"], rebuilt.num_features) == (kwargs, 64)
+    assert encoder_title(meta) == "ResNet-10 ×0.25 of 3 stages"
 
 
 def test_encoder_file_fits_torchvision(tmp_path):

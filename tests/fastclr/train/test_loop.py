@@ -145,6 +145,24 @@ def finished_precision(finished) -> str:
     return load_checkpoint(finished[0] / "last.pt")["identity"]["train.precision"]
 
 
+def test_a_whitened_stem_stays_and_muon_trains(tmp_path, tiny_file, tiny_config):
+    config = change(tiny_config, "optim", name="muon")
+    config = change(config, "model", stem="whitened", stages=3)
+    train(config, tiny_file, tmp_path / "one")
+    train(change(config, "train", epochs=config.train.epochs + 1), tiny_file, tmp_path / "longer")
+    one, _ = load_encoder(tmp_path / "one")
+    longer, meta = load_encoder(tmp_path / "longer")
+    # the first layer holds filters and their negatives, the same after any number of steps
+    assert torch.equal(one.conv1.weight, longer.conv1.weight)
+    half = len(one.conv1.weight) // 2
+    assert torch.equal(one.conv1.weight[:half], -one.conv1.weight[half:])
+    weight = one.layer1[0].conv1.weight
+    assert not torch.equal(weight, longer.layer1[0].conv1.weight)
+    # Muon keeps the norm at √out, give or take the last, small step
+    assert weight.norm().item() == pytest.approx(len(weight) ** 0.5, rel=0.01)
+    assert (meta["kwargs"]["stem"], meta["kwargs"]["stages"]) == ("whitened", 3)
+
+
 def test_another_run_is_not_continued(tmp_path, finished, tiny_file, tiny_config):
     folder, _ = finished
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
