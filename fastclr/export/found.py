@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ def _build(weights: Mapping[str, Tensor], kwargs: Mapping[str, Any], changes: It
         encoder = resnet(**kwargs)
         if PROJECTED in changes:
             channels = int(64 * kwargs["width"])
-            encoder.layer1[0].downsample = shortcut(channels, channels, 1)
+            cast(nn.Sequential, encoder.layer1)[0].downsample = shortcut(channels, channels, 1)
     if PADDED in changes:
         assert isinstance(encoder.conv1, nn.Conv2d)
         encoder.conv1.padding = (2, 2)

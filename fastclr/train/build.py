@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fastclr.config import RESNET_SETTINGS, Config, ModelConfig, OptimConfig, TrainConfig
@@ -302,8 +303,11 @@ def projector_kwargs(config: ModelConfig, encoder: nn.Module) -> dict[str, Any]:
     }
 
 
-def whiten_stem(config: Config, reader: BetonReader, model: SimCLR) -> None:
-    """Compute the first layer of a model with the stem "whitened" from crops of the images; else do nothing."""
+def whiten_stem(config: Config, reader: BetonReader, model: SimCLR, ranks: Ranks) -> None:
+    """Compute the first layer of a model with the stem "whitened" from crops of the images; else do nothing.
+
+    Every rank looks at the same images, and takes the result of rank 0.
+    """
     if config.model.encoder != "resnet" or config.model.stem != "whitened":
         return
     spec = config.view_specs[0]
@@ -311,10 +315,13 @@ def whiten_stem(config: Config, reader: BetonReader, model: SimCLR) -> None:
     batch_size = min(256, len(reader))
     # a seed of its own: the draws of two loaders of one seed coincide
     seed = (config.train.seed + 1) % 2**64
-    with TwoViewLoader(reader, batch_size, views=crops, num_threads=config.data.threads, seed=seed) as loader:
+    settings: dict[str, Any] = {"num_threads": config.data.threads, "seed": seed, "rank": 0, "world_size": 1}
+    with TwoViewLoader(reader, batch_size, views=crops, **settings) as loader:
         batches = itertools.islice(loader, max(1, WHITENING_IMAGES // batch_size))
         images = torch.cat([batch.views[0] for batch in batches])
     whiten(model.encoder, images)
+    if ranks.world_size > 1:
+        dist.broadcast(model.encoder.get_parameter("conv1.weight").data, src=0)
 
 
 def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:

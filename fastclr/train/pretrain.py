@@ -98,6 +98,8 @@ def train(
             task = _build(config, reader, val_reader, ranks, device)
             if warm_up is not None:
                 warm_up(task)
+            # behind the warm-up, because it looks at images
+            whiten_stem(config, reader, task.model, ranks)
             return task
 
         session = Session(
@@ -181,7 +183,6 @@ def _build(
     """Build the task with fresh weights."""
     torch.manual_seed(config.train.seed)
     model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
-    whiten_stem(config, loader.reader, model)
     if device.type == "cpu":
         check_memory(config, model, ranks.local_world_size, ranks.world_size)
     check_sizes(config, model.encoder, len(reader))
