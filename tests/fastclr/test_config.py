@@ -117,7 +117,7 @@ def test_one_table_of_several_is_one():
         ({"train": {"epochs": 0}}, "train.epochs is 0; it must be at least 1"),
         ({"train": {"batch_size": 1}}, "train.batch_size is 1; .*negatives"),
         ({"loss": {"temperature": float("nan")}}, "loss.temperature is nan; it must be positive"),
-        ({"optim": {"name": "lamb"}}, "optim.name is 'lamb'; it must be one of lars, sgd, adamw"),
+        ({"optim": {"name": "lamb"}}, "optim.name is 'lamb'; it must be one of lars, muon, sgd, adamw"),
         ({"views": {"mean": [0.5, 0.5]}}, r"views.mean is \[0.5, 0.5\]; it must be a list of 3 numbers"),
         ({"views": []}, r"views is \[\]; it must be a section, \[views\] \(or several, \[\[views\]\]\)"),
         ({"views": [{}, 5]}, r"views is a list of 2; it must be a section, \[views\]"),

@@ -94,5 +94,7 @@ def test_errors_are_one_line(place, capsys, arguments, token):
 
 
 def test_help_lists_the_recipes(capsys):
-    assert main(["finetune", "--help"]) == 0
+    with pytest.raises(SystemExit) as caught:
+        main(["finetune", "--help"])
+    assert caught.value.code == 0
     assert "finetune-v1-1pct" in capsys.readouterr().out

@@ -56,7 +56,7 @@ def named(tmp_path_factory):
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (len(name), 0, ord(name[-5]))).save(folder / "images" / name)
     file = folder / "named.beton"
-    convert(open_source(folder / "images"), file)
+    convert(open_source([str(folder / "images")]), file)
     return file
 
 
