@@ -1,16 +1,19 @@
 """Operations of a recipe, epochs that fit a budget, and z-tests, against arithmetic by hand."""
 
+import tomllib
 from dataclasses import replace
 from itertools import count
 
 import pytest
+import torch
 from support.tiny_run import write_tiny_file, write_tiny_recipe
 
 from fastclr.config import Config, DataConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
-from fastclr.recipes import load_recipe, recipe_names
+from fastclr.recipes import from_table, load_recipe, recipe_names
 from fastclr.speedrun.fit import StepTimes, fit_epochs, predicted_s, time_steps
-from fastclr.speedrun.flop import run_pflop, step_flop
+from fastclr.speedrun.flop import run_pflop, stage_flop, step_flop
 from fastclr.speedrun.rungs import find_rung, load_rungs
+from fastclr.speedrun.stages import stages, test_size
 from fastclr.speedrun.statistics import Sample, p_value, z_of_difference, z_of_target
 from fastclr.speedrun.tables import with_stem
 from fastclr.speedrun.unlabelled import UnlabelledReader
@@ -44,6 +47,20 @@ def test_flop_of_a_head_by_hand():
     )
     # 512 more hidden units: 512 inputs and 64 outputs of each, three products of two operations, 256 views
     assert step_flop(other, 32) - step_flop(one, 32) == 256 * 3 * 2 * 512 * (512 + 64)
+
+
+def test_stages_of_a_schedule():
+    text = "[views]\nsize = 32\n[model]\ndepth = 10\nstem = 'cifar'\n[train]\nepochs = 10\nbatch_size = 256\n"
+    text += "eval_size = 28\n[schedule]\nviews.size = {at = [0.0, 0.5], values = [16, 32]}\n"
+    config = from_table(tomllib.loads(text))
+    small, large = stage_flop(config, 50_000)
+    # 1954 steps in epochs of 195, of which the last one is short
+    assert (small.size, small.fraction) == (16, 5 * 195 / 1954)
+    assert (large.size, large.fraction) == (32, 1 - 5 * 195 / 1954)
+    assert small.flop == step_flop(config, 16) < large.flop / 3.5
+    assert run_pflop(config, 50_000) == pytest.approx((975 * small.flop + 979 * large.flop) / 1e15, rel=1e-12)
+    assert test_size(config) == 28
+    assert [(s.size, s.fraction) for s in stages(replace(config, schedule=()), 50_000)] == [(32, 1.0)]
 
 
 RECIPE = Config(
@@ -82,9 +99,7 @@ def test_steps_are_timed_by_the_clock_of_the_process(tmp_path):
     config = load_recipe(str(write_tiny_recipe(tmp_path / "tiny.toml")))
     ticks = count(100.0, 0.5)
     with UnlabelledReader(write_tiny_file(tmp_path / "t.beton")) as reader:
-        config = resolve(
-            replace(config, data=DataConfig(threads=1)), reader, __import__("torch").device("cpu")
-        )
+        config = resolve(replace(config, data=DataConfig(threads=1)), reader, torch.device("cpu"))
         times = time_steps(config, reader, 0.0, clock=lambda: next(ticks))
     # the clock is read before the first timed step and, from the twentieth on, twice a step
     assert times == StepTimes(100.0, [1.0 / 20])
