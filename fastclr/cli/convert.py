@@ -120,10 +120,13 @@ def main(argv: list[str]) -> None:
     console.print(f"{source.kind} {source.name!r}: {len(source.labels):,} images{classes}", markup=False)
     for remark in [*source.remarks, *_labels_note(source)]:
         console.print(f"  {printable(remark)}", markup=False, soft_wrap=True)
+    # the comparison takes a second, and is for those who have not chosen yet
+    compares = not any(word.partition("=")[0] == "--jpeg" for word in argv)
     if arguments.sharding.shards is not None:
-        _convert_shards(console, source, arguments)
+        _convert_shards(console, source, arguments, compares)
         return
-    _print_comparison(console, source, arguments)
+    if compares:
+        _print_comparison(console, source, arguments)
     start = time.monotonic()
     with _progress_bar(console, len(source.labels)) as progress:
         report = convert(
@@ -218,7 +221,7 @@ def _check(arguments: Arguments) -> None:
     check_sidecar_path(out)
 
 
-def _convert_shards(console: Console, source: Source, arguments: Arguments) -> None:
+def _convert_shards(console: Console, source: Source, arguments: Arguments, compares: bool) -> None:
     """Write a set of several files, or one shard of it."""
     sharding, out = arguments.sharding, arguments.out
     assert sharding.shards is not None
@@ -235,8 +238,9 @@ def _convert_shards(console: Console, source: Source, arguments: Arguments) -> N
     )
     check_names(conversion, sharding.shard, resume=sharding.resume, overwrite=arguments.overwrite)
     if sharding.shard is None:
-        _print_comparison(console, source, arguments)
         num_images = len(source.labels)
+        if compares:
+            _print_comparison(console, source, arguments)
     else:
         num_images = len(conversion.images(sharding.shard))
     start = time.monotonic()

@@ -34,6 +34,9 @@ def test_the_comparison(tiny_photos, tmp_path, capsys):
     for way in ("--jpeg keep ◀", "--jpeg recompress  "):  # the mark stands at the chosen one
         assert way in printed
     assert printed.count("images/s") >= 6
+    # whoever has chosen needs no comparison, which takes longer than the conversion of some thousand small images
+    assert main(["convert", str(tmp_path / "photos"), str(tmp_path / "y.beton"), "--jpeg=keep"]) == 0
+    assert "stored in each way" not in capsys.readouterr().out
 
 
 def test_what_a_small_conversion_does_not_import(tiny_photos, tmp_path):
