@@ -83,6 +83,7 @@ def counterpart(meta: Mapping[str, Any], library: str) -> Counterpart:
     stems = {
         "cifar": "CIFAR stem (3×3, stride 1, no max-pool)",
         "stride2": "stem of stride 2 without max-pool",
+        "whitened": "whitened stem (4×4, stride 2)",
     }
     if kwargs.get("stem") in stems:
         missing.append(stems[kwargs["stem"]])
@@ -90,6 +91,8 @@ def counterpart(meta: Mapping[str, Any], library: str) -> Counterpart:
         missing.append(f"width {kwargs['width']:g}")
     if kwargs.get("sk_ratio"):
         missing.append("selective kernels")
+    if kwargs.get("stages", 4) != 4:
+        missing.append(f"{kwargs['stages']} stages")
     depth = kwargs["depth"]
     if depth not in NAMED_DEPTHS and library == "torchvision":
         missing.append(f"depth {depth}")

@@ -280,6 +280,7 @@ LACKING = {
     "cifar": ({"stem": "cifar"}, ("CIFAR stem",)),
     "stride2": ({"stem": "stride2"}, ("stem of stride 2",)),
     "width": ({"width": 0.5}, ("width 0.5",)),
+    "short": ({"depth": 10, "stages": 3, "stem": "whitened"}, ("whitened stem", "3 stages")),
     "selective": ({"depth": 50, "sk_ratio": 0.0625, "width": 0.125}, ("width 0.125", "selective kernels")),
     "depth": ({"depth": 10}, ("depth 10",)),
 }
