@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,3 +265,20 @@ def test_layers_of_a_classifier():
         model = Classifier(encoder, projector(encoder.num_features, num_layers=3)[:2], 7).eval()
         x = torch.randn(3, 3, 16, 16)
         assert torch.equal(model(x), model.fc(model.layers(encoder(x))))
+
+
+@pytest.mark.slow
+def test_two_ranks_compute_what_one_does(tmp_path, files, run):
+    """With global batch norm and gradients averaged over the ranks; also the accuracy on shared test images."""
+    data = ["--train", files[0], "--test", files[1]]
+    small = ["--train.batch-size", "20", "--train.epochs", "3", "--train.precision", "float32"]
+    small += ["--train.threads", "1", "--train.log-every", "1", "--train.device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for ranks in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        out = ["--out", tmp_path / f"{ranks}"]
+        command = ["-m", "fastclr.cli.main", "finetune", run, "finetune-v2-100pct", *data, *small, *out]
+        subprocess.run([sys.executable, *launch, *command], env=environment, check=True, timeout=120)
+    one, two = (read_metrics(tmp_path / f"{ranks}") for ranks in (1, 2))
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-5)
+    assert two[-1]["test_top1"] == one[-1]["test_top1"]
