@@ -49,13 +49,20 @@ class NameList(Sequence[str]):
         Args:
             groups: int [N], the group of each name.
         """
-        data, ends = bytes(self._bytes), self._ends
+        # neither a copy of the bytes nor a list: they would be the largest part of what opening a source takes
+        data, ends = memoryview(self._bytes), self._ends
         starts = itertools.islice(ends, len(self))
         hashes = np.fromiter(
-            (hash(data[low:high]) for low, high in zip(starts, itertools.islice(ends, 1, None), strict=True)),
+            (
+                hash(bytes(data[low:high]))
+                for low, high in zip(starts, itertools.islice(ends, 1, None), strict=True)
+            ),
             np.int64,
             len(self),
         )
+        mixed = groups.astype(np.int64)
         # an odd multiplier spreads the groups over all bits
-        hashes ^= groups.astype(np.int64) * np.int64(0x9E3779B97F4A7C15 - (1 << 64))
-        return len(hashes) - len(np.unique(hashes))
+        mixed *= np.int64(0x9E3779B97F4A7C15 - (1 << 64))
+        hashes ^= mixed
+        hashes.sort()
+        return int(np.count_nonzero(hashes[1:] == hashes[:-1]))

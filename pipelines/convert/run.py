@@ -28,6 +28,8 @@ from pipelines.system.terminal import one_line
 from pipelines.system.versions import package_version
 from pipelines.views.philox import philox4x32, split_seed
 
+KEYS_AT_ONCE = 1 << 15
+"""Images whose keys of the order are drawn together."""
 _ORDER_STREAM = (1 << 31) + 2
 """First counter word of the keys of the file's order; the orders of epochs use other words."""
 MEMORY_SHARE = 0.5
@@ -149,8 +151,13 @@ def numbers_in_order(source: Source, order: Literal["shuffled", "source"], seed:
 
 def file_order(num_images: int, seed: int) -> np.ndarray:
     """Return the source's images in the order of the file: int64 [N], a permutation that depends on the seed alone."""
-    high, low, _, _ = philox4x32((_ORDER_STREAM, 0, np.arange(num_images), 0), split_seed(seed))
-    return np.argsort(high << np.uint64(32) | low, kind="stable")
+    keys = np.empty(num_images, np.uint64)
+    # piece by piece: the rounds of Philox on all at once would take ten times the memory of the keys
+    for first in range(0, num_images, KEYS_AT_ONCE):
+        numbers = np.arange(first, min(first + KEYS_AT_ONCE, num_images))
+        high, low, _, _ = philox4x32((_ORDER_STREAM, 0, numbers, 0), split_seed(seed))
+        keys[numbers] = high << np.uint64(32) | low
+    return np.argsort(keys, kind="stable")
 
 
 def encode_all(

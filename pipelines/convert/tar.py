@@ -119,7 +119,7 @@ class TarSource:
 
     def _keep_one_per_key(self) -> None:
         """Keep `KEY.jpg` of a WebDataset sample with several images, and drop its other fields (`KEY.seg.png`)."""
-        is_plain = np.array([_is_plain(name) for name in self._names])
+        is_plain = np.fromiter(map(_is_plain, self._names), bool, len(self._names))
         plain = {
             key for key, is_one in zip(_keys(self._numbers, self._names), is_plain, strict=True) if is_one
         }
@@ -143,7 +143,7 @@ class TarSource:
         which = np.fromiter(
             (
                 known.setdefault((number, name.rpartition("/")[0]), len(known))
-                for number, name in zip(self._numbers.tolist(), self._names, strict=True)
+                for number, name in zip(_whole(self._numbers), self._names, strict=True)
             ),
             np.int64,
         )
@@ -157,7 +157,7 @@ class TarSource:
 
     def _from_tar_names(self, holders: set[int]) -> np.ndarray:
         """Return labels from the tars' names where each tar is a class, as in ImageNet; otherwise no labels."""
-        filled = set(self._numbers.tolist())
+        filled = set(np.unique(self._numbers).tolist())
         # a tar of tars is no class
         stems = {k: tar.stem for k, tar in enumerate(self._tars) if k in filled or k not in holders}
         if len(stems) == 1 and not (self._tars_are_classes and len(self._tars) > 1):
@@ -186,8 +186,13 @@ class TarSource:
 
 
 def _keys(numbers: np.ndarray | array, names: NameList) -> Iterator[Key]:
-    for number, name in zip(numbers.tolist(), names, strict=True):
+    for number, name in zip(_whole(numbers), names, strict=True):
         yield number, sample_key(name)
+
+
+def _whole(numbers: np.ndarray | array) -> Iterator[int]:
+    """Yield Python's integers without a list of them, which would take 36 bytes for each."""
+    return iter(memoryview(numbers))  # type: ignore[arg-type]
 
 
 def _are_shards(stems: list[str]) -> bool:
