@@ -85,7 +85,8 @@ def test_public_names():
     from fastclr.model import SimCLR
     from fastclr.optim import LARS
 
-    expected = {"BetonReader", "LARS", "SimCLR", "TwoViewLoader", "ViewLoader", "ViewSpec", "nt_xent"}
+    expected = {"BetonReader", "LARS", "SimCLR", "TwoViewLoader", "ViewLoader", "ViewSpec"}
+    expected |= {"load_encoder", "nt_xent"}
     assert set(fastclr.__all__) == expected
     assert expected <= set(dir(fastclr))
     assert (fastclr.SimCLR, fastclr.nt_xent, fastclr.LARS) == (SimCLR, nt_xent, LARS)

@@ -215,5 +215,5 @@ def test_a_source_is_converted_on_the_clock(tiny_photos, tmp_path):
         main(command(tmp_path, "--work", str(tmp_path / "w")))
     assert main(command(tmp_path, "--work", str(tmp_path / "w"), "--source", str(tiny_photos))) == 0
     conversion = json.loads((tmp_path / "w/conversion.json").read_text())
-    assert conversion["conversion_cpu_s"] > 0.5
+    assert conversion["conversion_cpu_s"] > 0.1
     assert "--source" in conversion["conversion"]
