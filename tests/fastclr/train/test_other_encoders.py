@@ -77,7 +77,8 @@ def test_a_run_warns_once_of_what_the_user_gave(tmp_path, tiny_file, tiny_config
     # a command sets how warnings look
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     model = ModelConfig(encoder="torchvision:mobilenet_v3_small", head_layers=2, proj_dim=16)
-    train_config = dataclasses.replace(tiny_config.train, epochs=1)
+    # in bfloat16 torch's gradient of its last maps, of one pixel, is wrong now and then; see STEM_STRIDES in build.py
+    train_config = dataclasses.replace(tiny_config.train, epochs=1, precision="float32")
     config = dataclasses.replace(tiny_config, model=model, train=train_config)
     train(config, tiny_file, tmp_path / "run")
     again = load_recipe(str(tmp_path / "run"))
