@@ -1,12 +1,13 @@
 """`fastclr embed RUN FILE.beton --out features.npz`: features of every image, for scikit-learn, FAISS or a notebook."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from fastclr.arguments import DataSet, data_set, parse
+from fastclr.arguments import DataSet, FieldNames, Fields, data_set, parse
+from fastclr.cli.encoder_options import EncoderOptions, precision_of
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,10 @@ class Arguments:
     """The images: a file, several files or a set."""
     out: Annotated[Path, tyro.conf.arg(metavar="OUT.npz")]
     """File to write: .npz, or .parquet (needs pyarrow)."""
-    size: int | None = None
-    """Pixels of an image; None: as the encoder's file says, or else 224, and 32 for a 3×3 stem."""
-    mean: tuple[float, float, float] | None = None
-    """Subtracted from each channel, on a scale of [0, 1]; None: as the encoder's file says, or else ImageNet's."""
-    std: tuple[float, float, float] | None = None
-    """Divides each channel; None: likewise."""
+    fields: Fields = field(default_factory=FieldNames)
     batch_size: int = 256
     """Images per step of the encoder."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the encoder; auto: bfloat16 where the hardware has it."""
-    threads: int | None = None
-    """Loader threads; None: one on a CPU, one per core beside a GPU."""
+    encoder: Annotated[EncoderOptions, tyro.conf.arg(name="")] = field(default_factory=EncoderOptions)
 
 
 def main(argv: list[str]) -> None:
@@ -47,14 +38,9 @@ def main(argv: list[str]) -> None:
 
 
 def _embed(arguments: Arguments) -> None:
-    import torch
-
-    from fastclr.device import has_bfloat16, pick_device
-    from fastclr.evaluate.encoder import FrozenEncoder
     from fastclr.evaluate.feature_files import WRITERS, Table, find_names
     from fastclr.evaluate.feature_store import remove_store, store_features
     from fastclr.evaluate.features import state_digest
-    from fastclr.export import open_encoder
     from pipelines import BetonReader
     from pipelines.convert.optional import import_optional
     from pipelines.system.terminal import printable
@@ -69,29 +55,17 @@ def _embed(arguments: Arguments) -> None:
         import_optional("pyarrow.parquet", "parquet", f"{out}")
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size is {arguments.batch_size}; it must be at least 1")
-    encoder, meta = open_encoder(
-        arguments.run, size=arguments.size, mean=arguments.mean, std=arguments.std, note=note
-    )
-    device = pick_device(arguments.device)
-    half = arguments.precision == "bfloat16" or (arguments.precision == "auto" and has_bfloat16(device))
-    with BetonReader(data_set(arguments.files)) as reader:
-        model = FrozenEncoder.from_meta(
-            encoder,
-            meta,
-            device,
-            autocast=torch.bfloat16 if half else None,
-            num_threads=arguments.threads,
-            batch_size=arguments.batch_size,
-        )
+    model, meta = arguments.encoder.open(arguments.run, note, batch_size=arguments.batch_size)
+    with BetonReader(data_set(arguments.files), *arguments.fields) as reader:
         identity: dict[str, Any] = {
-            "weights": state_digest(encoder),
+            "weights": state_digest(model.encoder),
             "data": reader.fingerprint,
             "size": meta["size"],
             "mean": list(meta["mean"]),
             "std": list(meta["std"]),
             "batch_size": arguments.batch_size,
-            "precision": "bfloat16" if half else "float32",
-            "device": device.type,
+            "precision": precision_of(model),
+            "device": model.device.type,
         }
         folder = out.with_name(f".{out.name}.partial")
         stored = store_features(model, reader, folder, identity)

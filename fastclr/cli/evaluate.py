@@ -5,11 +5,12 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from fastclr.arguments import FieldNames, Fields, parse
+from fastclr.cli.encoder_options import EncoderOptions, precision_of
 from fastclr.evaluate.protocol import EvalConfig
 
 RESULT = "evaluate.json"
@@ -32,19 +33,7 @@ class Arguments:
     """Labelled images to be tested on: a file or a set."""
     fields: Fields = field(default_factory=FieldNames)
     config: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
-    size: int | None = None
-    """Side length in pixels of all images of the evaluation; None: that in the encoder's file, which a recipe may set
-    with train.eval_size, or else 224, and 32 for a 3×3 stem."""
-    mean: tuple[float, float, float] | None = None
-    """Subtracted from each channel, on a scale of [0, 1]; None: as the encoder's file says, or else ImageNet's."""
-    std: tuple[float, float, float] | None = None
-    """Divides each channel; None: likewise."""
-    device: str = "auto"
-    """cpu, cuda, cuda:N, or auto: a GPU where there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the encoder; auto: bfloat16 where the hardware has it."""
-    threads: int | None = None
-    """Loader threads; None: one on a CPU, one per core beside a GPU."""
+    encoder: Annotated[EncoderOptions, tyro.conf.arg(name="")] = field(default_factory=EncoderOptions)
 
 
 def main(argv: list[str]) -> None:
@@ -54,14 +43,9 @@ def main(argv: list[str]) -> None:
 
 
 def _evaluate(arguments: Arguments) -> None:
-    import torch
     from rich.console import Console
 
-    from fastclr.config import MAX_SIZE
-    from fastclr.device import has_bfloat16, pick_device
-    from fastclr.evaluate.encoder import FrozenEncoder
     from fastclr.evaluate.protocol import evaluate_files
-    from fastclr.export import open_encoder
     from fastclr.train.checkpoint import atomic_write
     from pipelines import BetonReader
     from pipelines.system.terminal import printable
@@ -71,26 +55,15 @@ def _evaluate(arguments: Arguments) -> None:
     def note(text: str) -> None:
         console.print(printable(text, 2000), markup=False, soft_wrap=True)
 
-    # before a file of gigabytes is read
-    if arguments.size is not None and not 1 <= arguments.size <= MAX_SIZE:
-        raise ValueError(f"--size is {arguments.size}; it must be 1 to {MAX_SIZE} pixels")
-    precision, out = arguments.precision, _result_path(arguments.run)
-    encoder, meta = open_encoder(
-        arguments.run, size=arguments.size, mean=arguments.mean, std=arguments.std, note=note
-    )
+    out = _result_path(arguments.run)
+    model, meta = arguments.encoder.open(arguments.run, note)
     replaced = meta.pop("replaced", {})
     images = {key: meta[key] for key in ("size", "mean", "std")}
     if not os.access(out.parent, os.W_OK):
         raise PermissionError(f"{out} can't be written: no permission for this folder")
-    device = pick_device(arguments.device)
-    half = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     start = time.perf_counter()
     fields = arguments.fields
     with BetonReader(arguments.train, *fields) as train, BetonReader(arguments.test, *fields) as test:
-        autocast = torch.bfloat16 if half else None
-        model = FrozenEncoder.from_meta(
-            encoder, meta, device, autocast=autocast, num_threads=arguments.threads
-        )
         results = evaluate_files(model, train, test, arguments.config, note=note)
         record = {
             "encoder": {**meta, **replaced},
@@ -98,8 +71,8 @@ def _evaluate(arguments: Arguments) -> None:
             "train": _identity(train),
             "test": _identity(test),
             **results,
-            "device": str(device),
-            "precision": "bfloat16" if half else "float32",
+            "device": str(model.device),
+            "precision": precision_of(model),
             "seconds": time.perf_counter() - start,
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": _versions(),

@@ -115,9 +115,10 @@ def _progress(folder: Path, identity: dict[str, Any]) -> tuple[int, int]:
             size = (folder / "features.f32").stat().st_size
             rows, width = int(state["rows"]), int(state["width"])
             return (rows, width) if size >= rows * width * 4 else (0, 0)
+        return 0, 0
+    # nothing was begun, or the state is corrupt
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return 0, 0
+        return 0, 0
 
 
 def _save(folder: Path, descriptor: int, state: dict[str, Any]) -> None:

@@ -32,7 +32,6 @@ from fastclr.speedrun.record import (
     summarize,
 )
 from fastclr.speedrun.rungs import Rung, find_rung, load_rungs
-from fastclr.speedrun.stages import test_size
 from fastclr.speedrun.statistics import Z
 from pipelines.system.terminal import one_line
 
@@ -197,8 +196,8 @@ def _recipe(folder: Path, rung: Rung, logs: Sequence[SeedLog]) -> Iterator[str]:
     if rung.epochs is not None and config.train.epochs != rung.epochs:
         yield f"{RECIPE} has {config.train.epochs} epochs, and {rung.id} {rung.epochs}"
     size = logs[0].evaluated["size"]
-    if any(log.evaluated["size"] != size for log in logs) or size != test_size(config):
-        yield f"size: tested at {size} px, and the recipe says {test_size(config)}"
+    if any(log.evaluated["size"] != size for log in logs) or size != config.eval_size:
+        yield f"size: tested at {size} px, and the recipe says {config.eval_size}"
 
 
 def _given(table: Any, name: str = "") -> set[str]:

@@ -13,7 +13,6 @@ from fastclr.model import SimCLR
 from fastclr.optim import num_steps, num_warmup_steps, scaled_lr
 from fastclr.speedrun.flop import StageFlop, run_pflop, stage_flop
 from fastclr.speedrun.rungs import Rung
-from fastclr.speedrun.stages import test_size
 from fastclr.speedrun.tables import with_stem
 from fastclr.train.build import BATCHES, COPIES, activation_bytes, check_views, make_model
 from pipelines import BetonReader, ViewLoader
@@ -53,7 +52,7 @@ def dry_run(rung: Rung, recipe: Config, files: list[str], seconds: float = LOADE
         f"{images:,} images, {epochs} epochs{fixed}, {num_steps(images, epochs, batch):,} steps of {batch:,} images, "
         f"{warm_up:,} of them warm up to a rate of {peak:g}",
         f"{run_pflop(config, images):.3g} PFLOP; encoder of {parameters / 1e6:.2f} million parameters; tested at "
-        f"{test_size(config)} px",
+        f"{config.eval_size} px",
     ]
     with BetonReader(files) as reader:
         shorter = int(min(reader.heights.min(), reader.widths.min()))

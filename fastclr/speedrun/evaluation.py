@@ -14,7 +14,6 @@ from fastclr.evaluate.encoder import FrozenEncoder, check_same_classes, labelled
 from fastclr.evaluate.features import state_digest
 from fastclr.evaluate.knn import knn_accuracy
 from fastclr.evaluate.protocol import EvalConfig, evaluate_files
-from fastclr.speedrun.stages import test_size
 from fastclr.train.encoder_file import load_encoder
 from pipelines import BetonReader
 from pipelines.system.threads import torch_threads
@@ -47,7 +46,7 @@ def evaluate(
     device = pick_device(config.train.device)
     autocast = torch.bfloat16 if config.train.precision == "bfloat16" else None
     model = FrozenEncoder.from_meta(encoder, meta, device, autocast=autocast, num_threads=config.data.threads)
-    model = replace(model, size=test_size(config))
+    model = replace(model, size=config.eval_size)
     with (
         BetonReader(list(train)) as train_reader,
         BetonReader(list(test)) as test_reader,

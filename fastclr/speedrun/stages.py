@@ -1,4 +1,4 @@
-"""What differs between the stages of a run: the size of its views; and the size that its encoder is tested at."""
+"""What differs between the stages of a run: the size of its views."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -33,11 +33,3 @@ def stages(config: Config, num_images: int) -> tuple[Stage, ...]:
         Stage(size, sum(taken for _, taken in same) / total)
         for size, same in groupby(steps, key=lambda each: each[0])
     )
-
-
-def test_size(config: Config) -> int:
-    """Return the pixels of the image that the encoder is tested on, which a recipe sets with train.eval_size."""
-    return config.eval_size
-
-
-test_size.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test

@@ -13,7 +13,7 @@ from fastclr.recipes import from_table, load_recipe, recipe_names
 from fastclr.speedrun.fit import StepTimes, fit_epochs, predicted_s, time_steps
 from fastclr.speedrun.flop import run_pflop, stage_flop, step_flop
 from fastclr.speedrun.rungs import find_rung, load_rungs
-from fastclr.speedrun.stages import stages, test_size
+from fastclr.speedrun.stages import stages
 from fastclr.speedrun.statistics import Sample, p_value, z_of_difference, z_of_target
 from fastclr.speedrun.tables import with_stem
 from fastclr.speedrun.unlabelled import UnlabelledReader
@@ -59,7 +59,7 @@ def test_stages_of_a_schedule():
     assert (large.size, large.fraction) == (32, 1 - 5 * 195 / 1954)
     assert small.flop == step_flop(config, 16) < large.flop / 3.5
     assert run_pflop(config, 50_000) == pytest.approx((975 * small.flop + 979 * large.flop) / 1e15, rel=1e-12)
-    assert test_size(config) == 28
+    assert config.eval_size == 28
     assert [(s.size, s.fraction) for s in stages(replace(config, schedule=()), 50_000)] == [(32, 1.0)]
 
 
