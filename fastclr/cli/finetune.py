@@ -33,7 +33,7 @@ class Arguments:
     out: Annotated[Path | None, tyro.conf.arg(metavar="OUT_DIR")] = None
     """The folder of this run; None: RUN/RECIPE, or runs/RECIPE if RUN is a file.  A run in it is continued."""
     list: Annotated[Path | None, tyro.conf.arg(metavar="names.txt")] = None
-    """Names of the images to learn from, one a line, in place of --finetune.fraction."""
+    """Names of the images to learn from, one a line, in place of the recipe's fraction."""
     seeds: int = 1
     """Runs with train.seed and finetune.subset_seed 0, 1, … added to those of the recipe; mean and deviation."""
     fresh: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -53,6 +53,11 @@ def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, "fastclr finetune", default=default, description=_description())
     if arguments.seeds < 1:
         raise ValueError(f"--seeds is {arguments.seeds}; it must be at least 1")
+    # the fraction of a recipe is replaced by a list
+    if arguments.list is not None and any(word.partition("=")[0] == "--finetune.fraction" for word in argv):
+        raise ValueError(
+            "--list and --fraction both choose the images that are learnt from; give one of them"
+        )
     folder = arguments.out or _run_folder(arguments.run) / Path(arguments.recipe).stem
     results = []
     for number in range(arguments.seeds):
@@ -99,10 +104,7 @@ def _finetune(
             "continues"
         )
         return status, None
-    if "test_top1" in report:
-        _write(folder / RESULT, {**report, "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-    else:
-        report = json.loads((folder / RESULT).read_bytes())
+    _write(folder / RESULT, {**report, "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
     images, classes = report["images"], report["num_classes"]
     top5 = f", top-5 {report['test_top5']:.2%}" if classes > 5 else ""
     print(

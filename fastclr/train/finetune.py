@@ -24,7 +24,6 @@ from fastclr.evaluate.features import extract_features, state_digest
 from fastclr.export import open_encoder
 from fastclr.finetune_config import FinetuneConfig
 from fastclr.model import Classifier, make_encoder, projector
-from fastclr.optim import num_steps
 from fastclr.train.build import check_memory, encoder_meta, make_optimizer, resolve_machine
 from fastclr.train.classifier_file import CLASSIFIER, export_classifier
 from fastclr.train.distributed import (
@@ -38,13 +37,16 @@ from fastclr.train.encoder_file import ENCODER, export_encoder
 from fastclr.train.loop import Outcome
 from fastclr.train.projector_file import load_projector
 from fastclr.train.run import run_identity
-from fastclr.train.session import Session, peak_lr
+from fastclr.train.session import Session, evaluation_is_due, peak_lr
+from fastclr.train.sinks import read_metrics
 from fastclr.train.subset import balanced_fraction, listed_samples
 from pipelines import BetonReader
 from pipelines.beton import Files
 from pipelines.contracts import Batch
 from pipelines.system.output import say
 
+ACCURACIES = ("test_top1", "test_top5")
+"""Results of an evaluation, in records and reports."""
 TOP_K = 5
 """An image counts for top-5 if its class is among the five with the largest logits."""
 
@@ -85,8 +87,8 @@ def finetune(
         fresh, resume: see `fastclr.train.pretrain.train`.
 
     Returns:
-        The outcome, and a report: number of images and classes, subset_seed and fraction, and the last evaluation of
-        this call, test_top1 and test_top5 from 0 to 1, if there was one.
+        The outcome, and a report: number of images and classes, the settings that chose them, and on rank 0 of a
+        complete run test_top1 and test_top5, 0 to 1.
 
     Raises:
         ValueError: settings that don't fit the run or the data: a run without projection head for `from_layer`, labels
@@ -108,14 +110,9 @@ def finetune(
             "the images that are learnt from": hashlib.sha256(samples.tobytes()).hexdigest()[:16],
             "the weights that are fine-tuned": _digest(start),
         }
-        tasks: list[Finetuning] = []
-
-        def build() -> Finetuning:
-            tasks.append(_build(config, start, num_classes, len(samples), reader, test_reader, ranks, device))
-            return tasks[0]
-
         session = Session(config, reader, folder, ranks, device, identity, samples)
-        outcome = session.run(lambda: None, build, fresh=fresh, resume=resume)
+        build = partial(_build, session, start, num_classes, test_reader)
+        outcome = session.run(build, fresh=fresh, resume=resume)
         report = {
             "images": len(samples),
             "test_images": int((test_reader.labels >= 0).sum()),
@@ -128,7 +125,10 @@ def finetune(
             "from_scratch": config.finetune.from_scratch,
             "head_only": config.finetune.head_only,
         }
-        return outcome, {**report, **(tasks[0].last if tasks else {})}
+        if ranks.is_main and outcome.step == outcome.total_steps:
+            last = read_metrics(folder)[-1]
+            report |= {name: last[name] for name in ACCURACIES}
+        return outcome, report
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +149,6 @@ class Finetuning:
     """Measures the classifier."""
     meta: dict[str, Any]
     """Metadata of the classifier's file."""
-    last: dict[str, float]
-    """The last evaluation."""
 
     def take_step(self, batch: Batch, lr: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Take a step; return its loss, and logits and labels."""
@@ -171,16 +169,12 @@ class Finetuning:
         return {"top1": mean_over_ranks((logits.argmax(1) == labels).float().mean(), self.ranks).item()}
 
     def evaluation_is_due(self, done: int) -> bool:
-        """Whether step `done` completes another `train.eval_epochs` epochs, or the run."""
-        train = self.config.train
-        images, interval = train.batch_size, self.num_images * train.eval_epochs
-        total = num_steps(self.num_images, train.epochs, train.batch_size)
-        return done == total or done * images // interval > (done - 1) * images // interval
+        """Whether the test images are due."""
+        return evaluation_is_due(self.config, self.num_images, done)
 
     def evaluate(self) -> dict[str, float]:
         """Return test_top1 and test_top5, 0 to 1."""
-        self.last.update(self.test())
-        return dict(self.last)
+        return self.test()
 
     def export(self, folder: Path, done: int) -> None:
         """Write the classifier and, for `fastclr evaluate`, its encoder."""
@@ -189,15 +183,11 @@ class Finetuning:
 
 
 def chosen_samples(config: FinetuneConfig, reader: BetonReader, names: Path | None) -> np.ndarray:
-    """Return the samples that are learnt from, int64 and sorted: those of a list, or a class-balanced fraction."""
+    """Return the samples that are learnt from, int64 and sorted: those of a list, else a class-balanced fraction."""
+    if names is not None:
+        return listed_samples(reader, names)
     settings = config.finetune
-    if names is None:
-        return balanced_fraction(reader.labels, settings.fraction, settings.subset_seed, f"{reader.path}")
-    if settings.fraction != 1:
-        raise ValueError(
-            "--list and --fraction both choose the images that are learnt from; give one of them"
-        )
-    return listed_samples(reader, names)
+    return balanced_fraction(reader.labels, settings.fraction, settings.subset_seed, f"{reader.path}")
 
 
 def _check_settings(config: FinetuneConfig) -> None:
@@ -231,16 +221,10 @@ def _digest(start: Start) -> str:
     return state_digest(nn.ModuleList([start.encoder, *start.layers]))[:16]
 
 
-def _build(
-    config: FinetuneConfig,
-    start: Start,
-    num_classes: int,
-    num_images: int,
-    reader: BetonReader,
-    test: BetonReader,
-    ranks: Ranks,
-    device: torch.device,
-) -> Finetuning:
+def _build(session: Session, start: Start, num_classes: int, test: BetonReader) -> Finetuning:
+    """Build the task; the config of the session is a FinetuneConfig."""
+    config, ranks, device = session.config, session.ranks, session.device
+    assert isinstance(config, FinetuneConfig)
     torch.manual_seed(config.train.seed)
     model = Classifier(start.encoder, start.layers, num_classes, config.finetune.head_only)
     model = model.to(device).to(memory_format=torch.channels_last).train()
@@ -254,14 +238,14 @@ def _build(
         "projector": start.projector_kwargs,
         "from_layer": config.finetune.from_layer,
         "num_classes": num_classes,
-        "class_names": reader.class_names,
+        "class_names": session.reader.class_names,
     }
-    test_of = partial(test_accuracy, model, config, test, ranks, device)
-    return Finetuning(config, model, optimizer, forward, autocast, ranks, num_images, test_of, meta, last={})
+    measure = partial(accuracy_on, test, model, config, ranks, device)
+    return Finetuning(config, model, optimizer, forward, autocast, ranks, session.num_images, measure, meta)
 
 
-def test_accuracy(
-    model: Classifier, config: FinetuneConfig, test: BetonReader, ranks: Ranks, device: torch.device
+def accuracy_on(
+    test: BetonReader, model: Classifier, config: FinetuneConfig, ranks: Ranks, device: torch.device
 ) -> dict[str, float]:
     """Return test_top1 and test_top5 on centre crops of the labelled images, which the ranks share."""
     spec = config.view_specs[0]
@@ -282,4 +266,4 @@ def test_accuracy(
     if ranks.world_size > 1:
         dist.all_reduce(counts)
     top1, top5, total = counts.tolist()
-    return {"test_top1": top1 / total, "test_top5": top5 / total}
+    return dict(zip(ACCURACIES, (top1 / total, top5 / total), strict=True))

@@ -34,7 +34,7 @@ from fastclr.train.loop import Outcome
 from fastclr.train.online_knn import OnlineKnn, check_val
 from fastclr.train.projector_file import PROJECTOR, export_projector
 from fastclr.train.run import run_identity
-from fastclr.train.session import Session, peak_lr
+from fastclr.train.session import Session, evaluation_is_due, peak_lr
 from fastclr.train.sinks import Sink
 from fastclr.train.step import CapturedStep, EagerStep, Loss
 from pipelines import BetonReader
@@ -105,7 +105,7 @@ def train(
         session = Session(
             config, reader, folder, ranks, device, run_identity(config, reader, ranks.world_size)
         )
-        return session.run(check, build, fresh=fresh, resume=resume, sinks=sinks)
+        return session.run(build, check=check, fresh=fresh, resume=resume, sinks=sinks)
 
 
 class Output(NamedTuple):
@@ -158,13 +158,8 @@ class Pretraining:
         return {"accuracy": accuracy, "entropy": entropy, "rankme": batch_rank(output.h, self.ranks.group)}
 
     def evaluation_is_due(self, done: int) -> bool:
-        """Whether step `done` completes another `train.eval_epochs` epochs, or the run."""
-        if self.knn is None:
-            return False
-        train = self.config.train
-        images, interval = train.batch_size, self.num_images * train.eval_epochs
-        total = num_steps(self.num_images, train.epochs, train.batch_size)
-        return done == total or done * images // interval > (done - 1) * images // interval
+        """Whether there are held-out images, and their turn has come."""
+        return self.knn is not None and evaluation_is_due(self.config, self.num_images, done)
 
     def evaluate(self) -> dict[str, float]:
         """Return the kNN accuracy on held-out images."""

@@ -43,9 +43,9 @@ class Session:
 
     def run(
         self,
-        check: Callable[[], None],
         build: Callable[[], Task],
         *,
+        check: Callable[[], None] | None = None,
         fresh: bool = False,
         resume: bool = False,
         sinks: Sequence[Sink] = (),
@@ -53,8 +53,8 @@ class Session:
         """Take the steps that are left of the run in the folder, or of a new one.
 
         Args:
-            check: raises what rules the run out; called on rank 0, before the folder is touched.
             build: makes the task with its initial weights.
+            check: raises what rules the run out; called on rank 0, before the folder is touched.
             fresh, resume, sinks: see `fastclr.train.pretrain.train`, which also lists the errors.
         """
         config, ranks = self.config, self.ranks
@@ -64,7 +64,8 @@ class Session:
 
             def prepare() -> dict[str, Any] | None:
                 check_batch(config.train, self.reader, ranks, self.num_images)
-                check()
+                if check is not None:
+                    check()
                 saved = saved_run(self.folder, lock, fresh=fresh, resume=resume)
                 return saved if is_same_run(self.folder, saved, self.identity, self.reader) else None
 
@@ -108,6 +109,14 @@ def learning_rate(config: Config, num_images: int) -> Callable[[int], float]:
     total = num_steps(num_images, config.train.epochs, batch_size)
     warmup = num_warmup_steps(num_images, config.optim.warmup_epochs, batch_size)
     return lambda step: warmup_cosine(step, total, warmup, peak_lr(config))
+
+
+def evaluation_is_due(config: Config, num_images: int, done: int) -> bool:
+    """Whether step `done` completes another `train.eval_epochs` epochs of `num_images` images, or the run."""
+    train = config.train
+    images, interval = train.batch_size, num_images * train.eval_epochs
+    total = num_steps(num_images, train.epochs, train.batch_size)
+    return done == total or done * images // interval > (done - 1) * images // interval
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from support.tiny_run import write_tiny_file, write_tiny_recipe
 
 from fastclr.cli.main import main
@@ -70,6 +71,31 @@ def test_seeds(place, capsys):
     assert (
         f"{report['test_top1_mean']:.2%} ± {report['test_top1_std']:.2%} (2 seeds)" in capsys.readouterr().out
     )
+
+
+def test_a_list_replaces_the_fraction_of_a_recipe(place, tmp_path):
+    for number in range(41):
+        label = number % 5
+        (tmp_path / "images" / f"{label}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (label * 50, number, 0)).save(tmp_path / f"images/{label}/{number}.png")
+    source = tmp_path / "listed.beton"
+    assert main(["convert", str(tmp_path / "images"), str(source)]) == 0
+    (tmp_path / "list.txt").write_text("".join(f"{number}.png\n" for number in range(20)))
+    data = ["--train", str(source), "--test", str(source), "--out", str(tmp_path / "out")]
+    small = [
+        "--train.epochs",
+        "1",
+        "--train.batch-size",
+        "10",
+        "--train.threads",
+        "1",
+        "--train.device",
+        "cpu",
+    ]
+    listed = ["--list", str(tmp_path / "list.txt")]
+    assert main(["finetune", str(place / "run"), "finetune-v1-1pct", *listed, *data, *small]) == 0
+    result = json.loads((tmp_path / "out" / "finetune.json").read_bytes())
+    assert (result["images"], result["fraction"]) == (20, None)
 
 
 @pytest.mark.parametrize(
