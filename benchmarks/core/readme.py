@@ -7,6 +7,7 @@ from benchmarks.core.report import RESULTS, load
 from benchmarks.kernels.targets import targets_table
 from benchmarks.loaders.agreement import agreement_table, unmeasured
 from benchmarks.loaders.report import WORKLOADS, AgreementReport, LoaderReport
+from fastclr.markers import fill
 
 
 def loader_table(reports: list[LoaderReport]) -> str:
@@ -54,22 +55,6 @@ def _cell(report: LoaderReport, what: str, name: str) -> str:
                 return "not measured"
             return f"{row.median:,.0f} ({row.median / report.decode_limit.median:.0%})"
     return "not measured"
-
-
-def fill(text: str, tables: dict[str, str]) -> str:
-    """Replace the text between `<!-- NAME -->` and `<!-- /NAME -->`.
-
-    Raises:
-        ValueError: a marker is missing.
-    """
-    for name, table in tables.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, found, rest = text.partition(start)
-        _, also_found, after = rest.partition(end)
-        if not (found and also_found):
-            raise ValueError(f"the page must have one pair of markers <!-- {name} --> … <!-- /{name} -->")
-        text = f"{before}{start}{table}\n{end}{after}"
-    return text
 
 
 def readme_tables() -> dict[str, str]:

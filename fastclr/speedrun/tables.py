@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastclr.config import Config
+from fastclr.markers import fill
 from fastclr.recipes import load_recipe
 from fastclr.speedrun.check import RUNGS
 from fastclr.speedrun.record import VERIFIED, Record, records_of
@@ -115,14 +116,8 @@ def fill_page(text: str, root: Path) -> str:
     Raises:
         ValueError: a rung of rungs.toml has no pair of markers.
     """
-    for rung in load_rungs(root / RUNGS).values():
-        start, end = f"<!-- {rung.id} -->\n", f"<!-- /{rung.id} -->"
-        before, found, rest = text.partition(start)
-        _, also_found, after = rest.partition(end)
-        if not (found and also_found):
-            raise ValueError(f"README.md lacks the markers <!-- {rung.id} --> … <!-- /{rung.id} -->")
-        text = f"{before}{start}{rung_table(rung, records_of(root, rung), root)}\n{end}{after}"
-    return text
+    rungs = load_rungs(root / RUNGS).values()
+    return fill(text, {rung.id: rung_table(rung, records_of(root, rung), root) for rung in rungs})
 
 
 def listing(root: Path) -> str:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastclr.model import Classifier, make_encoder, projector
-from fastclr.train.weights_file import read_weights, write_weights
-from pipelines.system.terminal import one_line, printable
+from fastclr.train.weights_file import find_weights, read_weights, rebuilding, write_weights
 
 CLASSIFIER = "classifier.safetensors"
 """Name of the file in a run folder."""
@@ -38,19 +37,11 @@ def load_classifier(path: str | Path) -> tuple[Classifier, dict[str, Any]]:
         FileNotFoundError: there is none.
         ValueError: the file is corrupt, or its weights don't fit its metadata.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= CLASSIFIER
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no classifier here; `fastclr finetune` writes one")
+    path = find_weights(path, CLASSIFIER, "no classifier here; `fastclr finetune` writes one")
     weights, meta = read_weights(path)
-    try:
+    with rebuilding(path):
         encoder = make_encoder(meta["encoder"], **meta["kwargs"])
         layers = [] if meta["projector"] is None else list(projector(**meta["projector"]))  # type: ignore[call-overload]
         model = Classifier(encoder, layers[: meta["from_layer"]], meta["num_classes"])
         model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path}: the weights don't fit the metadata: {printable(one_line(error), 200)}"
-        ) from None
     return model.eval(), meta

@@ -19,8 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from fastclr.model import make_encoder
-from fastclr.train.weights_file import CHECKSUM, check, decoded, read_unchecked, write_weights
-from pipelines.system.terminal import one_line, printable
+from fastclr.train.weights_file import (
+    CHECKSUM,
+    check,
+    decoded,
+    find_weights,
+    read_unchecked,
+    rebuilding,
+    write_weights,
+)
+from pipelines.system.terminal import printable
 
 ENCODER = "encoder.safetensors"
 """Name of the file in a run folder."""
@@ -61,11 +69,7 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         FileNotFoundError: there is none.
         ValueError: the file is corrupt, was not written by fastclr, or its weights don't fit its metadata.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / ENCODER
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no encoder here; `fastclr train` writes one")
+    path = find_weights(path, ENCODER, "no encoder here; `fastclr train` writes one")
     weights, metadata = read_unchecked(path)
     meta = decoded(metadata)
     if CHECKSUM in meta or "encoder" in meta:
@@ -75,12 +79,9 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     missing = [key for key in ("encoder", *VIEW_KEYS) if key not in meta]
     if missing:
         raise ValueError(f"{path} was not written by fastclr: its metadata lacks {', '.join(missing)}")
-    try:
+    with rebuilding(path):
         _check_views(meta)
         encoder = _rebuild(meta["encoder"], meta["kwargs"], weights)
-    except (ValueError, TypeError, RuntimeError) as error:
-        reason = printable(one_line(error), 200)
-        raise ValueError(f"{path}: the weights don't fit the metadata: {reason}") from None
     return encoder.eval(), meta
 
 

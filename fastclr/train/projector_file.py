@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from fastclr.model import projector
-from fastclr.train.weights_file import read_weights, write_weights
-from pipelines.system.terminal import one_line, printable
+from fastclr.train.weights_file import find_weights, read_weights, rebuilding, write_weights
 
 PROJECTOR = "projector.safetensors"
 """Name of the file in a run folder."""
@@ -39,19 +38,11 @@ def load_projector(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         FileNotFoundError: there is none.
         ValueError: the file is corrupt, or its weights don't fit its metadata.
     """
-    path = Path(path)
-    if path.is_dir():
-        path /= PROJECTOR
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no projection head here; runs of `fastclr train` have one since version 0.2"
-        )
+    path = find_weights(
+        path, PROJECTOR, "no projection head here; runs of `fastclr train` have one since version 0.2"
+    )
     weights, meta = read_weights(path)
-    try:
+    with rebuilding(path):
         head = projector(**meta["kwargs"])
         head.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path}: the weights don't fit the metadata: {printable(one_line(error), 200)}"
-        ) from None
     return head, meta

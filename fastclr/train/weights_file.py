@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from pipelines.system.atomic_file import replacing, write_at
-from pipelines.system.terminal import printable
+from pipelines.system.terminal import one_line, printable
 
 CHECKSUM = "sha256"
 
@@ -34,15 +35,40 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_weights` wrote.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: the file is corrupt, or has no checksum.
     """
-    if not path.exists():
-        raise FileNotFoundError(2, "No such file", str(path))
     weights, metadata = read_unchecked(path)
     meta = decoded(metadata)
     check(path, weights, metadata, meta.pop(CHECKSUM, None))
     return weights, meta
+
+
+def find_weights(path: str | Path, name: str, hint: str) -> Path:
+    """Return the path of a file of weights, given itself or as the run folder that holds it.
+
+    Args:
+        name: name of such a file in a run folder.
+        hint: what writes one, for the error.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path /= name
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: {hint}")
+    return path
+
+
+@contextmanager
+def rebuilding(path: Path) -> Iterator[None]:
+    """Turn what raises in the block, which makes a module and loads the weights of a file, into a ValueError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = printable(one_line(error), 200)
+        raise ValueError(f"{path}: the weights don't fit the metadata: {reason}") from None
 
 
 def check(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str], expected: object) -> None:

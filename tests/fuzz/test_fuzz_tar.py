@@ -3,10 +3,10 @@
 import io
 import tarfile
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 from fuzz.harness import Original, fuzz, main
+from support.sources import read_all
 
 from pipelines.convert import open_source
 
@@ -56,13 +56,9 @@ def with_checksums(data: bytes) -> bytes:
     return bytes(mended)
 
 
-def read_all(path: Path) -> None:
+def read(path: Path) -> None:
     source = open_source([str(path)])
-    for index in range(len(source.labels)):
-        assert source.item(index).encode()
-        with suppress(ValueError):  # a sparse or large image; the others go on
-            source.read(index)
-    assert all(remark.isprintable() for remark in source.remarks)
+    read_all(source, ValueError)
 
 
 def run(folder: Path, count: int, seed: int) -> Counter[str]:
@@ -79,11 +75,11 @@ def run(folder: Path, count: int, seed: int) -> Counter[str]:
     originals.append(tar_of_tars([originals[0].data, originals[2].data]))
 
     def attempt(path: Path) -> None:
-        read_all(path)
+        read(path)
 
     def attempt_mended(path: Path) -> None:
         path.write_bytes(with_checksums(path.read_bytes()))
-        read_all(path)
+        read(path)
 
     file = folder / "fuzz.tar"
     half = count // 2

@@ -7,10 +7,11 @@ import pytest
 from benchmarks.core import readme
 from benchmarks.core.harness import LoaderRow
 from benchmarks.core.machine import Machine
-from benchmarks.core.readme import engines_tables, fill, loader_caption, loader_table, readme_tables
+from benchmarks.core.readme import engines_tables, loader_caption, loader_table, readme_tables
 from benchmarks.core.report import RESULTS, load, save
 from benchmarks.loaders.agreement import unmeasured
 from benchmarks.loaders.report import FileFacts, LoaderReport, LoaderSettings, StoredAs
+from fastclr.markers import fill
 
 
 def row(name: str, images_per_s: float, **changes: str) -> LoaderRow:
