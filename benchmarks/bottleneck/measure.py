@@ -21,8 +21,7 @@ import torch
 from benchmarks.bottleneck.recommend import Throughputs
 from benchmarks.core.process import Worker, WorkFailed
 from fastclr.config import Config
-from fastclr.optim import scaled_lr
-from fastclr.train.build import check_batch, check_graph, make_loader, make_model, make_optimizer
+from fastclr.train.build import check_batch, check_graph, make_loader, make_model, make_optimizer, peak_lr
 from fastclr.train.distributed import Ranks
 from fastclr.train.loop import endless
 from fastclr.train.pretrain import make_step
@@ -119,8 +118,7 @@ def training_step(config: Config, device: torch.device) -> Callable[[Batch], Non
     """Return a step of the config's training, with fresh weights."""
     torch.manual_seed(config.train.seed)
     model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
-    peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
-    lr = peak_lr / 1000  # few steps, with no warm-up before them
+    lr = peak_lr(config) / 1000  # few steps, with no warm-up before them
     take_step = make_step(config, model, make_optimizer(config.optim, model, lr), Ranks(), device)
 
     def step(batch: Batch) -> None:

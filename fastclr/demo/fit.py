@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from fastclr.config import Config
-from fastclr.optim import scaled_lr
-from fastclr.train.build import make_loader, make_model, make_optimizer
+from fastclr.train.build import make_loader, make_model, make_optimizer, peak_lr
 from fastclr.train.distributed import Ranks
 from fastclr.train.loop import endless
 from fastclr.train.pretrain import make_step
@@ -35,13 +34,13 @@ def step_seconds(config: Config, reader: BetonReader, device: torch.device) -> f
     # at the size of [views], the largest of a schedule: the run may then be shorter than the time, but not longer
     config = dataclasses.replace(config, schedule=())
     assert config.train.threads is not None
-    peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
+    lr = peak_lr(config)
     with torch_threads(config.train.threads), make_loader(config, reader, Ranks(), device) as loader:
         model = make_model(config.model, config.view_size).to(device).to(memory_format=torch.channels_last)
-        step = make_step(config, model, make_optimizer(config.optim, model, peak_lr), Ranks(), device)
+        step = make_step(config, model, make_optimizer(config.optim, model, lr), Ranks(), device)
 
         def take(batch: Batch) -> None:
-            step(batch.views, peak_lr / 1000)[0].item()
+            step(batch.views, lr / 1000)[0].item()
 
         with closing(endless(loader)) as batches:
             return mean_seconds(take, batches)

@@ -10,11 +10,11 @@ import torch
 
 from fastclr.config import Config
 from fastclr.model import SimCLR
-from fastclr.optim import num_steps, num_warmup_steps, scaled_lr
+from fastclr.optim import num_steps, num_warmup_steps
 from fastclr.speedrun.flop import StageFlop, run_pflop, stage_flop
 from fastclr.speedrun.rungs import Rung
 from fastclr.speedrun.tables import with_stem
-from fastclr.train.build import BATCHES, COPIES, activation_bytes, check_views, make_model
+from fastclr.train.build import BATCHES, COPIES, activation_bytes, check_views, make_model, peak_lr
 from pipelines import BetonReader, ViewLoader
 from pipelines.system.cpus import cores
 
@@ -43,7 +43,7 @@ def dry_run(rung: Rung, recipe: Config, files: list[str], seconds: float = LOADE
     if batch % ranks:
         raise ValueError(f"train.batch_size is {batch} and is shared by {ranks} GPUs; make it a multiple")
     warm_up = num_warmup_steps(images, config.optim.warmup_epochs, batch)
-    peak = scaled_lr(config.optim.base_lr, batch, config.optim.scaling)
+    peak = peak_lr(config)
     fixed = "" if rung.epochs is not None else " (predicted)"
     model = make_model(config.model, config.view_size)
     parameters = sum(p.numel() for p in model.encoder.parameters())

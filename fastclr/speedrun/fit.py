@@ -9,9 +9,9 @@ import torch
 
 from fastclr.config import Config
 from fastclr.demo.fit import with_epochs
-from fastclr.optim import num_steps, scaled_lr
+from fastclr.optim import num_steps
 from fastclr.speedrun.stages import Stage, stages
-from fastclr.train.build import make_loader, make_model, make_optimizer
+from fastclr.train.build import make_loader, make_model, make_optimizer, peak_lr
 from fastclr.train.distributed import Ranks
 from fastclr.train.loop import endless
 from fastclr.train.pretrain import make_step
@@ -66,15 +66,15 @@ def _time_stage(
     assert threads is not None
     views = tuple(replace(spec, size=stage.size) for spec in config.view_specs)
     config = replace(config, views=views, schedule=())
-    peak_lr = scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
+    lr = peak_lr(config)
     device = torch.device("cpu")
     with torch_threads(threads), make_loader(config, reader, Ranks(), device) as loader:
         model = make_model(config.model, config.view_size).to(memory_format=torch.channels_last)
-        step = make_step(config, model, make_optimizer(config.optim, model, peak_lr), Ranks(), device)
+        step = make_step(config, model, make_optimizer(config.optim, model, lr), Ranks(), device)
         first = 0.0
         with closing(endless(loader)) as batches:
             for number, batch in enumerate(batches, 1 - UNTIMED_STEPS):
-                step(batch.views, peak_lr / 1000)[0].item()
+                step(batch.views, lr / 1000)[0].item()
                 if number == 0:
                     first = clock()
                 elif number >= MIN_STEPS and clock() - first >= min_seconds:

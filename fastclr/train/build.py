@@ -14,7 +14,7 @@ from torch import nn
 from fastclr.config import RESNET_SETTINGS, Config, ModelConfig, OptimConfig, TrainConfig
 from fastclr.device import has_bfloat16
 from fastclr.model import SimCLR, check_image_size, make_encoder, projector, whiten
-from fastclr.optim import LARS, Muon
+from fastclr.optim import LARS, Muon, scaled_lr
 from fastclr.schedule import epoch_share, num_loader_epochs
 from fastclr.train.distributed import Ranks
 from pipelines import BetonReader, TwoViewLoader
@@ -322,6 +322,11 @@ def whiten_stem(config: Config, reader: BetonReader, model: SimCLR, ranks: Ranks
     whiten(model.encoder, images)
     if ranks.world_size > 1:
         dist.broadcast(model.encoder.get_parameter("conv1.weight").data, src=0)
+
+
+def peak_lr(config: Config) -> float:
+    """Return the learning rate after the warm-up."""
+    return scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
 
 
 def make_optimizer(config: OptimConfig, model: nn.Module, lr: float) -> torch.optim.Optimizer:

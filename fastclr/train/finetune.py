@@ -24,7 +24,7 @@ from fastclr.evaluate.features import extract_features, state_digest
 from fastclr.export import open_encoder
 from fastclr.finetune_config import FinetuneConfig
 from fastclr.model import Classifier, make_encoder, projector
-from fastclr.train.build import check_memory, encoder_meta, make_optimizer, resolve_machine
+from fastclr.train.build import check_memory, encoder_meta, make_optimizer, peak_lr, resolve_machine
 from fastclr.train.classifier_file import CLASSIFIER, export_classifier
 from fastclr.train.distributed import (
     Ranks,
@@ -37,7 +37,7 @@ from fastclr.train.encoder_file import ENCODER, export_encoder
 from fastclr.train.loop import Outcome
 from fastclr.train.projector_file import load_projector
 from fastclr.train.run import run_identity
-from fastclr.train.session import Session, evaluation_is_due, peak_lr
+from fastclr.train.session import Session, evaluation_is_due
 from fastclr.train.sinks import read_metrics
 from fastclr.train.subset import balanced_fraction, listed_samples
 from pipelines import BetonReader

@@ -24,6 +24,7 @@ from fastclr.train.build import (
     encoder_meta,
     make_model,
     make_optimizer,
+    peak_lr,
     projector_kwargs,
     resolve,
     whiten_stem,
@@ -34,7 +35,7 @@ from fastclr.train.loop import Outcome
 from fastclr.train.online_knn import OnlineKnn, check_val
 from fastclr.train.projector_file import PROJECTOR, export_projector
 from fastclr.train.run import run_identity
-from fastclr.train.session import Session, evaluation_is_due, peak_lr
+from fastclr.train.session import Session, evaluation_is_due
 from fastclr.train.sinks import Sink
 from fastclr.train.step import CapturedStep, EagerStep, Loss
 from pipelines import BetonReader

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from fastclr.config import Config
-from fastclr.optim import num_steps, num_warmup_steps, scaled_lr, warmup_cosine
-from fastclr.train.build import check_batch, encoder_meta, make_loader, view_sizes
+from fastclr.optim import num_steps, num_warmup_steps, warmup_cosine
+from fastclr.train.build import check_batch, encoder_meta, make_loader, peak_lr, view_sizes
 from fastclr.train.distributed import Ranks, run_on_main_and_broadcast
 from fastclr.train.encoder_file import encoder_title
 from fastclr.train.loop import Outcome, Run, Task, failures_explained, run_steps
@@ -96,11 +96,6 @@ class Session:
             + (f"; schedule: {'; '.join(map(str, config.schedule))}" if config.schedule else "")
             + (f"; evaluated at {config.eval_size} px" if config.eval_size != config.view_size else "")
         )
-
-
-def peak_lr(config: Config) -> float:
-    """Return the learning rate after the warm-up."""
-    return scaled_lr(config.optim.base_lr, config.train.batch_size, config.optim.scaling)
 
 
 def learning_rate(config: Config, num_images: int) -> Callable[[int], float]:
